@@ -1,0 +1,36 @@
+"""`python -m deploy VERB`: the one command of the operator."""
+
+import sys
+
+import click
+
+from deploy import Refusal
+from deploy.plan import plan_command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def deploy() -> None:
+    """One active node out of three on Azure, or on this machine."""
+
+
+deploy.add_command(plan_command)
+
+
+def main() -> int:
+    """Run one verb; a refusal is one sentence on standard error and exit code 2."""
+    try:
+        deploy(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except Refusal as refusal:
+        click.echo(f"deploy: {refusal}", err=True)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("deploy: stopped at your request.", err=True)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
