@@ -171,7 +171,7 @@ def plan_from_nodes_info(info: Mapping[str, Mapping[str, str]]) -> Plan:
 @click.command("plan")
 @click.option("--nodes", "count", type=int, default=3, show_default=True, help="An odd number.")
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
-def plan_command(count: int, as_json: bool) -> None:  # noqa: FBT001 - click calls it by name
+def plan_command(count: int, as_json: bool) -> None:
     """Print what `azure up` would create; needs no credentials."""
     plan = make_plan(count)
     if as_json:
