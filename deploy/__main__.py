@@ -5,6 +5,7 @@ import sys
 import click
 
 from deploy import Refusal
+from deploy.lab.commands import lab_command
 from deploy.plan import plan_command
 
 
@@ -14,6 +15,7 @@ def deploy() -> None:
 
 
 deploy.add_command(plan_command)
+deploy.add_command(lab_command)
 
 
 def main() -> int:
