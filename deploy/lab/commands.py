@@ -15,7 +15,18 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import Refusal
-from deploy.lab import CACHE, LOAD_BALANCER, STATE, WEB_SITE, cloud, network, node, process, rootfs
+from deploy.lab import (
+    CACHE,
+    LOAD_BALANCER,
+    STATE,
+    WEB_SITE,
+    cloud,
+    container,
+    network,
+    node,
+    process,
+    rootfs,
+)
 from deploy.lab.container import command_inside
 from deploy.lab.mounts import remove_tree
 from deploy.lab.state import (
@@ -212,7 +223,7 @@ def make_network(plan: Plan) -> None:
     """Make what is not there; what lived in a namespace that is gone starts anew in the new one."""
     there = network.namespaces()
     if network.FABRIC not in there:
-        process.kill_all()
+        container.stop_all()
         network.remove()
         there = []
         network.make_fabric(plan)
@@ -242,7 +253,7 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
 
 def tear_down() -> None:
     """Remove everything of a lab, whole or not; what is not there is no error."""
-    process.kill_all()
+    container.stop_all()
     network.remove()
     remove_tree(STATE)
     if STATE.parent.exists():

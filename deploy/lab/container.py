@@ -15,6 +15,7 @@ from deploy.lab.mounts import mount_overlay, remove_tree
 from deploy.lab.network import PREFIX
 
 LEADER_SECONDS = 10.0
+NSPAWN_STATE = Path("/run/systemd/nspawn")
 NSPAWN = (
     "systemd-nspawn --quiet --keep-unit --register=no --console=pipe"
     # The node's own: no name server, time zone or journal of this machine in it.
@@ -72,6 +73,13 @@ def stop(container: Container) -> None:
     _remove_leftovers(container)
 
 
+def stop_all() -> None:
+    """Kill everything in every box that there is, also after a crash of `lab up`."""
+    process.kill_all()
+    for folder in (STATE / "containers").glob("*"):
+        _remove_leftovers(Container(folder.name, namespace=""))
+
+
 def command_inside(container: Container, command: Sequence[str]) -> list[str]:
     """The command line that runs `command` in the box as its root.
 
@@ -106,6 +114,8 @@ def _is_first_of_its_namespace(pid: int) -> bool:
 
 def _remove_leftovers(container: Container) -> None:
     """What systemd-nspawn leaves when it is killed, and would stumble over when started again."""
-    machine = f"{PREFIX}{container.name}"
     for kind in ("propagate", "unix-export"):
-        remove_tree(Path("/run/systemd/nspawn") / kind / machine)
+        remove_tree(NSPAWN_STATE / kind / f"{PREFIX}{container.name}")
+    if container.root.exists():
+        root = container.root.stat()
+        (NSPAWN_STATE / f"locks/inode-{root.st_dev}:{root.st_ino}").unlink(missing_ok=True)

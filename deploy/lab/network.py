@@ -226,5 +226,5 @@ def _nft(inside: str, rules: str) -> None:
 
 def _replace(inside: str, table: str, chains: str) -> None:
     # Adding a table that exists is no error, deleting one that does not is.
-    made = f"table inet {table} {{ {chains} }}" if chains else ""
+    made = f"table inet {table} {{\n{chains}\n}}" if chains else ""
     _nft(inside, f"add table inet {table}\ndelete table inet {table}\n{made}")
