@@ -7,6 +7,8 @@ import click
 from deploy import Refusal
 from deploy.lab.commands import lab_command
 from deploy.plan import plan_command
+from deploy.release import publish_command
+from deploy.userdata import user_data_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,8 +16,8 @@ def deploy() -> None:
     """One active node out of three on Azure, or on this machine."""
 
 
-deploy.add_command(plan_command)
-deploy.add_command(lab_command)
+for command in (plan_command, lab_command, publish_command, user_data_command):
+    deploy.add_command(command)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""This machine becomes the cloud: the plan applied to network namespaces and booted nodes.
+"""Make this machine the cloud: the plan applied to network namespaces and booted nodes.
 
 The addresses are documentation ranges (RFC 5737), routed only to the lab, and those that Azure's
 own services have (169.254.169.254, 168.63.129.16).

@@ -1,8 +1,6 @@
 """The verbs of `python -m deploy lab`."""
 
-import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -41,7 +39,7 @@ from deploy.lab.state import (
 )
 from deploy.plan import Plan, make_plan, nodes_info, plan_from_nodes_info
 from deploy.release import publish
-from deploy.userdata import user_data
+from deploy.userdata import period_dropins, read_nodes_info, user_data
 
 BOOT_SECONDS = 120.0
 console = Console(highlight=False)
@@ -181,21 +179,20 @@ def wanted_lab(count: int | None, period_seconds: int | None) -> Lab:
     """
     existing = running_lab()
     period = period_seconds or (existing.period_seconds if existing else 20)
-    if period < 2 or 60 % period:
-        raise Refusal(f"period {period} s: it must divide 60 and be at least 2.")
+    period_dropins(period)  # refuses a period that no node would accept
     if count is not None:
         plan = make_plan(count, public_network=network.PUBLIC_NETWORK)
     else:
-        plan = existing.plan if existing else checkout_plan(CHECKOUT)
+        plan = existing.plan if existing else checkout_plan()
     lab = Lab(plan, period)
     if existing and existing != lab:
         raise Refusal(f"{existing} from {existing.checkout} is up: `lab down` first.")
     return lab
 
 
-def checkout_plan(checkout: Path) -> Plan:
+def checkout_plan() -> Plan:
     """The plan of the nodes in the checkout's `nodes_info.json`."""
-    return plan_from_nodes_info(json.loads((checkout / "nodes_info.json").read_text()))
+    return plan_from_nodes_info(read_nodes_info(CHECKOUT / "nodes_info.json"))
 
 
 def bring_up(lab: Lab) -> None:

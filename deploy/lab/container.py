@@ -16,11 +16,11 @@ from deploy.lab.network import PREFIX
 
 LEADER_SECONDS = 10.0
 NSPAWN_STATE = Path("/run/systemd/nspawn")
-NSPAWN = (
-    "systemd-nspawn --quiet --keep-unit --register=no --console=pipe"
+NSPAWN = [
+    *("systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--console=pipe"),
     # The node's own: no name server, time zone or journal of this machine in it.
-    " --resolv-conf=off --timezone=off --link-journal=no"
-).split()
+    *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
+]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from deploy.lab.network import mac_address
 from deploy.plan import Node, Plan, plan_from_nodes_info
 
 REQUESTS_PER_SECOND = 5
-VERSIONS = (
-    "2020-10-01 2020-12-01 2021-01-01 2021-02-01 2021-03-01 2021-05-01 2021-10-01 2021-11-01"
-    " 2021-11-15 2021-12-13 2023-07-01 2023-11-15 2024-03-15 2024-07-17 2025-04-07"
-).split()
+VERSIONS = [
+    *("2020-10-01", "2020-12-01", "2021-01-01", "2021-02-01", "2021-03-01", "2021-05-01"),
+    *("2021-10-01", "2021-11-01", "2021-11-15", "2021-12-13", "2023-07-01", "2023-11-15"),
+    *("2024-03-15", "2024-07-17", "2025-04-07"),
+]
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 
 Answer = tuple[int, dict[str, Any]]
@@ -88,9 +89,7 @@ def instance(plan: Plan, node: Node) -> dict[str, Any]:
                 {
                     "ipv4": {
                         # Empty behind a Standard load balancer: there it is the other endpoint's.
-                        "ipAddress": [
-                            {"privateIpAddress": node.private_ip, "publicIpAddress": ""}
-                        ],
+                        "ipAddress": [{"privateIpAddress": node.private_ip, "publicIpAddress": ""}],
                         "subnet": [{"address": network, "prefix": prefix}],
                     },
                     "ipv6": {"ipAddress": []},
@@ -120,22 +119,28 @@ def load_balancer(node: Node) -> dict[str, Any]:
     }
 
 
+def what_is_wrong(path: str, query: list[tuple[str, str]], headers: Mapping[str, str]) -> str:
+    """Why Azure would call it a bad request; empty where it would not."""
+    if headers.get("Metadata", "").lower() != "true":
+        return "Required metadata header not specified"
+    if "X-Forwarded-For" in headers:
+        return "X-Forwarded-For header is not allowed"
+    if len({name for name, _ in query}) < len(query):
+        return "Query parameter given twice"
+    if path != "/metadata/versions" and dict(query).get("api-version") not in VERSIONS:
+        return f"api-version is invalid or was not specified; newest: {VERSIONS[:-4:-1]}"
+    return ""
+
+
 def answer(plan: Plan, caller: str, target: str, headers: Mapping[str, str]) -> Answer:
     """Status and body for a GET of `target` (path and query) by the address `caller`."""
     url = urlsplit(target)
-    query = parse_qsl(url.query, keep_blank_values=True)
-    if headers.get("Metadata", "").lower() != "true":
-        return 400, {"error": "Bad request. Required metadata header not specified"}
-    if "X-Forwarded-For" in headers:
-        return 400, {"error": "Bad request. X-Forwarded-For header is not allowed"}
-    if len({name for name, _ in query}) < len(query):
-        return 400, {"error": "Bad request. Query parameter given twice"}
     path = url.path.rstrip("/")
+    wrong = what_is_wrong(path, parse_qsl(url.query, keep_blank_values=True), headers)
+    if wrong:
+        return 400, {"error": f"Bad request. {wrong}"}
     if path == "/metadata/versions":
         return 200, {"apiVersions": VERSIONS}
-    if dict(query).get("api-version") not in VERSIONS:
-        reason = "api-version is invalid or was not specified in the request."
-        return 400, {"error": f"Bad request. {reason}", "newest-versions": VERSIONS[:-4:-1]}
     node = next((node for node in plan.nodes if node.private_ip == caller), None)
     if node and path == "/metadata/instance":
         return 200, instance(plan, node)
@@ -151,14 +156,14 @@ def server(address: str, port: int, plan: Plan) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # seconds, on a connection that says nothing
 
-        def do_GET(self) -> None:  # noqa: N802 - named by http.server
+        def do_GET(self) -> None:
             caller = self.client_address[0]
             if limit.allows(caller, time.monotonic()):
                 self._send(*answer(plan, caller, self.path, self.headers))
             else:
                 self._send(429, {"error": "Too many requests"})
 
-        def do_POST(self) -> None:  # noqa: N802 - named by http.server
+        def do_POST(self) -> None:
             self._send(405, {"error": "Method not allowed"})
 
         do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST  # noqa: N815

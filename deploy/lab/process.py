@@ -106,7 +106,7 @@ def _groups() -> Path:
         _, mount, kind, *_ = line.split()
         if kind == "cgroup2":
             return Path(mount) / GROUPS
-    raise Refusal("no cgroup2 file system in /proc/mounts: the lab needs one (Linux 5.14 or newer).")
+    raise Refusal("no cgroup2 in /proc/mounts: the lab needs it, and Linux 5.14 or newer.")
 
 
 def _remove_tree(path: Path) -> None:

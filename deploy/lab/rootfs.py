@@ -13,10 +13,11 @@ from deploy.lab import CACHE
 from deploy.lab.mounts import remove_tree
 from deploy.lab.process import run
 
-PACKAGES = (
-    "apache2 ca-certificates cloud-init curl dbus haproxy iproute2 iputils-ping libfaketime"
-    " logrotate netbase procps python3 python3-requests systemd systemd-sysv tzdata"
-).split()
+PACKAGES = [
+    *("systemd", "systemd-sysv", "dbus", "cloud-init", "netbase", "tzdata", "ca-certificates"),
+    *("apache2", "haproxy", "logrotate", "python3", "python3-requests"),
+    *("curl", "iproute2", "iputils-ping", "libfaketime", "procps"),
+]
 
 SOURCES = (
     Path("/etc/apt/sources.list.d/debian.sources"),
@@ -33,11 +34,11 @@ ssh_genkeytypes: []
 """
 
 # Nothing that would ask a network that is not there; HAProxy is the load balancer's alone.
-MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer haproxy.service"
-    " motd-news.timer systemd-networkd.service systemd-networkd-wait-online.service"
-    " systemd-resolved.service systemd-timesyncd.service"
-).split()
+MASKED = [
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "motd-news.timer"),
+    *("systemd-networkd.service", "systemd-networkd-wait-online.service"),
+    *("systemd-resolved.service", "systemd-timesyncd.service", "haproxy.service"),
+]
 
 HOOKS = (
     f"printf '%s' '{CLOUD_CONFIG}' > \"$1/etc/cloud/cloud.cfg.d/90-lab.cfg\"",
@@ -67,13 +68,19 @@ def build() -> Path:
     building = CACHE / "rootfs-building"
     log = CACHE / "rootfs.log"
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--logfile={log}"]
-    command += ["--aptopt=APT::Install-Recommends \"false\"", f"--include={','.join(PACKAGES)}"]
+    command += ['--aptopt=APT::Install-Recommends "false"', f"--include={','.join(PACKAGES)}"]
     command += [f"--customize-hook={hook}" for hook in HOOKS]
     try:
-        run([*command, release(), str(building), str(_sources())], seconds=BUILD_SECONDS, group="rootfs")
+        run(
+            [*command, release(), str(building), str(_sources())],
+            seconds=BUILD_SECONDS,
+            group="rootfs",
+        )
     except Refusal:
         tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
-        raise Refusal(f"mmdebstrap could not build {building}; its log {log} ends:\n{tail}") from None
+        raise Refusal(
+            f"mmdebstrap could not build {building}; its log {log} ends:\n{tail}"
+        ) from None
     return building.rename(path())
 
 

@@ -14,9 +14,9 @@ from deploy import Refusal
 from deploy.lab import CACHE, STATE
 from deploy.lab.cloud import ENDPOINTS
 from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
+from deploy.userdata import CHECKOUT
 
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
