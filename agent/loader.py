@@ -646,8 +646,15 @@ def load_state(paths: Paths, times: Timing, now: float) -> State:
         booted = read_json(paths.booted)
         known = isinstance(booted, int | float) and booted <= now
         epoch = os.urandom(8).hex()
-        hold_from = booted if known else now
-        return State(epoch=epoch, hold_until_seconds=hold_from + times.promise_seconds)
+        return first_state(epoch, booted if known else now, times)
+
+
+def first_state(epoch: str, since_seconds: float, times: Timing) -> State:
+    """The state of a boot that has promised nothing since `since_seconds` on its boot clock.
+
+    What was promised before is forgotten, and has run out when the hold ends.
+    """
+    return State(epoch=epoch, hold_until_seconds=since_seconds + times.promise_seconds)
 
 
 def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
