@@ -16,6 +16,7 @@ from deploy import Refusal
 from deploy.lab import (
     CACHE,
     LOAD_BALANCER,
+    PUBLIC_NETWORK,
     STATE,
     WEB_SITE,
     cloud,
@@ -28,7 +29,6 @@ from deploy.lab import (
 from deploy.lab.container import command_inside
 from deploy.lab.mounts import remove_tree
 from deploy.lab.state import (
-    CHECKOUT,
     Lab,
     is_started,
     lock,
@@ -39,10 +39,10 @@ from deploy.lab.state import (
 )
 from deploy.plan import Plan, make_plan, nodes_info, plan_from_nodes_info
 from deploy.release import publish
-from deploy.userdata import period_dropins, read_nodes_info, user_data
+from deploy.userdata import CHECKOUT, period_dropins, read_nodes_info, user_data
 
 BOOT_SECONDS = 120.0
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 @click.group("lab")
@@ -181,7 +181,7 @@ def wanted_lab(count: int | None, period_seconds: int | None) -> Lab:
     period = period_seconds or (existing.period_seconds if existing else 20)
     period_dropins(period)  # refuses a period that no node would accept
     if count is not None:
-        plan = make_plan(count, public_network=network.PUBLIC_NETWORK)
+        plan = make_plan(count, public_network=PUBLIC_NETWORK)
     else:
         plan = existing.plan if existing else checkout_plan()
     lab = Lab(plan, period)

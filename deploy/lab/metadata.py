@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
@@ -119,7 +119,7 @@ def load_balancer(node: Node) -> dict[str, Any]:
     }
 
 
-def what_is_wrong(path: str, query: list[tuple[str, str]], headers: Mapping[str, str]) -> str:
+def what_is_wrong(path: str, query: list[tuple[str, str]], headers: Message) -> str:
     """Why Azure would call it a bad request; empty where it would not."""
     if headers.get("Metadata", "").lower() != "true":
         return "Required metadata header not specified"
@@ -132,7 +132,7 @@ def what_is_wrong(path: str, query: list[tuple[str, str]], headers: Mapping[str,
     return ""
 
 
-def answer(plan: Plan, caller: str, target: str, headers: Mapping[str, str]) -> Answer:
+def answer(plan: Plan, caller: str, target: str, headers: Message) -> Answer:
     """Status and body for a GET of `target` (path and query) by the address `caller`."""
     url = urlsplit(target)
     path = url.path.rstrip("/")
