@@ -5,6 +5,7 @@ import sys
 import click
 
 from deploy import Refusal
+from deploy.lab.commands import lab_command
 from deploy.plan import plan_command
 from deploy.release import publish_command
 from deploy.userdata import user_data_command
@@ -15,7 +16,7 @@ def deploy() -> None:
     """One active node out of three on Azure, or on this machine."""
 
 
-for command in (plan_command, publish_command, user_data_command):
+for command in (plan_command, lab_command, publish_command, user_data_command):
     deploy.add_command(command)
 
 

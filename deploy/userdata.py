@@ -19,7 +19,7 @@ from deploy import Refusal
 CHECKOUT = Path(__file__).resolve().parent.parent
 NodesInfo = Mapping[str, Mapping[str, str]]
 LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
-UNITS = ("bootup.service", "loader.service", "loader.timer", "fence.service", "handover.service")
+UNITS = ("bootup.service", "loader.service", "loader.timer", "fence@.service", "handover.service")
 
 INSTALL_SERVICE = """\
 [Unit]
