@@ -126,7 +126,8 @@ def get(url: str) -> Answer:
     try:
         connection.connect()
         with _hung_up_after(connection.sock, started + TIMEOUT_SECONDS - time.monotonic()):
-            connection.request("GET", parts.path or "/", headers={"Connection": "close"})
+            path = parts._replace(scheme="", netloc="").geturl() or "/"
+            connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
             body = response.read(LIMIT_BYTES + 1)
         answer = Answer(response.status, response.headers.get("Date", ""), body)
@@ -385,48 +386,50 @@ def look(cluster: Cluster) -> View:
 
 # ---- Showing
 
+COLUMNS = (
+    "node\nzone",
+    "public\nprivate",
+    "role",
+    "vote\nlease",
+    "last run\nagent",
+    "load balancer",
+)
 STYLES = {"active": "bold green", "passive": "", "unknown": "bold yellow"}
 
 
 def picture(view: View) -> RenderableType:
-    """The table of the nodes with the sentence under it; for 80 columns and more."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, expand=False)
-    table.add_column("node", no_wrap=True)
-    table.add_column("role and reason", min_width=20)
-    table.add_column("vote, lease")
-    table.add_column("last run", no_wrap=True)
-    table.add_column("load balancer")
+    """The table of the nodes, their reasons, and the one sentence; for 80 columns and more."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name)
+    reasons = Table.grid(padding=(0, 2))
     for node in view.nodes:
         table.add_row(*_cells(node, served=node.node == view.served))
-    good = view.verdict == "served"
-    sentence = Text(view.sentence, style="bold green" if good else "bold red")
+        reasons.add_row(Text(node.node, STYLES[node.role]), Text(node.reason))
+    sentence = Text(view.sentence, "bold green" if view.verdict == "served" else "bold red")
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
-        sentence.append(f" Worst-case failover: {max(failover):g} s.", style="not bold default")
-    return Group(table, sentence)
+        sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
+    return Group(table, reasons, "", sentence)
 
 
 def _cells(node: NodeView, *, served: bool) -> list[Text]:
     style = STYLES[node.role]
-    checks = [node.health_check or ("-" if not served else "")]
+    checks = node.health_check or ("" if served else "-")
     return [
-        Text.assemble(
-            (node.node, style or "bold"), f" zone {node.zone}\n{node.public_ip}\n{node.private_ip}"
-        ),
-        Text.assemble(
-            (node.role.upper() if node.role == "active" else node.role, style or "bold"),
-            f"\n{node.reason}",
-        ),
+        Text.assemble((node.node, style), f"\nzone {node.zone}"),
+        Text(f"{node.public_ip}\n{node.private_ip}"),
+        Text(node.role.upper() if node.role == "active" else node.role, style),
         Text("\n".join(_promises_in_words(node)) or "-"),
         Text(f"{_ago(node.age_seconds)}\n{(node.version or '-')[:8]}"),
-        Text("\n".join(filter(None, [*checks, "serves it" if served else ""]))),
+        Text("\n".join(filter(None, [checks, "serves it" if served else ""]))),
     ]
 
 
 def _promises_in_words(node: NodeView) -> list[str]:
     lines = []
     if node.holding_seconds:
-        lines.append(f"just booted, no vote for {node.holding_seconds:.0f} s")
+        lines.append(f"no vote {node.holding_seconds:.0f} s")  # it has just booted
     if node.vote:
         lines.append(f"vote {node.vote.candidate} {node.vote.seconds:.0f} s")
     if node.lease_seconds:
