@@ -162,8 +162,8 @@ def test_a_node_that_does_not_answer_in_three_seconds_is_unknown(
 ) -> None:
     node.pages["/status.json"] = Page("{" * 300, slow=True)
     node.pages["/wait"] = Page("x" * 300, slow=True)  # else the browser leaves once it has loaded
-    node.pages["/"] = Page(PAGE + '<img src="/wait">')
-    page = opened("--timeout=6000")  # real time: virtual time waits for answers
+    node.pages["/"] = Page(PAGE + '<iframe src="/wait"></iframe>')
+    page = opened("--timeout=8000")  # real time: virtual time waits for answers
     assert text(page, "role") == "? Unknown"
     assert text(page, "reason") == "Its status.json cannot be had (no answer)."
 
