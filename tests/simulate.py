@@ -24,7 +24,7 @@ LOADER = Path(__file__).resolve().parent.parent / "agent" / "loader.py"
 KEY = bytes(range(32))
 
 
-class TwoActive(AssertionError):
+class TwoActive(AssertionError):  # noqa: N818 - the sentence that it says
     """Two nodes answered 200 at the same moment: what must never happen."""
 
 
@@ -426,47 +426,46 @@ class Simulation:
 
     def _get(self, node: Node, peer: str, patience: float, *, page: bool) -> None:
         """One GET; of the front page at first, then of the marker about us."""
-        lost = self.random.random() < self.world.lost_share
         out, back = self._latency(), self._latency()
+        lost = self.random.random() < self.world.lost_share or out + back > patience
         sent, target, run_id = self.now, self.nodes[peer], node.run_id
 
         def arrive() -> None:
             if node.run_id != run_id:
                 return  # who asked is gone
-            blocked = lost or (node.name, peer) in self.cuts
-            if blocked or not target.up or target.frozen:
-                give_up(patience)
+            silent = lost or (node.name, peer) in self.cuts or not target.up or target.frozen
+            if silent:
+                when, answer = sent + node.real_delay(patience), self._refused
             elif not target.apache:
-                self._at_node(node, self.now + back, lambda: finish(self._refused()), agent=True)
+                when, answer = self.now + back, self._refused
             else:
-                content = None if page else target.markers.get(node.name)
-                if out + back > patience:
-                    give_up(patience)
+                content = target.markers.get(node.name)
+                when, answer = self.now + back, lambda: self._reply_of(content)
+            goes_on = page and not silent and target.apache
+
+            def arrived() -> None:
+                if goes_on:
+                    self._get(node, peer, self.times.timeout_seconds, page=False)
                 else:
-                    self._at_node(node, self.now + back, lambda: answer(content), agent=True)
+                    self._finish(node, peer, answer())
 
-        def give_up(after: float) -> None:
-            when = sent + node.real_delay(after)
-            self._at_node(node, when, lambda: finish(self._refused()), agent=True)
-
-        def answer(content: str | None) -> None:
-            if page:
-                self._get(node, peer, self.times.timeout_seconds, page=False)
-                return
-            status = 404 if content is None else 200
-            body = (content or "").encode()
-            finish(self.agent.Reply(True, self.agent.Answer(status, body, {}, True)))
-
-        def finish(reply: Any) -> None:
-            node.lines.pop(peer, None)
-            poll = node.poll
-            if poll is None or poll.done:
-                node.late[peer] = reply
-                return
-            poll.replies[peer] = reply
-            self._poll_answered(node, poll)
+            self._at_node(node, when, arrived, agent=True)
 
         self.at(self.now + out, arrive)
+
+    def _finish(self, node: Node, peer: str, reply: Any) -> None:
+        node.lines.pop(peer, None)
+        if node.poll is None or node.poll.done:
+            node.late[peer] = reply
+        else:
+            node.poll.replies[peer] = reply
+            self._poll_answered(node, node.poll)
+
+    def _reply_of(self, content: str | None) -> Any:
+        answer = self.agent.Answer(
+            404 if content is None else 200, (content or "").encode(), {}, True
+        )
+        return self.agent.Reply(True, answer)
 
     def _refused(self) -> Any:
         return self.agent.Reply(False, why="no connection")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from web import Page, Web, status_page, web
 
 from deploy import operate
 from deploy.__main__ import main
 from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster, status_command, watch_command
+from tests.web import Page, Web, status_page, web
 
 NODES = ("node1", "node2", "node3")
 STATS = """# pxname,svname,status,check_status,check_code

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from web import Page, Web, status_page, web
+
+from tests.web import Page, Web, status_page, web
 
 PAGE = (Path(__file__).parent.parent / "agent" / "index.html").read_text()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
