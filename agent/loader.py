@@ -80,14 +80,15 @@ def timing(period_seconds: float) -> Timing:
     """The times of docs/protocol.md section 1, all derived from the timer's period."""
     promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
     timeout_seconds = max(0.3, 0.05 * period_seconds)
+    poll_seconds = max(0.1, period_seconds / 80)
     return check(
         Timing(
             period_seconds=period_seconds,
             promise_seconds=promise_seconds,
             lease_seconds=lease_of(promise_seconds),
             margin_seconds=max(0.2, 0.05 * period_seconds),
-            poll_seconds=max(0.1, period_seconds / 80),
-            stay_seconds=0.3 * period_seconds,
+            poll_seconds=poll_seconds,
+            stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
             end_seconds=min(0.85 * period_seconds, 0.95 * period_seconds - timeout_seconds),
             fresh_seconds=1.45 * period_seconds,
             timeout_seconds=timeout_seconds,
@@ -1084,7 +1085,8 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
 
 def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     state, moment = yield from _begin(cluster, state, moment)
-    times, slow, first = cluster.times, frozenset[str](), True
+    times, first = cluster.times, True
+    slow = frozenset(cluster.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
         moment = yield Poll(first, frozenset(cluster.peers) - slow)
         first = False
