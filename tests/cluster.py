@@ -4,14 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from agent.loader import Timing, timing
+from agent.loader import Timing, timing, utc
 from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
-from deploy.lab import OPERATOR, STATE, WEB_SITE
+from deploy.lab import STATE, WEB_SITE
 from deploy.plan import make_plan
 from tests.sampler import LOAD_BALANCER, Sampler, longest_gap_seconds, moments_with_two
 
@@ -41,7 +42,7 @@ class Cluster:
 
     count: int
     period_seconds: int
-    began: float = field(default_factory=time.time)  # of `lab up`
+    first_active_seconds: float = 0.0  # from `lab up` to the first answer 200
     _hung: set[str] = field(default_factory=set)
     _sampler: Sampler | None = None
 
@@ -71,6 +72,15 @@ class Cluster:
 
     def stop_watching(self) -> None:
         self.sampler.stop()
+
+    def up(self) -> None:
+        """Bring the lab up and wait for the first active node."""
+        began = time.time()
+        lab("up", "--nodes", str(self.count), "--period-seconds", str(self.period_seconds))
+        self.watch()
+        self.wait("active", lambda: bool(self.active()))
+        self.first_active_seconds = time.time() - began
+        self.stop_watching()
 
     def off(self, *names: str) -> None:
         for name in names:
@@ -119,27 +129,26 @@ class Cluster:
         """The node that the load balancer serves; empty for nobody."""
         return self.sampler.latest(LOAD_BALANCER).active
 
-    def wait(self, what: str, condition: Any, seconds: float | None = None) -> float:
-        """Poll until the condition holds; how long that took. Fails with all nodes' logs."""
-        began = time.time()
-        deadline = began + (seconds or self.patience_seconds)
+    def wait(self, what: str, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        """Poll until the condition holds. Fails with all nodes' logs."""
+        seconds = seconds or self.patience_seconds
+        deadline = time.time() + seconds
         while not condition():
-            if time.time() > deadline:
-                raise AssertionError(f"not {what} within {deadline - began:.1f} s\n{self.dump()}")
+            assert time.time() < deadline, f"not {what} within {seconds:.1f} s\n{self.dump()}"
             time.sleep(0.05)
-        return time.time() - began
 
     def settles_on(self, *names: str) -> None:
-        """Wait until exactly these nodes answer 200, the load balancer serves that one, and it
-        has been so for a whole period.
+        """Wait until exactly these nodes answer 200 and the load balancer serves that one, and
+        until it has been so for a period (four seconds of a long one).
         """
         served = names[0] if names else ""
+        hold_seconds = min(self.period_seconds, 4)
         since = [time.time()]
 
         def settled() -> bool:
             if self.active() != set(names) or self.served() != served:
                 since[0] = time.time()
-            return time.time() - since[0] >= self.period_seconds
+            return time.time() - since[0] >= hold_seconds
 
         self.wait(f"settled on {served or 'nobody'}", settled, self.patience_seconds)
 
@@ -151,6 +160,11 @@ class Cluster:
     def last_200(self, name: str) -> float:
         """When the node's last answer 200 was asked for, wall clock."""
         return max(s.began for s in self.sampler.samples[name] if s.status == 200)
+
+    def has_run_since(self, moment: float, names: Iterable[str]) -> bool:
+        """Whether each of these nodes has ended a run since then."""
+        ends = [self.status(name).get("at", "") for name in names]
+        return all(end > utc(moment) for end in ends)
 
     def gap_seconds(self, since: float) -> float:
         """The longest time since that moment in which no node answered 200."""
@@ -172,9 +186,9 @@ class Cluster:
         return "\n".join(parts)
 
 
-def fetch(address: str, path: str, source: str = OPERATOR) -> str:
+def fetch(address: str, path: str) -> str:
     """The body of an answer 200 to a GET from this machine; empty for anything else."""
-    connection = HTTPConnection(address, 80, timeout=2, source_address=(source, 0))
+    connection = HTTPConnection(address, 80, timeout=2)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -36,7 +36,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Cluster | None]:
             yield None
         else:
             cluster = Cluster(*request.param)
-            lab("up", "--nodes", str(cluster.count), "--period-seconds", str(request.param[1]))
+            cluster.up()
             yield cluster
     finally:
         lab("down")
