@@ -1237,6 +1237,12 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def process_age_seconds() -> float:
+    """For how long this process has existed; proc(5), the 22nd field of stat."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return boot_seconds() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
 SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
 MANAGER = "org.freedesktop.systemd1.Manager"
 
@@ -1677,6 +1683,16 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
     print(f"{prefix}{sentence}", flush=True)
 
 
+def ending_in_time(settings: Settings) -> Settings:
+    """The settings with an end that counts from the tick, as systemd's time limit does.
+
+    On a node that boots, Python and its imports take long enough to be killed for otherwise.
+    """
+    times = settings.times
+    left_seconds = times.end_seconds - process_age_seconds()
+    return settings._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
+
+
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
     state = load_state(paths, settings.times, boot_seconds())
@@ -1781,7 +1797,7 @@ def perform(verb: str, paths: Paths) -> None:
         if verb == "leave":
             leave(paths, settings)
         else:
-            run(paths, settings)
+            run(paths, ending_in_time(settings))
 
 
 def main(words: list[str]) -> int:
