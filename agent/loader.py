@@ -1542,7 +1542,7 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
     patience_seconds = max(0.1, settings.times.period_seconds / 40)
     ahead = Ahead(settings, paths)
-    updated = take_update(ahead, paths, patience_seconds)
+    updated = not settings.bootstrap_url or take_update(ahead, paths, patience_seconds)
     identity = who_am_i(ahead, paths, patience_seconds)
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
