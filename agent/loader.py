@@ -1503,7 +1503,7 @@ def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
         known = Identity(**read_json(paths.identity))
     except TypeError:
         known = None
-    found = ahead.take("identity", patience_seconds if known else 5.0)
+    found = ahead.take("identity", patience_seconds if known else 10 * patience_seconds)
     if not isinstance(found, Identity):
         logging.warning("Instance metadata service: %s", found or "no answer yet")
         if known is None:
@@ -1540,7 +1540,8 @@ def read_cluster(
 
 def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
-    patience_seconds = max(0.1, settings.times.period_seconds / 40)
+    started_seconds, times = boot_seconds(), settings.times
+    patience_seconds = max(0.1, times.period_seconds / 40)
     ahead = Ahead(settings, paths)
     updated = not settings.bootstrap_url or take_update(ahead, paths, patience_seconds)
     identity = who_am_i(ahead, paths, patience_seconds)
@@ -1548,12 +1549,16 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     machine = Machine(cluster, addresses, paths)
     start = machine.moment()
-    state = load_state(paths, settings.times, start.boot_seconds)
-    outcome = machine.drive(settle(cluster, state, start, leaving=leaving))
+    state = load_state(paths, times, start.boot_seconds)
+    # The unit's time limit counts from the beginning, not from the first poll.
+    left_seconds = started_seconds + times.end_seconds - start.boot_seconds
+    in_time = cluster._replace(times=times._replace(end_seconds=left_seconds))
+    outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
     report(paths, identity, machine, state.role, outcome)
     if not updated:
-        take_update(ahead, paths, 2.0)
+        left_seconds = started_seconds + times.end_seconds - boot_seconds()
+        take_update(ahead, paths, min(2.0, left_seconds))
 
 
 def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
