@@ -369,17 +369,21 @@ class Identity(NamedTuple):
     zone: str = ""
 
 
-def ask_metadata(session: requests.Session, path: str, version: str) -> Any:
+def ask_metadata(
+    session: requests.Session, path: str, version: str, timeout_seconds: float
+) -> Any:
     """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
-    url = f"{METADATA}/{path}?api-version={version}&format=json"
-    answer = fetch(session, url, timeout_seconds=2, limit_bytes=65536, headers={"Metadata": "true"})
+    url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
+    answer = fetch(
+        session, url, timeout_seconds=timeout_seconds, limit_bytes=65536, headers=headers
+    )
     if answer.status == 404:
         return None
     if answer.status != 200:
         raise Unanswered(f"status {answer.status}")
     try:
         return json.loads(answer.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unanswered("not JSON") from error
 
 
@@ -387,9 +391,9 @@ def ask_identity(session: requests.Session) -> Identity:
     """Ask both metadata services for name and addresses. Raises `Unanswered`.
 
     A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
-    public address unknown: it is shown, not used.
+    public address unknown: it is shown, not used, so the name does not wait for it for long.
     """
-    document = ask_metadata(session, "instance", INSTANCE_VERSION)
+    document = ask_metadata(session, "instance", INSTANCE_VERSION, 2)
     try:
         compute = document["compute"]
         address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
@@ -404,7 +408,7 @@ def ask_identity(session: requests.Session) -> Identity:
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
     try:
-        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION)
+        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
             if pair["privateIpAddress"] == found.private_ip:
                 return found._replace(public_ip=str(pair["frontendIpAddress"]))
