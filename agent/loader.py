@@ -321,6 +321,9 @@ def fetch(
             headers=headers,
         ) as response:
             body = response.raw.read(limit_bytes + 1, decode_content=False)
+            promised = response.headers.get("Content-Length", str(len(body)))
+            if len(body) <= limit_bytes and promised != str(len(body)):
+                raise Unanswered("its answer is not whole")  # urllib3 1.26 does not notice
             whole = len(body) <= limit_bytes
             return Answer(response.status_code, body[:limit_bytes], response.headers, whole)
     except requests.Timeout as error:
@@ -453,9 +456,12 @@ def update(answer: Answer, paths: Paths) -> None:
         logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
     else:
         try:
-            compile(answer.body, "loader.tmp.py", "exec")
+            names = compile(answer.body, "loader.tmp.py", "exec").co_names
         except (SyntaxError, ValueError) as error:
             logging.error("File loader.tmp.py does not compile, not taken: %s", error)
+            return
+        if not {"__name__", "main"} <= set(names):  # the last lines: a part compiles, too
+            logging.error("File loader.tmp.py is not a whole agent, not taken.")
             return
         write_atomic(paths.loader, answer.body, staged=paths.etc / "loader.tmp.py", sync=True)
         logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
