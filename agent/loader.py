@@ -567,7 +567,7 @@ def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
         mac = fields.pop("mac")
         genuine = hmac.compare_digest(_mac(cluster.key, _canonical(fields)), str(mac))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("its marker is not whole") from error
     if not genuine:
         raise BadInput("its marker is not signed with the cluster's key")
