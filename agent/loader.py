@@ -1119,6 +1119,7 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
             decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
         state = yield from _apply(cluster, decision)
         if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
+            run = run._replace(markers=view.markers)  # what was too old did not count
             return (yield from _finish(cluster, state, run, decision))
         yield Pause(times.poll_seconds)
 
@@ -1746,6 +1747,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     state, seen = observe(cluster, state, Run(now), replies, now)
     view = view_of(cluster, state, seen, now, probe_there=moment.probe_there, stepped=False)
     decision = decide(cluster, state, view)
+    seen = seen._replace(markers=view.markers)
     log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
     vote = decision.state.vote
     bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
