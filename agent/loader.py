@@ -1089,6 +1089,7 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
         yield Drop()
         where = getattr(error, "filename", None)
         reason = f"can't write {where}: {error.strerror}" if where else str(error)
+        state = state._replace(active=False)
         return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
 
 
@@ -1169,9 +1170,12 @@ def _apply(cluster: Cluster, decision: Decision) -> Generator[Effect, Moment, St
 def _overslept(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     """The run was stopped or frozen: its view is too old to publish anything."""
     fence = lease_end_seconds(cluster, state) - cluster.times.margin_seconds
-    if not state.active or moment.boot_seconds >= fence:
+    stays = state.active and moment.boot_seconds < fence
+    if not stays:
         yield Drop()
-    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, set as passive")
+    then = "stays active" if stays else "set as passive"
+    state = state._replace(active=stays)
+    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, {then}")
 
 
 def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Steps:
