@@ -1240,8 +1240,9 @@ def write_atomic(
                 file.flush()
                 os.fsync(file.fileno())
         staged.replace(path)
-    except OSError:
+    except OSError as error:
         staged.unlink(missing_ok=True)
+        error.filename = str(path)  # a write that fails does not say of which file
         raise
 
 
