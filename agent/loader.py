@@ -1462,12 +1462,14 @@ def drop_probe(paths: Paths) -> bool:
             continue
         except OSError as error:
             logging.error("Can't remove %s: %s", path, error.strerror)
+    gone = not paths.probe.exists()
     try:
         write_atomic(paths.lease_until, "0")
-        Fence(paths).disarm()
+        if gone:
+            Fence(paths).disarm()
     except OSError as error:
         logging.error("%s", error)
-    return not paths.probe.exists()
+    return gone
 
 
 # ------------------------------------------------ the verbs
