@@ -1733,8 +1733,11 @@ def marker_files(paths: Paths) -> Iterable[Path]:
     except (BadInput, OSError, UnicodeDecodeError):
         names = set()
     for path in paths.html.glob("*.html"):
-        if path.stem in names or MARKER_OPEN.encode() in path.read_bytes()[:8192]:
-            yield path
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            if path.stem in names or MARKER_OPEN.encode() in file.read(8192):
+                yield path
 
 
 def dry_run(paths: Paths, settings: Settings) -> None:
