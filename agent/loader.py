@@ -49,6 +49,10 @@ class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller de
     """One sentence: the file, the value, and what would be right."""
 
 
+class Busy(BadInput):
+    """Another run is under way: whatever it makes of this node is not for us to undo."""
+
+
 class Timing(NamedTuple):
     """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
 
@@ -1765,7 +1769,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
 
 
 def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
-    """The lock of a run, to be kept open until it ends. Raises `BadInput` while another runs."""
+    """The lock of a run, to be kept open until it ends. Raises `Busy` while another runs."""
     paths.run.mkdir(parents=True, exist_ok=True)
     lock = paths.lock.open("w")
     deadline = time.monotonic() + patience_seconds
@@ -1775,7 +1779,7 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
             return lock
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise BadInput("another run of loader.py is under way: wait for its end") from None
+                raise Busy("another run of loader.py is under way: wait for its end") from None
             time.sleep(0.1)
 
 
@@ -1820,6 +1824,10 @@ def main(words: list[str]) -> int:
         start_log(paths)
     try:
         perform(verb, paths)
+    except Busy as busy:
+        logging.error("%s", busy)
+        tell_journal(str(busy), warning=True)
+        return 2
     except BadInput as wrong:
         return fail_closed(verb, paths, str(wrong), 2)
     except Exception as error:  # the one that fails closed
@@ -1834,8 +1842,7 @@ def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
         print(f"loader.py: {reason}", file=sys.stderr)
         return code
     logging.error("%s, set as passive", reason)
-    if "under way" not in reason:
-        drop_probe(paths)
+    drop_probe(paths)
     tell_journal(f"passive: {reason}", warning=True)
     return code
 
