@@ -113,7 +113,7 @@ def check(times: Timing) -> Timing:
     that ends before it can be renewed, or a run that may still go on when the next one is due.
     """
     period = times.period_seconds
-    if period != int(period) or not 2 <= period <= 60 or 60 % int(period):
+    if not 2 <= period <= 60 or period % 1 or 60 % period:
         raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
     if times.lease_seconds > lease_of(times.promise_seconds):
         raise BadInput(
@@ -182,7 +182,7 @@ def read_settings(path: Path) -> Settings:
     """
     import configparser  # noqa: PLC0415 - costs 2 ms, and the file may be missing
 
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
