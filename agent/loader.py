@@ -1515,16 +1515,21 @@ def take_update(ahead: Ahead, paths: Paths, patience_seconds: float) -> bool:
     return answer is not None
 
 
+def known_identity(paths: Paths) -> Identity | None:
+    """Who this node was in an earlier run of this boot."""
+    try:
+        return Identity(**read_json(paths.identity))
+    except TypeError:
+        return None
+
+
 def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
     """Who this node is; the one cached for this boot where metadata fails.
 
     Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
     """
     logging.info("Reading instance metadata service")
-    try:
-        known = Identity(**read_json(paths.identity))
-    except TypeError:
-        known = None
+    known = known_identity(paths)
     found = ahead.take("identity", patience_seconds if known else 10 * patience_seconds)
     if not isinstance(found, Identity):
         logging.warning("Instance metadata service: %s", found or "no answer yet")
@@ -1750,7 +1755,9 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     try:
         identity = ask_identity(new_session())
     except Unanswered as silence:
-        raise BadInput(f"the instance metadata service gives {silence}") from silence
+        if (known := known_identity(paths)) is None:
+            raise BadInput(f"the instance metadata service gives {silence}") from silence
+        identity = known
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     machine = Machine(cluster, addresses, paths)
