@@ -376,9 +376,7 @@ class Identity(NamedTuple):
     zone: str = ""
 
 
-def ask_metadata(
-    session: requests.Session, path: str, version: str, timeout_seconds: float
-) -> Any:
+def ask_metadata(session: requests.Session, path: str, version: str, timeout_seconds: float) -> Any:
     """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
     url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
     answer = fetch(
