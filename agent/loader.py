@@ -1339,6 +1339,7 @@ class Machine:
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
+        self.untested = set(cluster.peers)  # have not passed the connectivity test in this run
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
@@ -1377,7 +1378,7 @@ class Machine:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
         for name, line in self.lines.items():
             if not line.busy:
-                line.ask(self.question(name, first=effect.first))
+                line.ask(self.question(name, first=effect.first or name in self.untested))
         replies: dict[str, Reply] = {}
         deadline = time.monotonic() + self.cluster.times.timeout_seconds
         waiting = set(effect.wait_for)
@@ -1392,6 +1393,8 @@ class Machine:
             silent = isinstance(outcome, Unanswered)
             replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
             self.silent[name] = replies[name].why
+            if replies[name].connected:
+                self.untested.discard(name)
         for name in waiting:
             self.silent[name] = f"no answer within {self.cluster.times.timeout_seconds:g} s"
         return replies
