@@ -327,7 +327,7 @@ def fetch(
             body = response.raw.read(limit_bytes + 1, decode_content=False)
             promised = response.headers.get("Content-Length", str(len(body)))
             if len(body) <= limit_bytes and promised != str(len(body)):
-                raise Unanswered("its answer is not whole")  # urllib3 1.26 does not notice
+                raise Unanswered("its answer is not whole")  # urllib3 does not mind
             whole = len(body) <= limit_bytes
             return Answer(response.status_code, body[:limit_bytes], response.headers, whole)
     except requests.Timeout as error:
@@ -1088,11 +1088,7 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
     try:
         return (yield from _settle(cluster, state, run, start))
     except OSError as error:
-        yield Drop()
-        where = getattr(error, "filename", None)
-        reason = f"can't write {where}: {error.strerror}" if where else str(error)
-        state = state._replace(active=False)
-        return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
+        return (yield from _failed(cluster, state, run, error))
 
 
 def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
@@ -1120,11 +1116,22 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
             run = run._replace(had_quorum=True)
             runs = decision.state.quorum_runs + 1
             decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
-        state = yield from _apply(cluster, decision)
+        try:
+            state = yield from _apply(cluster, decision)
+        except OSError as error:
+            return (yield from _failed(cluster, decision.state, run, error))
         if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
             run = run._replace(markers=view.markers)  # what was too old did not count
             return (yield from _finish(cluster, state, run, decision))
         yield Pause(times.poll_seconds)
+
+
+def _failed(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
+    yield Drop()
+    where = getattr(error, "filename", None)
+    reason = f"can't write {where}: {error.strerror}" if where else str(error)
+    state = state._replace(active=False)
+    return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
 
 
 def _begin(
@@ -1629,7 +1636,7 @@ def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
         "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
     )
     if name not in run.answered:
-        why = machine.silent.get(name, "")
+        why = machine.silent.get(name, "not asked in this run")
         logging.warning("HTTP Connectivity failed to %s: %s", address, why)
         logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
         return
