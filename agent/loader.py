@@ -223,7 +223,7 @@ def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict
     """
     try:
         nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON: {error}.") from error
     if not isinstance(nodes, dict):
         raise BadInput(f"{path}: use an object, node name -> addresses, in order of preference.")
