@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import yaml
 
-from agent.loader import BadInput, check, parse_nodes_info, timing
+from agent.loader import BadInput, check, parse_nodes_info, read_key, timing
 from deploy import Refusal
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -174,12 +174,11 @@ def user_data_command(
     """Print the first-boot document of NODE; it holds the cluster's key."""
     if key_file is None:
         key = secrets.token_hex(32)
-        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
     else:
         try:
-            key = key_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{key_file}: can't be read: {error}.") from error
+            key = read_key(key_file).hex()
+        except BadInput as error:
+            raise Refusal(str(error)) from error
     document = user_data(
         node,
         read_nodes_info(nodes_info),
@@ -187,4 +186,6 @@ def user_data_command(
         cluster_key=key,
         period_seconds=period_seconds,
     )
+    if key_file is None:
+        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
     click.echo(document, nl=False)
