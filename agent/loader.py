@@ -1587,7 +1587,7 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     state = load_state(paths, times, start.boot_seconds)
     # The unit's time limit counts from the beginning, not from the first poll.
     left_seconds = started_seconds + times.end_seconds - start.boot_seconds
-    in_time = cluster._replace(times=times._replace(end_seconds=left_seconds))
+    in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
     outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
     report(paths, identity, machine, state.role, outcome)
