@@ -19,6 +19,7 @@ from deploy import Refusal
 CHECKOUT = Path(__file__).resolve().parent.parent
 NodesInfo = Mapping[str, Mapping[str, str]]
 LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
+KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = ("bootup.service", "loader.service", "loader.timer", "fence.service", "handover.service")
 
 INSTALL_SERVICE = """\
@@ -94,6 +95,19 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
     }
 
 
+def units(period_seconds: int) -> dict[str, str]:
+    """Every file that a node has under /etc/systemd/system, by its path there."""
+    found = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
+    return {
+        **found,
+        **period_dropins(period_seconds),
+        # A timer starts the service of its own name: the fence's carries its deadline in it.
+        "fence@.service": found["fence.service"],
+        "install.service": INSTALL_SERVICE,
+        "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
+    }
+
+
 def user_data(
     node: str,
     nodes_info: NodesInfo,
@@ -116,32 +130,23 @@ def user_data(
         "bootstrap_url": bootstrap_url,
     }
     conf = "[loader]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
-    units = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
-    units |= period_dropins(period_seconds) | {
-        # A timer starts the service of its own name: the fence's carries its deadline in it.
-        "fence@.service": units["fence.service"],
-        "install.service": INSTALL_SERVICE,
-        "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
-    }
     agent = CHECKOUT / "agent"
     files = {
         "/etc/bootstrap/nodes_info.json": json.dumps(nodes_info, indent=2) + "\n",
         "/etc/bootstrap/loader.conf": conf,
-        "/etc/bootstrap/cluster.key": cluster_key + "\n",
+        KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/index.html": (agent / "index.html").read_text().replace("@NODE@", node),
         "/etc/bootstrap/install.sh": INSTALL_SCRIPT.format(url=bootstrap_url),
         "/etc/apache2/conf-available/bootstrap.conf": (agent / "apache.conf").read_text(),
         "/etc/logrotate.d/bootstrap": (agent / "logrotate.conf").read_text(),
-    } | {f"/etc/systemd/system/{name}": text for name, text in units.items()}
+    }
+    for name, text in units(period_seconds).items():
+        files[f"/etc/systemd/system/{name}"] = text
     document = {
         "hostname": node,
         "write_files": [
-            {
-                "path": path,
-                "content": content,
-                "permissions": "0600" if path.endswith(".key") else "0644",
-            }
-            for path, content in files.items()
+            {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}
+            for path, text in files.items()
         ],
         "runcmd": [
             ["systemctl", "daemon-reload"],
