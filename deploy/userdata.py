@@ -68,6 +68,12 @@ systemctl enable --now loader.timer handover.service
 touch installed
 """
 
+FIRST_COMMANDS = [
+    ["systemctl", "daemon-reload"],
+    ["systemctl", "enable", "install.service"],
+    ["systemctl", "start", "--no-block", "install.service"],
+]
+
 APACHE_DROPIN = """\
 [Unit]
 After=bootup.service
@@ -96,16 +102,17 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
 
 
 def units(period_seconds: int) -> dict[str, str]:
-    """Every file that a node has under /etc/systemd/system, by its path there."""
-    found = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
-    return {
-        **found,
+    """Every unit and drop-in of a node, by its path."""
+    repository = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
+    found = {
+        **repository,
         **period_dropins(period_seconds),
         # A timer starts the service of its own name: the fence's carries its deadline in it.
-        "fence@.service": found["fence.service"],
+        "fence@.service": repository["fence.service"],
         "install.service": INSTALL_SERVICE,
         "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
     }
+    return {f"/etc/systemd/system/{name}": text for name, text in found.items()}
 
 
 def user_data(
@@ -124,12 +131,10 @@ def user_data(
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
-    settings = {
-        "period_seconds": period_seconds,
-        "peer_address": peer_address,
-        "bootstrap_url": bootstrap_url,
-    }
-    conf = "[loader]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
+    conf = (
+        f"[loader]\nperiod_seconds = {period_seconds}\npeer_address = {peer_address}\n"
+        f"bootstrap_url = {bootstrap_url}\n"
+    )
     agent = CHECKOUT / "agent"
     files = {
         "/etc/bootstrap/nodes_info.json": json.dumps(nodes_info, indent=2) + "\n",
@@ -139,20 +144,14 @@ def user_data(
         "/etc/bootstrap/install.sh": INSTALL_SCRIPT.format(url=bootstrap_url),
         "/etc/apache2/conf-available/bootstrap.conf": (agent / "apache.conf").read_text(),
         "/etc/logrotate.d/bootstrap": (agent / "logrotate.conf").read_text(),
-    }
-    for name, text in units(period_seconds).items():
-        files[f"/etc/systemd/system/{name}"] = text
+    } | units(period_seconds)
     document = {
         "hostname": node,
         "write_files": [
             {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}
             for path, text in files.items()
         ],
-        "runcmd": [
-            ["systemctl", "daemon-reload"],
-            ["systemctl", "enable", "install.service"],
-            ["systemctl", "start", "--no-block", "install.service"],
-        ],
+        "runcmd": FIRST_COMMANDS,
     }
     return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=1000)
 
