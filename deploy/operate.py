@@ -134,7 +134,8 @@ def get(url: str) -> Answer:
     except ConnectionRefusedError:
         return Answer(problem="refuses connections")
     except (OSError, HTTPException) as error:
-        answer = Answer(problem=f"no proper answer ({printable(str(error) or repr(error))})")
+        words = getattr(error, "strerror", None) or str(error) or repr(error)
+        answer = Answer(problem=f"no proper answer ({printable(words)})")
     finally:
         connection.close()
     if time.monotonic() - started >= TIMEOUT_SECONDS:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -244,7 +245,7 @@ def test_fields_that_a_node_does_not_write_are_shown_as_dashes(cluster: Cluster)
     assert (node["vote"], node["lease_seconds"], node["version"]) == (None, None, None)
     assert node["zone"] == "1"  # from the plan
     [row] = [line for line in cluster.status().output.splitlines() if "ACTIVE" in line]
-    assert row.split() == ["node1", "127.0.0.11", "ACTIVE", "-", "3", "s", "ago", "serves", "it"]
+    assert re.fullmatch(r" node1 +127\.0\.0\.11 +ACTIVE +- +\d s ago +serves it *", row)
 
 
 def test_votes_and_leases_are_counted_down_from_the_run(cluster: Cluster) -> None:
