@@ -373,6 +373,10 @@ def test_a_silent_node_does_not_slow_down_watch(cluster: Cluster) -> None:
 
 # ---- What is refused
 
+NO_ADDRESS = json.dumps(
+    {name: {"private_ip": f"10.0.0.{4 + i}", "public_ip": f"n{i}"} for i, name in enumerate(NODES)}
+)
+
 
 def deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -408,6 +412,8 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(verb: str, tmp_pa
         ("endpoints.json", "[]", "must hold a JSON object"),
         ("endpoints.json", "{}", "load_balancer"),
         ("endpoints.json", '{"load_balancer": "203.0.113.20"}', "begins with http://"),
+        ("endpoints.json", '{"load_balancer": "http://203.0.113.20:port"}', "begins with http://"),
+        ("nodes_info.json", NO_ADDRESS, "private_ip and a public_ip"),
         ("nodes_info.json", '{"node1": {}}', "private_ip and a public_ip"),
         ("nodes_info.json", "{}", "an odd number of nodes"),
     ],
