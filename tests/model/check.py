@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -76,20 +77,20 @@ def family(ticks: int, base: Variant) -> list[Variant]:
     """`base`, and what must be refuted of the same model with D = `ticks`."""
     refuted = [
         *((name, (macro,)) for name, macro in MUTATIONS.items()),
-        *((name, ("WITNESS", macro)) for name, macro in WITNESSES.items()),
+        *((f"never: {name}", ("WITNESS", macro)) for name, macro in WITNESSES.items()),
     ]
     length = f"D={ticks}"
     return [
         base,
-        *(Variant(f"{length}: {name}", (length, *macros), REFUTED) for name, macros in refuted),
+        *(Variant(f"{length}, {name}", (length, *macros), REFUTED) for name, macros in refuted),
     ]
 
 
-SHORT = family(2, Variant("D=2: the protocol", ("D=2",), HOLDS))
+SHORT = family(2, Variant("D=2, the protocol", ("D=2",), HOLDS))
 FULL = SHORT + family(
     3,
     Variant(
-        "D=3: the protocol",
+        "D=3, the protocol",
         ("D=3", "SHORTEST_PROMISES"),
         HOLDS,
         depth=20_000_000,
@@ -164,7 +165,7 @@ def check(variant: Variant) -> Outcome:
 
 
 def empty_table() -> Table:
-    table = Table("variant", "expected", "result")
+    table = Table("variant", "expected", "result", box=SIMPLE)
     for heading in ("states", "depth", "seconds", "MB"):
         table.add_column(heading, justify="right")
     return table
@@ -190,7 +191,7 @@ def main(*, full: bool) -> None:
     if missing:
         raise click.UsageError(f"needs {' and '.join(missing)}; install the packages of that name")
     table, surprises = empty_table(), 0
-    with Live(table, console=Console(), auto_refresh=False) as live:
+    with Live(table, console=Console(width=100), auto_refresh=False) as live:
         for variant in FULL if full else SHORT:
             outcome = check(variant)
             surprises += outcome.verdict != variant.expected

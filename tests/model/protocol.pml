@@ -194,12 +194,12 @@ bool voted_again[3];       /* and voted since */
 #define GRANT_ANY(ticks) \
     GRANT_ANY_STAMP(me, ticks) GRANT_ANY_STAMP(A, ticks) GRANT_ANY_STAMP(B, ticks)
 
-/* Count. Late reads are reads that come late; an older grant than one already seen is no news. */
+/* Count. The newest grant seen is what stays, so that a late or repeated read changes nothing. */
 #define READ_VOTE(v, granted) \
     :: d_step { up && node[v].shown == me && node[v].shown_left > 0 && lease_shown(v) > granted -> \
         granted = lease_shown(v) }
 
-active [3] proctype Node_() {
+active [3] proctype Machine() {
     do
     /* Publish: a marker with a new stamp, this node's vote, and what it has released. */
     :: d_step { up ->
@@ -223,7 +223,8 @@ active [3] proctype Node_() {
         WATCH(freed_ticks[me] = ME.promise);
         forget_promise(me) }
 
-    /* Act, not active: stage the probe, then arm the fence for the end of the lease. */
+    /* Act, not active: stage the probe, arm the fence for the end of the lease, look at the clock.
+       One step, for the look comes last: a node that was frozen before it goes no further. */
     :: d_step { ME.role == PASSIVE && lease > 0 ->
         ME.role = STAGED; ME.fence = lease }
 
