@@ -1172,6 +1172,8 @@ def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
     offset = moment.wall_seconds - moment.boot_seconds
     before = state.wall_offset_seconds
     stepped = before is not None and abs(offset - before) > 1
+    if stepped:
+        logging.warning("The wall clock was stepped by %.0f s", offset - (before or 0))
     return state._replace(wall_offset_seconds=offset), stepped
 
 
