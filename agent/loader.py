@@ -49,6 +49,10 @@ class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller de
     """One sentence: the file, the value, and what would be right."""
 
 
+class Busy(BadInput):
+    """Another run is under way: whatever it makes of this node is not for us to undo."""
+
+
 class Timing(NamedTuple):
     """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
 
@@ -80,14 +84,15 @@ def timing(period_seconds: float) -> Timing:
     """The times of docs/protocol.md section 1, all derived from the timer's period."""
     promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
     timeout_seconds = max(0.3, 0.05 * period_seconds)
+    poll_seconds = max(0.1, period_seconds / 80)
     return check(
         Timing(
             period_seconds=period_seconds,
             promise_seconds=promise_seconds,
             lease_seconds=lease_of(promise_seconds),
             margin_seconds=max(0.2, 0.05 * period_seconds),
-            poll_seconds=max(0.1, period_seconds / 80),
-            stay_seconds=0.3 * period_seconds,
+            poll_seconds=poll_seconds,
+            stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
             end_seconds=min(0.85 * period_seconds, 0.95 * period_seconds - timeout_seconds),
             fresh_seconds=1.45 * period_seconds,
             timeout_seconds=timeout_seconds,
@@ -109,7 +114,7 @@ def check(times: Timing) -> Timing:
     that ends before it can be renewed, or a run that may still go on when the next one is due.
     """
     period = times.period_seconds
-    if period != int(period) or not 2 <= period <= 60 or 60 % int(period):
+    if not 2 <= period <= 60 or period % 1 or 60 % period:
         raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
     if times.lease_seconds > lease_of(times.promise_seconds):
         raise BadInput(
@@ -178,7 +183,7 @@ def read_settings(path: Path) -> Settings:
     """
     import configparser  # noqa: PLC0415 - costs 2 ms, and the file may be missing
 
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
@@ -219,7 +224,7 @@ def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict
     """
     try:
         nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON: {error}.") from error
     if not isinstance(nodes, dict):
         raise BadInput(f"{path}: use an object, node name -> addresses, in order of preference.")
@@ -321,6 +326,9 @@ def fetch(
             headers=headers,
         ) as response:
             body = response.raw.read(limit_bytes + 1, decode_content=False)
+            promised = response.headers.get("Content-Length", str(len(body)))
+            if len(body) <= limit_bytes and promised != str(len(body)):
+                raise Unanswered("its answer is not whole")  # urllib3 does not mind
             whole = len(body) <= limit_bytes
             return Answer(response.status_code, body[:limit_bytes], response.headers, whole)
     except requests.Timeout as error:
@@ -369,17 +377,19 @@ class Identity(NamedTuple):
     zone: str = ""
 
 
-def ask_metadata(session: requests.Session, path: str, version: str) -> Any:
+def ask_metadata(session: requests.Session, path: str, version: str, timeout_seconds: float) -> Any:
     """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
-    url = f"{METADATA}/{path}?api-version={version}&format=json"
-    answer = fetch(session, url, timeout_seconds=2, limit_bytes=65536, headers={"Metadata": "true"})
+    url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
+    answer = fetch(
+        session, url, timeout_seconds=timeout_seconds, limit_bytes=65536, headers=headers
+    )
     if answer.status == 404:
         return None
     if answer.status != 200:
         raise Unanswered(f"status {answer.status}")
     try:
         return json.loads(answer.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unanswered("not JSON") from error
 
 
@@ -387,9 +397,9 @@ def ask_identity(session: requests.Session) -> Identity:
     """Ask both metadata services for name and addresses. Raises `Unanswered`.
 
     A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
-    public address unknown: it is shown, not used.
+    public address unknown: it is shown, not used, so the name does not wait for it for long.
     """
-    document = ask_metadata(session, "instance", INSTANCE_VERSION)
+    document = ask_metadata(session, "instance", INSTANCE_VERSION, 2)
     try:
         compute = document["compute"]
         address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
@@ -404,7 +414,7 @@ def ask_identity(session: requests.Session) -> Identity:
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
     try:
-        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION)
+        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
             if pair["privateIpAddress"] == found.private_ip:
                 return found._replace(public_ip=str(pair["frontendIpAddress"]))
@@ -449,9 +459,12 @@ def update(answer: Answer, paths: Paths) -> None:
         logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
     else:
         try:
-            compile(answer.body, "loader.tmp.py", "exec")
+            names = compile(answer.body, "loader.tmp.py", "exec").co_names
         except (SyntaxError, ValueError) as error:
             logging.error("File loader.tmp.py does not compile, not taken: %s", error)
+            return
+        if not {"__name__", "main"} <= set(names):  # the last lines: a part compiles, too
+            logging.error("File loader.tmp.py is not a whole agent, not taken.")
             return
         write_atomic(paths.loader, answer.body, staged=paths.etc / "loader.tmp.py", sync=True)
         logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
@@ -557,7 +570,7 @@ def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
         mac = fields.pop("mac")
         genuine = hmac.compare_digest(_mac(cluster.key, _canonical(fields)), str(mac))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("its marker is not whole") from error
     if not genuine:
         raise BadInput("its marker is not signed with the cluster's key")
@@ -1076,15 +1089,13 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
     try:
         return (yield from _settle(cluster, state, run, start))
     except OSError as error:
-        yield Drop()
-        where = getattr(error, "filename", None)
-        reason = f"can't write {where}: {error.strerror}" if where else str(error)
-        return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
+        return (yield from _failed(cluster, state, run, error))
 
 
 def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     state, moment = yield from _begin(cluster, state, moment)
-    times, slow, first = cluster.times, frozenset[str](), True
+    times, first = cluster.times, True
+    slow = frozenset(cluster.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
         moment = yield Poll(first, frozenset(cluster.peers) - slow)
         first = False
@@ -1107,10 +1118,22 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
             run = run._replace(had_quorum=True)
             runs = decision.state.quorum_runs + 1
             decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
-        state = yield from _apply(cluster, decision)
+        try:
+            state = yield from _apply(cluster, decision)
+        except OSError as error:
+            return (yield from _failed(cluster, decision.state, run, error))
         if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
+            run = run._replace(markers=view.markers)  # what was too old did not count
             return (yield from _finish(cluster, state, run, decision))
         yield Pause(times.poll_seconds)
+
+
+def _failed(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
+    yield Drop()
+    where = getattr(error, "filename", None)
+    reason = f"can't write {where}: {error.strerror}" if where else str(error)
+    state = state._replace(active=False)
+    return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
 
 
 def _begin(
@@ -1158,9 +1181,12 @@ def _apply(cluster: Cluster, decision: Decision) -> Generator[Effect, Moment, St
 def _overslept(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     """The run was stopped or frozen: its view is too old to publish anything."""
     fence = lease_end_seconds(cluster, state) - cluster.times.margin_seconds
-    if not state.active or moment.boot_seconds >= fence:
+    stays = state.active and moment.boot_seconds < fence
+    if not stays:
         yield Drop()
-    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, set as passive")
+    then = "stays active" if stays else "set as passive"
+    state = state._replace(active=stays)
+    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, {then}")
 
 
 def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Steps:
@@ -1225,8 +1251,9 @@ def write_atomic(
                 file.flush()
                 os.fsync(file.fileno())
         staged.replace(path)
-    except OSError:
+    except OSError as error:
         staged.unlink(missing_ok=True)
+        error.filename = str(path)  # a write that fails does not say of which file
         raise
 
 
@@ -1327,6 +1354,7 @@ class Machine:
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
+        self.untested = set(cluster.peers)  # have not passed the connectivity test in this run
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
@@ -1365,7 +1393,7 @@ class Machine:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
         for name, line in self.lines.items():
             if not line.busy:
-                line.ask(self.question(name, first=effect.first))
+                line.ask(self.question(name, first=effect.first or name in self.untested))
         replies: dict[str, Reply] = {}
         deadline = time.monotonic() + self.cluster.times.timeout_seconds
         waiting = set(effect.wait_for)
@@ -1380,6 +1408,8 @@ class Machine:
             silent = isinstance(outcome, Unanswered)
             replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
             self.silent[name] = replies[name].why
+            if replies[name].connected:
+                self.untested.discard(name)
         for name in waiting:
             self.silent[name] = f"no answer within {self.cluster.times.timeout_seconds:g} s"
         return replies
@@ -1452,12 +1482,14 @@ def drop_probe(paths: Paths) -> bool:
             continue
         except OSError as error:
             logging.error("Can't remove %s: %s", path, error.strerror)
+    gone = not paths.probe.exists()
     try:
         write_atomic(paths.lease_until, "0")
-        Fence(paths).disarm()
+        if gone:
+            Fence(paths).disarm()
     except OSError as error:
         logging.error("%s", error)
-    return not paths.probe.exists()
+    return gone
 
 
 # ------------------------------------------------ the verbs
@@ -1499,17 +1531,22 @@ def take_update(ahead: Ahead, paths: Paths, patience_seconds: float) -> bool:
     return answer is not None
 
 
+def known_identity(paths: Paths) -> Identity | None:
+    """Who this node was in an earlier run of this boot."""
+    try:
+        return Identity(**read_json(paths.identity))
+    except TypeError:
+        return None
+
+
 def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
     """Who this node is; the one cached for this boot where metadata fails.
 
     Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
     """
     logging.info("Reading instance metadata service")
-    try:
-        known = Identity(**read_json(paths.identity))
-    except TypeError:
-        known = None
-    found = ahead.take("identity", patience_seconds if known else 5.0)
+    known = known_identity(paths)
+    found = ahead.take("identity", patience_seconds if known else 10 * patience_seconds)
     if not isinstance(found, Identity):
         logging.warning("Instance metadata service: %s", found or "no answer yet")
         if known is None:
@@ -1546,20 +1583,25 @@ def read_cluster(
 
 def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
-    patience_seconds = max(0.1, settings.times.period_seconds / 40)
+    started_seconds, times = boot_seconds(), settings.times
+    patience_seconds = max(0.1, times.period_seconds / 40)
     ahead = Ahead(settings, paths)
-    updated = take_update(ahead, paths, patience_seconds)
+    updated = not settings.bootstrap_url or take_update(ahead, paths, patience_seconds)
     identity = who_am_i(ahead, paths, patience_seconds)
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     machine = Machine(cluster, addresses, paths)
     start = machine.moment()
-    state = load_state(paths, settings.times, start.boot_seconds)
-    outcome = machine.drive(settle(cluster, state, start, leaving=leaving))
+    state = load_state(paths, times, start.boot_seconds)
+    # The unit's time limit counts from the beginning, not from the first poll.
+    left_seconds = started_seconds + times.end_seconds - start.boot_seconds
+    in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
+    outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
     report(paths, identity, machine, state.role, outcome)
     if not updated:
-        take_update(ahead, paths, 2.0)
+        left_seconds = started_seconds + times.end_seconds - boot_seconds()
+        take_update(ahead, paths, min(2.0, left_seconds))
 
 
 def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
@@ -1602,7 +1644,7 @@ def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
         "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
     )
     if name not in run.answered:
-        why = machine.silent.get(name, "")
+        why = machine.silent.get(name, "not asked in this run")
         logging.warning("HTTP Connectivity failed to %s: %s", address, why)
         logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
         return
@@ -1726,8 +1768,11 @@ def marker_files(paths: Paths) -> Iterable[Path]:
     except (BadInput, OSError, UnicodeDecodeError):
         names = set()
     for path in paths.html.glob("*.html"):
-        if path.stem in names or MARKER_OPEN.encode() in path.read_bytes()[:8192]:
-            yield path
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            if path.stem in names or MARKER_OPEN.encode() in file.read(8192):
+                yield path
 
 
 def dry_run(paths: Paths, settings: Settings) -> None:
@@ -1736,7 +1781,9 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     try:
         identity = ask_identity(new_session())
     except Unanswered as silence:
-        raise BadInput(f"the instance metadata service gives {silence}") from silence
+        if (known := known_identity(paths)) is None:
+            raise BadInput(f"the instance metadata service gives {silence}") from silence
+        identity = known
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     machine = Machine(cluster, addresses, paths)
@@ -1747,6 +1794,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     state, seen = observe(cluster, state, Run(now), replies, now)
     view = view_of(cluster, state, seen, now, probe_there=moment.probe_there, stepped=False)
     decision = decide(cluster, state, view)
+    seen = seen._replace(markers=view.markers)
     log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
     vote = decision.state.vote
     bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
@@ -1754,7 +1802,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
 
 
 def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
-    """The lock of a run, to be kept open until it ends. Raises `BadInput` while another runs."""
+    """The lock of a run, to be kept open until it ends. Raises `Busy` while another runs."""
     paths.run.mkdir(parents=True, exist_ok=True)
     lock = paths.lock.open("w")
     deadline = time.monotonic() + patience_seconds
@@ -1764,7 +1812,7 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
             return lock
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise BadInput("another run of loader.py is under way: wait for its end") from None
+                raise Busy("another run of loader.py is under way: wait for its end") from None
             time.sleep(0.1)
 
 
@@ -1809,6 +1857,10 @@ def main(words: list[str]) -> int:
         start_log(paths)
     try:
         perform(verb, paths)
+    except Busy as busy:
+        logging.error("%s", busy)
+        tell_journal(str(busy), warning=True)
+        return 2
     except BadInput as wrong:
         return fail_closed(verb, paths, str(wrong), 2)
     except Exception as error:  # the one that fails closed
@@ -1823,8 +1875,7 @@ def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
         print(f"loader.py: {reason}", file=sys.stderr)
         return code
     logging.error("%s, set as passive", reason)
-    if "under way" not in reason:
-        drop_probe(paths)
+    drop_probe(paths)
     tell_journal(f"passive: {reason}", warning=True)
     return code
 
