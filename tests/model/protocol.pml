@@ -5,7 +5,8 @@
  * below is atomic, and Spin tries every order of them, any number of times: any number of
  * releases, crashes and reboots, none of them counted or bounded.
  *
- * The claim is the assert where a staged probe is committed: a probe never appears while another node serves one.
+ * The claim is the assert where a staged probe is committed: none appears while another node serves
+ * one.
  *
  * What is left out, and why that hides no error:
  * - Who is preferred, who sees a quorum, who yields. A node here may ask, vote, renew, step down
@@ -22,9 +23,9 @@
  * - Reading a request is no step of its own: a voter may act on any stamp ever published, however
  *   late. Reading a vote is one, apart from the grant and from the marker that shows it.
  *
- * Not covered: five nodes; forgery; steps of the wall clock; Apache's check of `lease_until`; a fence
- * that comes late, as on a machine that is frozen as a whole (the clock below waits for it); state
- * lost without a reboot; whether anybody ever becomes active.
+ * Not covered: five nodes; forgery; steps of the wall clock; Apache's check of `lease_until`; a
+ * fence that comes late, as on a machine that is frozen as a whole (the clock below waits for it);
+ * state lost without a reboot; whether anybody ever becomes active.
  */
 
 #ifndef D
