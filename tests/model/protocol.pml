@@ -18,7 +18,7 @@
  * - Stamps. What matters of one is how long its lease still runs (`left`), and what it is worth to
  *   the node that wrote it: still counted, given up, or forgotten in a reboot. That tells two
  *   stamps apart as (epoch, stamp, released) does, without numbers that grow for ever.
- * - A stamp given up, forgotten or run out that a slow reader grants all the same: it binds the voter
+ * - A stamp given up, forgotten or run out that a slow reader still grants: it binds the voter
  *   and helps nobody, as does a voter that takes no step.
  * - Reading a request is no step of its own: a voter may act on any stamp ever published, however
  *   late. Reading a vote is one, apart from the grant and from the marker that shows it.
