@@ -5,21 +5,27 @@
  * below is atomic, and Spin tries every order of them, any number of times: any number of
  * releases, crashes and reboots, none of them counted or bounded.
  *
- * The claim is the assert in `commit`: a probe never appears while another node serves one.
+ * The claim is the assert where a staged probe is committed: none appears while another node serves
+ * one.
  *
  * What is left out, and why that hides no error:
- * - Who is preferred, who sees a quorum, who yields. A node here may ask, vote, renew, step down and
- *   release whenever the rules of safety allow it, so the protocol does a part of what is checked.
+ * - Who is preferred, who sees a quorum, who yields. A node here may ask, vote, renew, step down
+ *   and release whenever the rules of safety allow it: the protocol does a part of what is checked.
  *   A hung agent, a frozen node, a cut link and a lost request are nodes that do not take a step.
  * - Time is a global tick. A lease and a promise of the same length D stand for the worst drift:
  *   L = D (1 - rho) / (1 + rho) ticks of the slowest clock last no longer than D of the fastest.
  *   D is 2 or 3 ticks instead of 27 s; any number of steps fits into one tick.
  * - Stamps. What matters of one is how long its lease still runs (`left`), and what it is worth to
- *   the node that wrote it: still counted, given up, or forgotten in a reboot. That tells two stamps
- *   apart as (epoch, stamp, released) does, without numbers that grow for ever.
- * - A stamp given up or forgotten that a slow reader grants all the same: it binds the voter and
- *   helps nobody, as does a voter that takes no step.
- * - Forgery, replay, steps of the wall clock, and what Apache makes of `lease_until`.
+ *   the node that wrote it: still counted, given up, or forgotten in a reboot. That tells two
+ *   stamps apart as (epoch, stamp, released) does, without numbers that grow for ever.
+ * - A stamp given up, forgotten or run out that a slow reader still grants: it binds the voter
+ *   and helps nobody, as does a voter that takes no step.
+ * - Reading a request is no step of its own: a voter may act on any stamp ever published, however
+ *   late. Reading a vote is one, apart from the grant and from the marker that shows it.
+ *
+ * Not covered: five nodes; forgery; steps of the wall clock; Apache's check of `lease_until`; a
+ * fence that comes late, as on a machine that is frozen as a whole (the clock below waits for it);
+ * state lost without a reboot; whether anybody ever becomes active.
  */
 
 #ifndef D
@@ -45,7 +51,7 @@
 
 typedef Node {
     unsigned role : 2;
-    unsigned fence : 3;        /* ticks until the fence removes probe and staged file, 0: disarmed */
+    unsigned fence : 3;        /* ticks until the fence removes probe and staged file, 0: none */
     unsigned hold : 3;         /* ticks for which it does not vote: it has just booted */
 
     unsigned vote : 2;         /* the candidate it promised itself to */
@@ -91,7 +97,7 @@ Node node[3];
 #define lease_shown(v) node[v].shown_left
 #endif
 
-/* Vote 1 and 2: without a promise anybody may be granted, with one only its holder's newer stamp. */
+/* Vote 1 and 2: without a promise anybody may be granted, with one its holder's newer stamp. */
 #ifdef VOTE_TWICE
 #define may_grant(c, k) true
 #else
