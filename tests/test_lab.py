@@ -71,8 +71,19 @@ def test_the_probe_of_a_hung_agent_expires_and_the_next_node_takes_over(cluster:
     cluster.hang("node1")
     cluster.settles_on("node2")
     assert cluster.last_200("node1") - began <= cluster.times.lease_seconds
+    assert not (cluster.root("node1") / "var/www/html/probe.html").exists(), "no fence fired"
     cluster.thaw("node1")
     cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_apache_ends_a_lease_by_itself_when_neither_agent_nor_fence_do(cluster: Cluster) -> None:
+    began = time.time()
+    cluster.hang("node1")
+    cluster.shell("node1", "systemctl", "stop", "fence@*.timer")
+    cluster.settles_on("node2")
+    assert cluster.last_200("node1") - began <= cluster.times.lease_seconds
+    assert (cluster.root("node1") / "var/www/html/probe.html").exists(), "the fence was there"
 
 
 @labs((3, 2))
