@@ -628,6 +628,7 @@ class State(NamedTuple):
     candidate: bool = False
     active: bool = False
     quorum_runs: int = 0
+    yields_to: str | None = None  # whom this voter would rather vote for
     sees: tuple[str, ...] = ()  # peers that have a marker here
     records: Mapping[str, Record] = {}
     wall_offset_seconds: float | None = None  # wall clock minus boot clock
@@ -694,6 +695,7 @@ class Run(NamedTuple):
     answered: frozenset[str] = frozenset()  # peers whose Apache answered in this run
     markers: Mapping[str, Marker] = {}  # newest valid marker of each peer
     first_stamps: Mapping[str, tuple[str, int]] = {}  # as first seen in this run
+    last_stamps: Mapping[str, tuple[str, int]] = {}  # as last seen in the run before
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
 
@@ -762,7 +764,9 @@ class View(NamedTuple):
 
     now_seconds: float
     markers: Mapping[str, Marker]  # M of section 3: present, verified, fresh
-    live: frozenset[str]  # two different stamps seen within this run
+    # Two different stamps seen within this run; for whom I yielded to, since the run before, so
+    # that the active node still reads of it when it looks for the first time.
+    live: frozenset[str]
     changed_seconds: Mapping[str, float]
     probe_there: bool
     leaving: bool
@@ -780,7 +784,10 @@ def view_of(
         if now - state.records[name].changed_seconds <= cluster.times.fresh_seconds
     }
     live = frozenset(
-        name for name, m in fresh.items() if run.first_stamps[name] != (m.epoch, m.stamp)
+        name
+        for name, m in fresh.items()
+        if run.first_stamps[name] != (m.epoch, m.stamp)
+        or (name == state.yields_to and run.last_stamps.get(name) != (m.epoch, m.stamp))
     )
     changed = {name: state.records[name].changed_seconds for name in fresh}
     return View(now, fresh, live, changed, probe_there, run.leaving, stepped, run.started_seconds)
@@ -804,7 +811,6 @@ class Decision(NamedTuple):
     state: State
     drop: bool = False  # remove the probe before the state is saved and published
     serve_until_seconds: float | None = None  # arm the fence for it, then commit the probe
-    yields_to: str | None = None
     has_quorum: bool = False
     settled: bool = False
     reason: str = ""
@@ -818,10 +824,15 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     higher = higher_candidates(cluster, state, view)
     barred = now < state.barred_until_seconds
     steps_down = state.active and (
-        bool(higher) or view.leaving or view.clock_stepped or barred or outvoted(cluster, view)
+        bool(higher)
+        or view.leaving
+        or view.clock_stepped
+        or barred
+        or outvoted(cluster, state, view)
     )
     wants = has_quorum and not higher and not view.leaving and not steps_down and not barred
     state, yields_to = cast_vote(cluster, state._replace(candidate=wants), view)
+    state = state._replace(yields_to=yields_to)
     state = count(cluster, state, view)
     lease = lease_end_seconds(cluster, state)
     fence = lease - times.margin_seconds
@@ -834,7 +845,7 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
         state = release(state, now)
     if not state.active and serve is None:
         state = state._replace(stamp=max(state.stamp, int(now * 1000)))
-    decision = Decision(state, drop, serve, yields_to, has_quorum)
+    decision = Decision(state, drop, serve, has_quorum)
     settled = is_settled(cluster, decision, view)
     return decision._replace(settled=settled, reason=reason_of(cluster, decision, view))
 
@@ -856,11 +867,11 @@ def is_ready(marker: Marker, view: View) -> bool:
     return marker.quorum_runs >= READY_RUNS and marker.sender in view.live
 
 
-def outvoted(cluster: Cluster, view: View) -> bool:
-    """Whether so many voters yield to somebody else that the rest is no majority."""
-    loyal = sum(m.yields_to in (None, cluster.me) for m in view.markers.values()) + 1
-    yielding = len(view.markers) + 1 - loyal
-    return yielding > 0 and loyal < cluster.majority
+def outvoted(cluster: Cluster, state: State, view: View) -> bool:
+    """Whether so many of my voters yield to somebody else that the rest is no majority."""
+    yielding = {name for name, m in view.markers.items() if m.yields_to not in (None, cluster.me)}
+    loyal = set(state.grants) - yielding
+    return bool(yielding & set(state.grants)) and len(loyal) < cluster.majority
 
 
 def asked_to_yield(cluster: Cluster, view: View) -> bool:
@@ -975,7 +986,7 @@ def is_content(cluster: Cluster, decision: Decision, view: View, active: str) ->
     unchanged_seconds = view.now_seconds - view.changed_seconds[active]
     if unchanged_seconds > cluster.times.period_seconds / 2:
         return False
-    if decision.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
+    if state.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
         return False
     bound = state.vote is not None and state.vote.candidate == active
     return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
@@ -1085,7 +1096,8 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
     A file that can't be written ends the run without the probe: the promises that others made to
     this node run out by themselves.
     """
-    run = Run(start.boot_seconds, leaving)
+    last_stamps = {name: (r.epoch, r.stamp) for name, r in state.records.items()}
+    run = Run(start.boot_seconds, leaving, last_stamps=last_stamps)
     try:
         return (yield from _settle(cluster, state, run, start))
     except OSError as error:
@@ -1151,7 +1163,7 @@ def _begin(
             state = release(state, now)._replace(active=False)
     state = state._replace(stamp=max(state.stamp, int(now * 1000)))
     yield Save(state)
-    moment = yield Publish(markers_of(cluster, state, None, moment))
+    moment = yield Publish(markers_of(cluster, state, moment))
     return state, moment
 
 
@@ -1160,6 +1172,8 @@ def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
     offset = moment.wall_seconds - moment.boot_seconds
     before = state.wall_offset_seconds
     stepped = before is not None and abs(offset - before) > 1
+    if stepped:
+        logging.warning("The wall clock was stepped by %.0f s", offset - (before or 0))
     return state._replace(wall_offset_seconds=offset), stepped
 
 
@@ -1174,7 +1188,7 @@ def _apply(cluster: Cluster, decision: Decision) -> Generator[Effect, Moment, St
         if bool(moment.value) != state.active:
             state = state._replace(active=bool(moment.value))
             moment = yield Save(state)
-    yield Publish(markers_of(cluster, state, decision.yields_to, moment))
+    yield Publish(markers_of(cluster, state, moment))
     return state
 
 
@@ -1197,13 +1211,11 @@ def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Ste
     last = state._replace(sees=sees, quorum_runs=quorum_runs, role=role)
     moment = yield Save(last)
     if (sees, quorum_runs) != (state.sees, state.quorum_runs):
-        yield Publish(markers_of(cluster, last, decision.yields_to, moment))
+        yield Publish(markers_of(cluster, last, moment))
     return Outcome(last, run, decision.reason)
 
 
-def markers_of(
-    cluster: Cluster, state: State, yields_to: str | None, moment: Moment
-) -> dict[str, Marker | None]:
+def markers_of(cluster: Cluster, state: State, moment: Moment) -> dict[str, Marker | None]:
     """The marker for every peer that this node sees, None for the others."""
     now, vote = moment.boot_seconds, None
     if (own := state.vote) is not None and now < own.until_seconds:
@@ -1220,7 +1232,7 @@ def markers_of(
         vote=vote,
         released=state.released,
         active=state.active,
-        yields_to=yields_to,
+        yields_to=state.yields_to,
         generation=cluster.generation,
         at=utc(moment.wall_seconds),
     )
