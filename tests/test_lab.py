@@ -22,14 +22,17 @@ def labs(*shapes: tuple[int, int]) -> Callable[..., None]:
     return pytest.mark.parametrize("machine", shapes, indirect=True, ids=names)
 
 
-def first_decision(cluster: Cluster, name: str) -> float:
-    """When the node decided first since it booted, by its log, wall clock."""
+def first_active_run(cluster: Cluster, name: str) -> float:
+    """When the run began in which the node first decided to be active since it booted.
+
+    By its log; a run writes its decision there after it has acted on it. Wall clock, seconds.
+    """
     log = (cluster.root(name) / "var/log/bootstrap/logfile.log").read_text()
-    since_boot = log.rpartition("bootup: ")[2]
-    decided = re.search(r"^(\S+ \S+),(\d+) - \w+ - .*, set as ", since_boot, re.MULTILINE)
-    assert decided, since_boot
-    moment = datetime.strptime(decided[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
-    return moment.timestamp() + int(decided[2]) / 1000
+    before, decided, _ = log.rpartition("bootup: ")[2].partition("set as active")
+    assert decided, "it has not been active"
+    began = re.findall(r"^(\S+ \S+),(\d+) - INFO - Reading instance", before, re.MULTILINE)[-1]
+    moment = datetime.strptime(began[0], "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
+    return moment.timestamp() + int(began[1]) / 1000
 
 
 @labs((3, 2))
@@ -71,8 +74,19 @@ def test_the_probe_of_a_hung_agent_expires_and_the_next_node_takes_over(cluster:
     cluster.hang("node1")
     cluster.settles_on("node2")
     assert cluster.last_200("node1") - began <= cluster.times.lease_seconds
+    assert not (cluster.root("node1") / "var/www/html/probe.html").exists(), "no fence fired"
     cluster.thaw("node1")
     cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_apache_ends_a_lease_by_itself_when_neither_agent_nor_fence_do(cluster: Cluster) -> None:
+    began = time.time()
+    cluster.hang("node1")
+    cluster.shell("node1", "systemctl", "stop", "fence@*.timer")
+    cluster.settles_on("node2")
+    assert cluster.last_200("node1") - began <= cluster.times.lease_seconds
+    assert (cluster.root("node1") / "var/www/html/probe.html").exists(), "the fence was there"
 
 
 @labs((3, 2))
@@ -84,7 +98,7 @@ def test_a_node_frozen_past_its_lease_is_not_active_when_it_thaws(cluster: Clust
 
 
 @labs((3, 2))
-def test_a_node_whose_power_failed_while_active_is_passive_until_its_first_decision(
+def test_a_node_whose_power_failed_while_active_is_passive_until_it_decides_anew(
     cluster: Cluster,
 ) -> None:
     cluster.off("node1")
@@ -94,7 +108,7 @@ def test_a_node_whose_power_failed_while_active_is_passive_until_its_first_decis
     cluster.settles_on("node1")
     first = cluster.first_200("node1", since=failed)
     assert first is not None
-    assert first > first_decision(cluster, "node1")
+    assert first > first_active_run(cluster, "node1")
 
 
 @labs((3, 2))

@@ -1,6 +1,5 @@
 """The lab itself: what its verbs do to this machine, and that nothing of it stays."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from deploy import Refusal
 from deploy.lab import CACHE, STATE, process, state
-from tests.cluster import CHECKOUT, Cluster, lab
+from tests.cluster import CHECKOUT, Cluster, fetch, lab
 from tests.conftest import NO_LAB
 
 three_nodes = pytest.mark.parametrize("machine", [(3, 2)], indirect=True, ids=["3 nodes, 2 s"])
@@ -117,7 +116,7 @@ def test_a_killed_up_is_no_obstacle_for_another_lab() -> None:
     up.kill()
     up.wait(timeout=10)
     lab("up", "--nodes", "5", "--period-seconds", "2")
-    assert len(json.loads((STATE / "nodes_info.json").read_text())) == 5
+    assert fetch("198.51.100.8", "/"), "the fifth node answers at its public address"
 
 
 @without_a_lab
