@@ -1466,21 +1466,26 @@ class Machine:
                 write_atomic(path, format_marker(self.cluster, marker))
 
     def serve(self, effect: Serve) -> bool:
-        """Set the fence and Apache's limit, then commit the probe; whether it is there."""
-        left = effect.until_seconds - boot_seconds()
-        if left <= 0:
+        """Set the fence and Apache's limit, then commit the probe; whether it is there.
+
+        The look at the clock stays the last thing before the rename: a run that stood still until
+        after its fence fired must not stage and commit again.
+        """
+        if boot_seconds() >= effect.until_seconds:
             return False
         self.fence.arm(effect.until_seconds)
-        limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() + left))
         if effect.commit:
             content = f"<!doctype html><title>{self.cluster.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
+            logging.info("Creating %s", self.paths.probe)
+        # The wall clock is read first: if time passes between the two, the limit is too early.
+        limit_seconds = time.time() - boot_seconds() + effect.until_seconds
+        limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
         if not effect.commit:
             return self.paths.probe.exists()
         if boot_seconds() >= effect.until_seconds:
             return False
-        logging.info("Creating %s", self.paths.probe)
         self.paths.staged.replace(self.paths.probe)
         return True
 
