@@ -4,16 +4,16 @@ One real web server answers for all of them; who is asked is told by the address
 under a temporary root, and systemd's `busctl` is an executable that notes what it was asked.
 """
 
-import io
 import json
-import logging
+import multiprocessing
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +27,9 @@ SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
 KEY = "5e" * 32
 WEB_SITE_HOST = "127.0.0.253"
 INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
+RUN_SECONDS = 30
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.world"])
 BUSCTL = r"""#!/bin/sh
 # Stands for systemd's busctl: notes what it is asked and which pages the node has by then, fails
 # while the file beside it exists.
@@ -152,12 +155,26 @@ class Ran(NamedTuple):
 
     code: int
     journal: str  # standard output, without the line's end
+    errors: str  # standard error
     log: list[str]  # "LEVEL - text" of the lines of this run
     seconds: float
 
     def said(self, text: str) -> bool:
         """Whether a line of the log holds this text."""
         return any(text in line for line in self.log)
+
+
+def _main(
+    root: str, metadata_url: str, env: dict[str, str], said: str, words: tuple[str, ...]
+) -> None:
+    """What a forked process does: `main`, with its files under `root`."""
+    os.environ.clear()
+    os.environ.update(env)
+    for stream, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{said}.{stream}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    loader.Paths.__init__.__defaults__ = (root,)
+    loader.METADATA = metadata_url
+    sys.exit(loader.main(list(words)))
 
 
 class World:
@@ -316,16 +333,17 @@ class World:
     # -- runs
 
     def run(self, *words: str) -> Ran:
-        """One run in this process, as `main` does it."""
-        handlers, before = logging.root.handlers[:], len(self.log())
-        journal, start = io.StringIO(), time.monotonic()
-        with redirect_stdout(journal):
-            code = loader.main(list(words))
+        """One run as `main` does it, in a process forked from one that has imported the agent."""
+        said, before, start = self.root / "said", len(self.log()), time.monotonic()
+        told = (str(self.root), self.metadata_url, dict(os.environ), str(said), words)
+        process = PROCESSES.Process(target=_main, args=told)
+        process.start()
+        process.join(RUN_SECONDS)
         seconds = time.monotonic() - start
-        for handler in logging.root.handlers:
-            handler.close()
-        logging.root.handlers[:] = handlers
-        return Ran(code, journal.getvalue().strip(), self.log()[before:], seconds)
+        assert process.exitcode is not None, f"the run goes on after {RUN_SECONDS} s"
+        journal, errors = (Path(f"{said}.{stream}").read_text() for stream in ("out", "err"))
+        assert "Traceback" not in errors, errors
+        return Ran(process.exitcode, journal.strip(), errors, self.log()[before:], seconds)
 
     def command(self, *words: str) -> list[str]:
         """The command that systemd runs on the node."""
@@ -377,11 +395,8 @@ class World:
 
 @contextmanager
 def open_world(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[World]:
-    """A world whose agent, in this process, finds its files under `root`."""
+    """A world whose agent finds its files under `root`, and its `busctl` before systemd's."""
     with open_cloud() as cloud:
         world = World(root, cloud, **options)
-        monkeypatch.setattr(loader.Paths.__init__, "__defaults__", (str(root),))
-        monkeypatch.setattr(loader, "METADATA", world.metadata_url)
         monkeypatch.setenv("PATH", str(world.busctl.parent), prepend=":")
-        monkeypatch.setattr(logging, "raiseExceptions", True)
         yield world
