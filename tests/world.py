@@ -25,6 +25,7 @@ from agent import loader
 
 SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
 KEY = "5e" * 32
+PUBLIC_ADDRESS = "198.51.100.4"
 WEB_SITE_HOST = "127.0.0.253"
 INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
 RUN_SECONDS = 30
@@ -252,7 +253,7 @@ class World:
             "compute": {"name": name, "zone": "1"},
             "network": {"interface": [{"ipv4": {"ipAddress": [address]}}]},
         }
-        front = {"frontendIpAddress": "198.51.100.4", "privateIpAddress": private}
+        front = {"frontendIpAddress": PUBLIC_ADDRESS, "privateIpAddress": private}
         balancer = {"loadbalancer": {"publicIpAddresses": [front]}}
         self.metadata_says(INSTANCE, Page(json.dumps(instance)))
         self.metadata_says(LOAD_BALANCER, Page(json.dumps(balancer)))
@@ -353,6 +354,36 @@ class World:
         """A run in a process of its own."""
         pipe = subprocess.PIPE
         return subprocess.Popen(self.command(*words), stdout=pipe, stderr=pipe, text=True)
+
+    def was_active(self) -> None:
+        """The node's files as a run leaves them that became active a moment ago."""
+        now, promise = loader.boot_seconds(), self.times.promise_seconds
+        epoch, stamp = "epoch of this boot", int(now * 1000)
+        state = loader.State(
+            epoch=epoch,
+            hold_until_seconds=promise,
+            vote=loader.Vote(self.me, epoch, stamp, now + promise, promise),
+            granted={self.me: (epoch, stamp)},
+            grants=dict.fromkeys(self.nodes, (stamp, promise)),
+            stamp=stamp,
+            candidate=True,
+            active=True,
+            quorum_runs=2,
+            sees=tuple(self.peers),
+            wall_offset_seconds=time.time() - now,
+            role="active",
+        )
+        moment = loader.Moment(now, time.time(), probe_there=True)
+        for name, marker in loader.markers_of(self.cluster(self.me), state, None, moment).items():
+            assert marker is not None
+            page = loader.format_marker(self.cluster(self.me), marker)
+            (self.paths.html / f"{name}.html").write_text(page)
+        private = self.nodes[self.me]["private_ip"]
+        identity = loader.Identity(self.me, private, PUBLIC_ADDRESS, "1")
+        self.paths.state.write_text(json.dumps(state._asdict()))
+        self.paths.identity.write_text(json.dumps(identity._asdict()))
+        self.paths.probe.touch()
+        self.paths.booted.unlink()
 
     # -- what came of it
 
