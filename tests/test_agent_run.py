@@ -331,6 +331,7 @@ def run_in_a_crowd(
         pytest.MonkeyPatch.context() as monkeypatch,
         open_world(root, monkeypatch, nodes=2 * len(names) + 1) as world,
     ):
+        world.saw_its_peers()
         bad = dict(zip(names, reversed(world.peers), strict=False))
         for case, peer in bad.items():
             spoil(world, peer, case)
@@ -403,16 +404,18 @@ def test_a_peer_that_misses_one_answer_keeps_its_marker(world: World) -> None:
     world.votes("node3")
     honest = world.cloud.pages[world.hosts["node3"], "/node1.html"]
     missing = iter([True])
+    kept = []
 
     def page(asked: Asked) -> Page:
         assert callable(honest)
+        kept.append(world.shown_to("node3") is not None)
         return CLOSES if next(missing, False) else honest(asked)
 
     world.says("node3", page)
     world.page("node2", "/", CLOSES)  # so that node3's vote is waited for
     world.says("node2", CLOSES)
     ran = world.run()
-    assert (world.active, world.shown_to("node3") is not None, ran.code) == (True, True, 0)
+    assert (world.active, len(kept) > 1, all(kept), ran.code) == (True, True, True, 0)
 
 
 MEASURE = """
@@ -809,9 +812,9 @@ def test_after_a_boot_the_first_run_holds_its_vote_from_when_bootup_ran(world: W
     world.paths.booted.unlink()
     start = loader.boot_seconds()
     world.run("bootup")
+    end = loader.boot_seconds()
     world.run()
-    hold = world.state()["hold_until_seconds"] - world.times.promise_seconds
-    assert start <= hold <= loader.boot_seconds()
+    assert start <= world.state()["hold_until_seconds"] - world.times.promise_seconds <= end
     assert world.state()["vote"] is None
     assert ("node1" in world.state()["grants"]) is False
 
@@ -883,7 +886,7 @@ LOST_STATES = {
     "a list": lambda _: "[]",
     "another version": lambda text: text.replace('"epoch"', '"era"', 1),
     "newer version": lambda text: text.replace("{", '{"mood": "good", ', 1),
-    "other records": lambda text: text.replace('"records": {', '"records": {"node9": [1], '),
+    "other records": lambda text: text.replace('"records": {}', '"records": {"node9": [1]}'),
 }
 
 

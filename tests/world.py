@@ -385,6 +385,12 @@ class World:
         self.paths.probe.touch()
         self.paths.booted.unlink()
 
+    def saw_its_peers(self) -> None:
+        """The node's files as a run leaves them that saw every peer, and no vote."""
+        self.was_active()
+        self.paths.probe.unlink()
+        self.change_state(active=False, grants={}, vote=None, role="passive")
+
     # -- what came of it
 
     def log(self) -> list[str]:
