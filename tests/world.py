@@ -4,16 +4,16 @@ One real web server answers for all of them; who is asked is told by the address
 under a temporary root, and systemd's `busctl` is an executable that notes what it was asked.
 """
 
-import io
 import json
-import logging
+import multiprocessing
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,8 +25,12 @@ from agent import loader
 
 SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
 KEY = "5e" * 32
+PUBLIC_ADDRESS = "198.51.100.4"
 WEB_SITE_HOST = "127.0.0.253"
 INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
+RUN_SECONDS = 30
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.world"])
 BUSCTL = r"""#!/bin/sh
 # Stands for systemd's busctl: notes what it is asked and which pages the node has by then, fails
 # while the file beside it exists.
@@ -152,12 +156,26 @@ class Ran(NamedTuple):
 
     code: int
     journal: str  # standard output, without the line's end
+    errors: str  # standard error
     log: list[str]  # "LEVEL - text" of the lines of this run
     seconds: float
 
     def said(self, text: str) -> bool:
         """Whether a line of the log holds this text."""
         return any(text in line for line in self.log)
+
+
+def _main(
+    root: str, metadata_url: str, env: dict[str, str], said: str, words: tuple[str, ...]
+) -> None:
+    """What a forked process does: `main`, with its files under `root`."""
+    os.environ.clear()
+    os.environ.update(env)
+    for stream, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{said}.{stream}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    loader.Paths.__init__.__defaults__ = (root,)
+    loader.METADATA = metadata_url
+    sys.exit(loader.main(list(words)))
 
 
 class World:
@@ -235,7 +253,7 @@ class World:
             "compute": {"name": name, "zone": "1"},
             "network": {"interface": [{"ipv4": {"ipAddress": [address]}}]},
         }
-        front = {"frontendIpAddress": "198.51.100.4", "privateIpAddress": private}
+        front = {"frontendIpAddress": PUBLIC_ADDRESS, "privateIpAddress": private}
         balancer = {"loadbalancer": {"publicIpAddresses": [front]}}
         self.metadata_says(INSTANCE, Page(json.dumps(instance)))
         self.metadata_says(LOAD_BALANCER, Page(json.dumps(balancer)))
@@ -316,16 +334,17 @@ class World:
     # -- runs
 
     def run(self, *words: str) -> Ran:
-        """One run in this process, as `main` does it."""
-        handlers, before = logging.root.handlers[:], len(self.log())
-        journal, start = io.StringIO(), time.monotonic()
-        with redirect_stdout(journal):
-            code = loader.main(list(words))
+        """One run as `main` does it, in a process forked from one that has imported the agent."""
+        said, before, start = self.root / "said", len(self.log()), time.monotonic()
+        told = (str(self.root), self.metadata_url, dict(os.environ), str(said), words)
+        process = PROCESSES.Process(target=_main, args=told)
+        process.start()
+        process.join(RUN_SECONDS)
         seconds = time.monotonic() - start
-        for handler in logging.root.handlers:
-            handler.close()
-        logging.root.handlers[:] = handlers
-        return Ran(code, journal.getvalue().strip(), self.log()[before:], seconds)
+        assert process.exitcode is not None, f"the run goes on after {RUN_SECONDS} s"
+        journal, errors = (Path(f"{said}.{stream}").read_text() for stream in ("out", "err"))
+        assert "Traceback" not in errors, errors
+        return Ran(process.exitcode, journal.strip(), errors, self.log()[before:], seconds)
 
     def command(self, *words: str) -> list[str]:
         """The command that systemd runs on the node."""
@@ -335,6 +354,42 @@ class World:
         """A run in a process of its own."""
         pipe = subprocess.PIPE
         return subprocess.Popen(self.command(*words), stdout=pipe, stderr=pipe, text=True)
+
+    def was_active(self) -> None:
+        """The node's files as a run leaves them that became active a moment ago."""
+        now, promise = loader.boot_seconds(), self.times.promise_seconds
+        epoch, stamp = "epoch of this boot", int(now * 1000)
+        state = loader.State(
+            epoch=epoch,
+            hold_until_seconds=promise,
+            vote=loader.Vote(self.me, epoch, stamp, now + promise, promise),
+            granted={self.me: (epoch, stamp)},
+            grants=dict.fromkeys(self.nodes, (stamp, promise)),
+            stamp=stamp,
+            candidate=True,
+            active=True,
+            quorum_runs=2,
+            sees=tuple(self.peers),
+            wall_offset_seconds=time.time() - now,
+            role="active",
+        )
+        moment = loader.Moment(now, time.time(), probe_there=True)
+        for name, marker in loader.markers_of(self.cluster(self.me), state, None, moment).items():
+            assert marker is not None
+            page = loader.format_marker(self.cluster(self.me), marker)
+            (self.paths.html / f"{name}.html").write_text(page)
+        private = self.nodes[self.me]["private_ip"]
+        identity = loader.Identity(self.me, private, PUBLIC_ADDRESS, "1")
+        self.paths.state.write_text(json.dumps(state._asdict()))
+        self.paths.identity.write_text(json.dumps(identity._asdict()))
+        self.paths.probe.touch()
+        self.paths.booted.unlink()
+
+    def saw_its_peers(self) -> None:
+        """The node's files as a run leaves them that saw every peer, and no vote."""
+        self.was_active()
+        self.paths.probe.unlink()
+        self.change_state(active=False, grants={}, vote=None, role="passive")
 
     # -- what came of it
 
@@ -377,11 +432,8 @@ class World:
 
 @contextmanager
 def open_world(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[World]:
-    """A world whose agent, in this process, finds its files under `root`."""
+    """A world whose agent finds its files under `root`, and its `busctl` before systemd's."""
     with open_cloud() as cloud:
         world = World(root, cloud, **options)
-        monkeypatch.setattr(loader.Paths.__init__, "__defaults__", (str(root),))
-        monkeypatch.setattr(loader, "METADATA", world.metadata_url)
         monkeypatch.setenv("PATH", str(world.busctl.parent), prepend=":")
-        monkeypatch.setattr(logging, "raiseExceptions", True)
         yield world
