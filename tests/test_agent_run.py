@@ -79,11 +79,16 @@ def test_three_agents_that_see_each_other_make_node1_active(
             for peer in world.peers:
                 marker = nodes[peer].paths.html / f"{world.me}.html"
                 world.says(peer, file_page(marker))
-        for _ in range(2):
+        votes: list[Any] = []
+        for _ in range(5):  # two will do; a busy machine starts them apart
             runs = [world.start() for world in nodes.values()]
             assert [run.wait(10) for run in runs] == [0, 0, 0]
-        assert [world.active for world in nodes.values()] == [True, False, False]
-        assert [world.status()["vote"]["candidate"] for world in nodes.values()] == ["node1"] * 3
+            assert sum(world.active for world in nodes.values()) <= 1
+            votes = [world.status()["vote"] for world in nodes.values()]
+            if nodes["node1"].active and all(votes):
+                break
+        assert [name for name, world in nodes.items() if world.active] == ["node1"]
+        assert [vote["candidate"] for vote in votes] == ["node1"] * 3
 
 
 def file_page(path: Path) -> Callable[[Asked], Page]:
