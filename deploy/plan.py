@@ -31,6 +31,17 @@ CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,89}(?<!\.)")
 REGION = re.compile(r"[a-z][a-z0-9]+")
 SIZE = re.compile(r"(Standard|Basic)_[A-Za-z0-9_-]+")
 
+RULE_NAMES = frozenset(
+    {
+        "AllowHttpFromInternet",
+        "AllowHttpFromRanges",
+        "AllowHttpFromPeers",
+        "AllowSshFromOperator",
+        "AllowPingFromNetwork",
+    }
+)
+"""Every name that a firewall rule of a plan may have."""
+
 NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 RESERVED_NAMES = frozenset({"index", "probe"})
 """A node's marker is `<name>.html`: these names would overwrite the node's own pages."""
@@ -164,8 +175,8 @@ def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
 
 
 def with_public_addresses(plan: Plan, addresses: Mapping[str, str]) -> Plan:
-    """The same plan with the public address of every node, by the node's name."""
-    nodes = tuple(replace(node, public_ip=addresses[node.name]) for node in plan.nodes)
+    """The same plan with the public addresses that are known, by the nodes' names."""
+    nodes = tuple(replace(node, public_ip=addresses.get(node.name)) for node in plan.nodes)
     return validated(replace(plan, nodes=nodes))
 
 
