@@ -5,7 +5,10 @@ import sys
 import click
 
 from deploy import Refusal
+from deploy.azure.cli import azure
 from deploy.plan import plan_command
+from deploy.release import publish_command
+from deploy.userdata import user_data_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,13 +16,14 @@ def deploy() -> None:
     """One active node out of three on Azure, or on this machine."""
 
 
-deploy.add_command(plan_command)
+for command in (azure, plan_command, publish_command, user_data_command):
+    deploy.add_command(command)
 
 
 def main() -> int:
     """Run one verb; a refusal is one sentence on standard error and exit code 2."""
     try:
-        deploy(standalone_mode=False)
+        exit_code = deploy(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return 2
@@ -29,7 +33,7 @@ def main() -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("deploy: stopped at your request.", err=True)
         return 130
-    return 0
+    return exit_code or 0
 
 
 if __name__ == "__main__":

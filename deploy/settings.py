@@ -43,9 +43,9 @@ HELP = {
     "region": "Azure region, e.g. westeurope.",
     "nodes": "How many: an odd number, 3 or more.",
     "size": "VM size of every node.",
-    "witness_size": "VM size of the last node, if it may be smaller.",
+    "witness_size": "VM size of the last node, if not as the others.",
     "image": "Image as PUBLISHER:OFFER:SKU:VERSION.",
-    "ssh_key": "File of the SSH public key that nodes let in.",
+    "ssh_key": "File of the SSH public key; else id_ed25519.pub or id_rsa.pub in ~/.ssh.",
     "http_from": "Address range that may reach HTTP, or Internet; repeat for more.",
     "ssh_from": "Address range that may reach SSH, or the URL of a service that tells your own.",
     "peer_address": "Which address of their peers the nodes ask: public or private.",
@@ -66,7 +66,7 @@ def settings_options(command: Command) -> Command:
             type=int if isinstance(field.default, int) else str,
             multiple=many,
             default=None,
-            help=f"{HELP[field.name]}  [{shown(field.default)}]",
+            help=HELP[field.name] + shown(field.default),
         )(command)
     return click.option(
         "--config",
@@ -77,7 +77,8 @@ def settings_options(command: Command) -> Command:
 
 def shown(default: object) -> str:
     """A default as `--help` prints it."""
-    return ", ".join(default) if isinstance(default, tuple) else str(default or "see docs/azure.md")
+    text = ", ".join(default) if isinstance(default, tuple) else str(default)
+    return f"  [{text}]" if text else ""
 
 
 def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:

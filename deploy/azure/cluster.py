@@ -1,10 +1,8 @@
 """One cluster on Azure: what is there, what would change, and the steps that make it so."""
 
-import tempfile
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from deploy import Refusal
@@ -21,9 +19,9 @@ from deploy.azure.resources import (
     resources,
 )
 from deploy.azure.state import State, fingerprint
-from deploy.azure.web_site import FOLDER, container, files_in, served, stale, upload
+from deploy.azure.web_site import container, served, stale, upload
 from deploy.plan import Plan, nodes_info, with_public_addresses
-from deploy.release import publish
+from deploy.release import release_files
 from deploy.userdata import user_data
 
 WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
@@ -94,18 +92,17 @@ class Cluster:
         """What the web site should serve; empty while the nodes' addresses are not known."""
         if not all(node.public_ip for node in self.plan_now().nodes):
             return {}
-        with tempfile.TemporaryDirectory() as folder:
-            publish(Path(folder), self.nodes_info())
-            return files_in(Path(folder))
+        return release_files(self.nodes_info())
 
-    def document(self, name: str) -> str:
-        """The first-boot document of a node."""
+    def document(self, name: str, key: str) -> str:
+        """The first-boot document of a node; raises `Refusal` where no node can be made of it."""
         return user_data(
             name,
             self.nodes_info(),
-            bootstrap_url=f"{self.endpoints()['web_site']}/{FOLDER}",
-            cluster_key=self.state.key_made_if_missing(),
+            bootstrap_url=f"{self.endpoints()['web_site']}/bootstrap",
+            cluster_key=key,
             period_seconds=self.plan.period_seconds,
+            peer_address=self.plan.peer_address,
         )
 
 
@@ -296,7 +293,8 @@ def creation(cluster: Cluster, resource: Resource) -> Body:
     """The body that creates a resource, with what is sent only then."""
     body: Body = merged(resource.at_creation, resource.body)
     if resource.kind == "virtual machine":
-        body = merged(custom_data(cluster.document(resource.name)), body)
+        key = cluster.state.key_made_if_missing()
+        body = merged(custom_data(cluster.document(resource.name, key)), body)
     return body
 
 
@@ -378,9 +376,15 @@ def refuse_other_key(cluster: Cluster, wanted: str | None) -> None:
     if key is None or fingerprint(key) != wanted:
         what = "missing" if key is None else "not the key of this cluster"
         raise Refusal(
-            f"{cluster.state.key_file}: {what}; copy the file from the computer that made the cluster"
-            " (on a node it is /etc/bootstrap/cluster.key)."
+            f"{cluster.state.key_file}: {what}; copy the file from the computer that made the"
+            " cluster (on a node it is /etc/bootstrap/cluster.key)."
         )
+
+
+def refuse_document(cluster: Cluster) -> None:
+    """Refuse settings of which no first-boot document can be made, before anything is created."""
+    for node in cluster.plan.nodes:
+        custom_data(cluster.document(node.name, key="0" * 64))
 
 
 def refuse_sizes(cluster: Cluster, planned: list[Change]) -> None:

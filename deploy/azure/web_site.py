@@ -3,7 +3,6 @@
 import mimetypes
 from collections.abc import Mapping
 from hashlib import md5
-from pathlib import Path
 
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import ResourceNotFoundError
@@ -11,8 +10,6 @@ from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetr
 
 CONTAINER = "$web"
 """What a static web site serves, https://learn.microsoft.com/azure/storage/blobs/storage-blob-static-website."""
-
-FOLDER = "bootstrap/"
 
 
 def container(endpoint: str, account: str, key: str) -> ContainerClient:
@@ -27,21 +24,15 @@ def container(endpoint: str, account: str, key: str) -> ContainerClient:
     )
 
 
-def files_in(directory: Path) -> dict[str, bytes]:
-    """A folder's files, by their names on the web site."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {FOLDER + path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
-
-
 def stale(files: Mapping[str, bytes], served: Mapping[str, bytes]) -> list[str]:
     """The names whose bytes are not what the web site serves, by MD5."""
     return [name for name, data in files.items() if served.get(name) != digest(data)]
 
 
 def served(site: ContainerClient) -> dict[str, bytes]:
-    """The MD5 of every file of the release that the web site serves."""
+    """The MD5 of every file that the web site serves."""
     try:
-        blobs = list(site.list_blobs(name_starts_with=FOLDER))
+        blobs = list(site.list_blobs())
     except ResourceNotFoundError:  # the web site is not switched on yet
         return {}
     return {blob.name: bytes(blob.content_settings.content_md5 or b"") for blob in blobs}

@@ -1,0 +1,1819 @@
+#!/usr/bin/env python3
+"""One run of the cluster's agent: who is up, who is active, is it me.
+
+systemd starts this file on every node at the same seconds of each minute. One run:
+
+ 1. self-update: ask the web site for a newer `loader.py`, effective at the next run;
+ 2. identity: the instance metadata's name and private address, the load balancer's public one;
+ 3. `nodes_info.json`: the nodes in order of preference, and how many are a majority;
+ 4. every peer at once: does its Apache answer, and what does its marker about us say?
+ 5. markers: `<peer>.html` here means "we see <peer>", and carries our vote;
+ 6. decision: with the promised votes of a majority the first node in the order is active;
+ 7. `probe.html`, which the load balancer asks for, exists on the active node alone.
+
+Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
+Rules are numbered as in docs/protocol.md, which also says why two nodes are never active.
+
+Files of ours: /etc/bootstrap/loader.py, /var/www/html/{<peer>,probe}.html and status.json,
+/run/bootstrap (this boot's promises and leases), /var/log/bootstrap/logfile.log.
+
+    loader.py             one run, as the timer starts it
+    loader.py --dry-run   print what this node sees and would do; change nothing
+    loader.py bootup      forget the last boot's probe and markers (bootup.service)
+    loader.py leave       hand the role over, then stop (handover.service)
+"""
+
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+from urllib3.exceptions import HTTPError  # what requests lets through while a body is read
+
+# ------------------------------------------------ settings and paths
+
+
+class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller decides what follows
+    """One sentence: the file, the value, and what would be right."""
+
+
+class Timing(NamedTuple):
+    """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
+
+    period_seconds: float
+    promise_seconds: float  # D: how long a vote binds the voter
+    lease_seconds: float  # L: how long a grant lasts for the candidate, from its stamp
+    margin_seconds: float  # F: between the fence and the end of the lease
+    poll_seconds: float  # pause between two polls of a run
+    stay_seconds: float  # least length of a run that is not calm
+    end_seconds: float  # longest run
+    fresh_seconds: float  # a marker that has not changed for so long counts as absent
+    timeout_seconds: float  # one request, and how long the first poll waits for an answer
+    connect_seconds: float  # the first request to a peer may take so long, but nobody waits
+
+
+DRIFT = 0.001
+"""Bound on the drift of two boot clocks, docs/protocol.md section 1 (rho)."""
+
+READY_RUNS = 2
+"""Runs with a majority before a node may take the role from an active one (K)."""
+
+
+def lease_of(promise_seconds: float) -> float:
+    """L: a lease that ends before a promise of D does, on whichever clock (protocol section 5)."""
+    return promise_seconds * (1 - DRIFT) / (1 + DRIFT)
+
+
+def timing(period_seconds: float) -> Timing:
+    """The times of docs/protocol.md section 1, all derived from the timer's period."""
+    promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
+    timeout_seconds = max(0.3, 0.05 * period_seconds)
+    return check(
+        Timing(
+            period_seconds=period_seconds,
+            promise_seconds=promise_seconds,
+            lease_seconds=lease_of(promise_seconds),
+            margin_seconds=max(0.2, 0.05 * period_seconds),
+            poll_seconds=max(0.1, period_seconds / 80),
+            stay_seconds=0.3 * period_seconds,
+            end_seconds=min(0.85 * period_seconds, 0.95 * period_seconds - timeout_seconds),
+            fresh_seconds=1.45 * period_seconds,
+            timeout_seconds=timeout_seconds,
+            connect_seconds=min(3.0, max(0.3, 0.15 * period_seconds)),
+        )
+    )
+
+
+def tick_spread_seconds(times: Timing) -> float:
+    """W: how far apart two nodes' ticks may be without costing the active node its role."""
+    round_seconds = times.timeout_seconds + times.poll_seconds
+    return times.lease_seconds - times.margin_seconds - times.period_seconds - round_seconds
+
+
+def check(times: Timing) -> Timing:
+    """The same times, if they keep the inequalities of docs/protocol.md section 1.
+
+    Raises `BadInput`: a period that is no divisor of 60, a lease as long as the promise, a lease
+    that ends before it can be renewed, or a run that may still go on when the next one is due.
+    """
+    period = times.period_seconds
+    if period != int(period) or not 2 <= period <= 60 or 60 % int(period):
+        raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
+    if times.lease_seconds > lease_of(times.promise_seconds):
+        raise BadInput(
+            f"a lease of {times.lease_seconds:g} s outlives a promise of"
+            f" {times.promise_seconds:g} s: two nodes could be active."
+        )
+    if tick_spread_seconds(times) < 0.5:
+        raise BadInput(
+            f"a lease of {times.lease_seconds:g} s ends before a run every {period:g} s can renew"
+            f" it: it needs {0.5 - tick_spread_seconds(times):.2f} s more."
+        )
+    if times.end_seconds + times.timeout_seconds >= period:
+        raise BadInput(f"a run of {times.end_seconds:g} s does not end within {period:g} s.")
+    return times
+
+
+def worst_failover_seconds(times: Timing) -> float:
+    """From the crash of the active node to its successor, at worst, with ticks at the same time.
+
+    The promises to the node that crashed run out D after its last stamp was read; if no run is
+    under way then, the next tick starts one; two more rounds collect the votes.
+    """
+    round_seconds = times.timeout_seconds + times.poll_seconds
+    freed = times.promise_seconds + round_seconds
+    into_the_run = freed % times.period_seconds
+    wait = max(0.0, times.period_seconds - into_the_run)
+    gap = wait if into_the_run + round_seconds > times.end_seconds else 0.0
+    return freed + gap + round_seconds
+
+
+class Settings(NamedTuple):
+    """What /etc/bootstrap/loader.conf may say."""
+
+    times: Timing = timing(20)
+    peer_address: str = "public"  # or "private": which of a peer's addresses is asked
+    bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
+
+
+class Paths:
+    """Where everything lies; a test gives a folder of its own as `root`."""
+
+    def __init__(self, root: str = "/") -> None:
+        self.etc = Path(root, "etc/bootstrap")
+        self.html = Path(root, "var/www/html")
+        self.run = Path(root, "run/bootstrap")
+        self.logfile = Path(root, "var/log/bootstrap/logfile.log")
+        self.loader = self.etc / "loader.py"
+        self.nodes_info = self.etc / "nodes_info.json"
+        self.key = self.etc / "cluster.key"
+        self.conf = self.etc / "loader.conf"
+        self.probe = self.html / "probe.html"
+        self.staged = self.html / ".probe.html"  # fence.service removes both
+        self.status = self.html / "status.json"
+        self.lease_until = self.run / "lease_until"
+        self.state = self.run / "state.json"
+        self.booted = self.run / "booted"
+        self.identity = self.run / "identity.json"
+        self.release = self.run / "release.json"
+        self.lock = self.run / "lock"
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of an INI file with one section, `[loader]`; a missing file means defaults.
+
+    Raises `BadInput` for an unreadable file, an unknown key, or a value out of range.
+    """
+    import configparser  # noqa: PLC0415 - costs 2 ms, and the file may be missing
+
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        return Settings()
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
+    found = dict(parser["loader"]) if parser.has_section("loader") else {}
+    unknown = sorted(set(found) - {"period_seconds", "peer_address", "bootstrap_url"})
+    unknown += sorted(set(parser.sections()) - {"loader"})
+    if unknown:
+        raise BadInput(
+            f"{path}: unknown {unknown[0]!r}: [loader] takes period_seconds, peer_address"
+            " and bootstrap_url."
+        )
+    try:
+        times = timing(float(found.get("period_seconds", "20")))
+    except ValueError:
+        raise BadInput(
+            f"{path}: period_seconds = {found['period_seconds']}: not a number."
+        ) from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+    peer_address = found.get("peer_address", "public")
+    if peer_address not in ("public", "private"):
+        raise BadInput(f"{path}: peer_address = {peer_address}: use public or private.")
+    return Settings(times, peer_address, found.get("bootstrap_url", "").rstrip("/"))
+
+
+NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
+ADDRESS = re.compile(r"[0-9a-zA-Z.:-]{1,253}")
+ENTRY_KEYS = ("ip_configuration_name", "network_interface_id", "private_ip", "public_ip")
+
+
+def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict[str, str]]:
+    """The nodes in order of preference: name -> the four strings of `ENTRY_KEYS`.
+
+    Raises `BadInput` that says which entry is wrong, and why.
+    """
+    try:
+        nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except ValueError as error:
+        raise BadInput(f"{path}: not JSON: {error}.") from error
+    if not isinstance(nodes, dict):
+        raise BadInput(f"{path}: use an object, node name -> addresses, in order of preference.")
+    for name, entry in nodes.items():
+        if not NODE_NAME.fullmatch(name) or name in ("index", "probe"):
+            raise BadInput(f"{path}: {name!r} is no name for a node: letters, digits and '-'.")
+        for key in ENTRY_KEYS:
+            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+                raise BadInput(f"{path}: {name} needs the text {key!r}.")
+    if len(nodes) < 3 or len(nodes) % 2 == 0:
+        raise BadInput(f"{path}: {len(nodes)} nodes: use an odd number, 3 or more.")
+    for key in ("private_ip", "public_ip"):
+        _check_addresses(nodes, key, path)
+    return nodes
+
+
+def _check_addresses(nodes: Mapping[str, Mapping[str, str]], key: str, path: str) -> None:
+    owners: dict[str, str] = {}
+    for name, entry in nodes.items():
+        if not ADDRESS.fullmatch(entry[key]):
+            raise BadInput(f"{path}: {name} has the {key} {entry[key]!r}: not an address.")
+        if (other := owners.setdefault(entry[key], name)) != name:
+            raise BadInput(f"{path}: {other} and {name} have the same {key} {entry[key]}.")
+
+
+def _unique(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"{path}: {twice!r} is there twice: each name once.")
+    return found
+
+
+def read_text(path: Path, what_is_right: str) -> str:
+    """The file's text; raises `BadInput` with `what_is_right` where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise BadInput(f"{path}: {why}: {what_is_right}.") from error
+
+
+def read_key(path: Path) -> bytes:
+    """The cluster's key: 32 bytes, written as 64 hexadecimal digits."""
+    text = read_text(path, "put the cluster's key there, 64 hexadecimal digits").strip()
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise BadInput(f"{path}: not a key: use 64 hexadecimal digits.")
+    return bytes.fromhex(text)
+
+
+# ------------------------------------------------ the one place that talks HTTP
+
+
+class Unanswered(Exception):  # noqa: N818 - silence is an observation, not a bug
+    """Why there was no usable answer, in words."""
+
+
+class Answer(NamedTuple):
+    """An HTTP answer, its body cut at the limit of the request."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+    whole: bool
+
+
+def new_session() -> requests.Session:
+    """A session that uses no proxy and no credentials of the environment.
+
+    Metadata must be asked directly: Azure's metadata service refuses what a proxy forwards.
+    """
+    session = requests.Session()
+    session.trust_env = False
+    session.headers.clear()
+    session.headers.update({"User-Agent": "azure-active-passive-cluster", "Accept": "*/*"})
+    return session
+
+
+def fetch(
+    session: requests.Session,
+    url: str,
+    *,
+    timeout_seconds: float,
+    limit_bytes: int = 8192,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """GET, without following redirects, reading at most `limit_bytes`.
+
+    `timeout_seconds` bounds each wait for the network, not their sum: who may not wait longer
+    asks from a thread (`Line`). Raises `Unanswered`.
+    """
+    try:
+        with session.get(
+            url,
+            timeout=(timeout_seconds, timeout_seconds),
+            allow_redirects=False,
+            stream=True,
+            headers=headers,
+        ) as response:
+            body = response.raw.read(limit_bytes + 1, decode_content=False)
+            whole = len(body) <= limit_bytes
+            return Answer(response.status_code, body[:limit_bytes], response.headers, whole)
+    except requests.Timeout as error:
+        raise Unanswered(f"no answer within {timeout_seconds:g} s") from error
+    except requests.ConnectionError as error:
+        raise Unanswered("no connection") from error
+    except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
+        raise Unanswered(f"no proper answer ({type(error).__name__})") from error
+
+
+class Line:
+    """One question at a time to one address, from a thread that nobody has to wait for."""
+
+    def __init__(self, name: str, answers: "queue.SimpleQueue[tuple[str, Any]]") -> None:
+        self.name = name
+        self.busy = False
+        self.session = new_session()
+        self._answers = answers
+
+    def ask(self, question: Callable[[requests.Session], Any]) -> None:
+        """Start asking; the outcome, or the `Unanswered`, arrives in the queue of answers."""
+        self.busy = True
+        threading.Thread(target=self._ask, args=(question,), daemon=True).start()
+
+    def _ask(self, question: Callable[[requests.Session], Any]) -> None:
+        try:
+            outcome = question(self.session)
+        except Unanswered as silence:
+            outcome = silence
+        self._answers.put((self.name, outcome))
+
+
+# ------------------------------------------------ who am I, and is there a newer me?
+
+METADATA = "http://169.254.169.254/metadata"
+INSTANCE_VERSION = "2021-02-01"
+LOAD_BALANCER_VERSION = "2020-10-01"
+
+
+class Identity(NamedTuple):
+    """What Azure's metadata service calls this node; `public_ip` is "" when it is in no pool."""
+
+    name: str
+    private_ip: str
+    public_ip: str = ""
+    zone: str = ""
+
+
+def ask_metadata(session: requests.Session, path: str, version: str) -> Any:
+    """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
+    url = f"{METADATA}/{path}?api-version={version}&format=json"
+    answer = fetch(session, url, timeout_seconds=2, limit_bytes=65536, headers={"Metadata": "true"})
+    if answer.status == 404:
+        return None
+    if answer.status != 200:
+        raise Unanswered(f"status {answer.status}")
+    try:
+        return json.loads(answer.body)
+    except ValueError as error:
+        raise Unanswered("not JSON") from error
+
+
+def ask_identity(session: requests.Session) -> Identity:
+    """Ask both metadata services for name and addresses. Raises `Unanswered`.
+
+    A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
+    public address unknown: it is shown, not used.
+    """
+    document = ask_metadata(session, "instance", INSTANCE_VERSION)
+    try:
+        compute = document["compute"]
+        address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
+        found = Identity(
+            str(compute["name"]),
+            str(address["privateIpAddress"]),
+            str(address.get("publicIpAddress", "")),
+            str(compute.get("zone", "")),
+        )
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Unanswered("no name or no private address in it") from error
+    if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
+        raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
+    try:
+        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION)
+        for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
+            if pair["privateIpAddress"] == found.private_ip:
+                return found._replace(public_ip=str(pair["frontendIpAddress"]))
+    except (Unanswered, KeyError, TypeError, AttributeError) as error:
+        logging.info("Load balancer metadata service: no public IP known: %s", error)
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, "" when it can't be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
+    """Ask for `loader.py`; with what is here unchanged since the last download: if-none-match."""
+    headers = {}
+    last = read_json(paths.release) or {}
+    if last.get("etag") and last.get("sha256") == file_sha256(paths.loader):
+        headers["If-None-Match"] = str(last["etag"])
+    return fetch(
+        session, f"{url}/loader.py", timeout_seconds=2, limit_bytes=1 << 20, headers=headers
+    )
+
+
+def update(answer: Answer, paths: Paths) -> None:
+    """Replace `loader.py` by the web site's, if that differs and compiles.
+
+    What is refused leaves the agent that is here; the new one runs from the next run on.
+    """
+    if answer.status == 304:
+        logging.info("File loader.py on the web site is unchanged, no need to download.")
+        return
+    if answer.status != 200 or not answer.whole:
+        logging.warning("File loader.py: status %s, not taken.", answer.status)
+        return
+    logging.info("File loader.tmp.py downloaded successfully.")
+    digest = hashlib.sha256(answer.body).hexdigest()
+    if digest == file_sha256(paths.loader):
+        logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
+    else:
+        try:
+            compile(answer.body, "loader.tmp.py", "exec")
+        except (SyntaxError, ValueError) as error:
+            logging.error("File loader.tmp.py does not compile, not taken: %s", error)
+            return
+        write_atomic(paths.loader, answer.body, staged=paths.etc / "loader.tmp.py", sync=True)
+        logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
+    write_atomic(
+        paths.release, json.dumps({"etag": answer.headers.get("ETag", ""), "sha256": digest})
+    )
+
+
+# ------------------------------------------------ markers: what nodes tell each other
+
+
+class Grant(NamedTuple):
+    """A vote as a marker shows it: for which request of which candidate, and for how long."""
+
+    candidate: str
+    epoch: str
+    stamp: int
+    promise_seconds: float
+    left_seconds: float = 0.0  # for people only
+
+
+class Marker(NamedTuple):
+    """What one node tells another, docs/protocol.md section 2."""
+
+    sender: str
+    receiver: str
+    epoch: str
+    stamp: int  # milliseconds on the sender's boot clock: its current request
+    candidate: bool
+    quorum_runs: int
+    holding: bool
+    vote: Grant | None
+    released: int
+    active: bool
+    yields_to: str | None
+    generation: str = ""
+    at: str = ""
+
+
+class Cluster(NamedTuple):
+    """Who takes part: the nodes in order of preference, which of them I am, and the key."""
+
+    me: str
+    order: tuple[str, ...]
+    key: bytes
+    times: Timing
+    generation: str = ""  # which loader.py this is
+
+    @property
+    def majority(self) -> int:
+        """The least number of nodes that any two such numbers must share a node of."""
+        return len(self.order) // 2 + 1
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Everybody else, in order of preference."""
+        return tuple(name for name in self.order if name != self.me)
+
+
+MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
+
+
+def common_fields(cluster: Cluster) -> dict[str, str]:
+    """What every marker of this cluster says: its own name for itself, and a digest of the members.
+
+    Neither tells anything about the key.
+    """
+    members = hashlib.sha256("\n".join(sorted(cluster.order)).encode()).hexdigest()[:16]
+    return {"cluster": _mac(cluster.key, b"cluster")[:16], "members": members}
+
+
+def _mac(key: bytes, text: bytes) -> str:
+    return hmac.new(key, text, "sha256").hexdigest()
+
+
+def _canonical(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def format_marker(cluster: Cluster, marker: Marker) -> str:
+    """A page that a person can read, with the signed fields as one JSON object in it."""
+    fields: dict[str, Any] = {**marker._asdict(), **common_fields(cluster)}
+    fields["from"], fields["to"] = fields.pop("sender"), fields.pop("receiver")
+    fields["vote"] = marker.vote and marker.vote._asdict()
+    fields["mac"] = _mac(cluster.key, _canonical(fields))
+    votes = f" and votes for {marker.vote.candidate}" if marker.vote else " and votes for nobody"
+    return (
+        f"<!doctype html><title>{marker.sender} sees {marker.receiver}</title>\n"
+        f"<p>{marker.sender} sees {marker.receiver}{votes}.</p>\n"
+        f"{MARKER_OPEN}{json.dumps(fields)}{MARKER_CLOSE}\n"
+    )
+
+
+def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
+    """The verified marker of `sender` about us. Raises `BadInput` with why it counts as absent."""
+    if not answer.whole:
+        raise BadInput("its marker is too large")
+    text = answer.body.decode("utf-8", "replace")
+    _, found, rest = text.partition(MARKER_OPEN)
+    if not found:
+        raise OlderAgent("its marker carries no vote: an older agent")
+    try:
+        fields = json.loads(rest.partition(MARKER_CLOSE)[0])
+        mac = fields.pop("mac")
+        genuine = hmac.compare_digest(_mac(cluster.key, _canonical(fields)), str(mac))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput("its marker is not whole") from error
+    if not genuine:
+        raise BadInput("its marker is not signed with the cluster's key")
+    ours = {**common_fields(cluster), "from": sender, "to": cluster.me}
+    for name, right in ours.items():
+        if fields.pop(name, None) != right:
+            raise BadInput(f"its marker is for another {name}")
+    try:
+        vote = fields.pop("vote")
+        return Marker(sender, cluster.me, vote=Grant(**vote) if vote else None, **fields)
+    except (TypeError, KeyError) as error:
+        raise BadInput("its marker has other fields: another version of the agent") from error
+
+
+class OlderAgent(BadInput):
+    """A marker of an agent that knows no votes."""
+
+
+# ------------------------------------------------ what this boot has promised
+
+
+class Vote(NamedTuple):
+    """A promise of this node: it binds until `until_seconds` on our boot clock."""
+
+    candidate: str
+    epoch: str
+    stamp: int
+    until_seconds: float
+    promise_seconds: float  # D when it was given
+
+
+class Record(NamedTuple):
+    """The newest marker seen of a peer: to know an unchanged one, and an older one, again."""
+
+    epoch: str
+    stamp: int
+    changed_seconds: float  # on our boot clock
+    retired: tuple[str, ...] = ()  # epochs of the peer's earlier boots
+
+
+class State(NamedTuple):
+    """Promises and leases of this boot, docs/protocol.md section 3; times on our boot clock.
+
+    Saved before anything that depends on it is published. Lost at reboot, on purpose.
+    """
+
+    epoch: str
+    hold_until_seconds: float
+    barred_until_seconds: float = 0.0  # an older agent is active: neither vote nor stand
+    vote: Vote | None = None
+    granted: Mapping[str, tuple[str, int]] = {}  # candidate -> epoch and stamp last granted
+    released: int = 0
+    grants: Mapping[str, tuple[int, float]] = {}  # voter -> newest own stamp granted, its D
+    stamp: int = 0
+    candidate: bool = False
+    active: bool = False
+    quorum_runs: int = 0
+    sees: tuple[str, ...] = ()  # peers that have a marker here
+    records: Mapping[str, Record] = {}
+    wall_offset_seconds: float | None = None  # wall clock minus boot clock
+    role: str = "passive"
+
+    def holding(self, now: float) -> bool:
+        """Whether this node may not vote yet."""
+        return now < max(self.hold_until_seconds, self.barred_until_seconds)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file of ours, None where there is none or it is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def load_state(paths: Paths, times: Timing, now: float) -> State:
+    """The state of this boot; a new one, which holds its vote, where there is none.
+
+    The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
+    without a reboot, and with it what it had promised.
+    """
+    found = read_json(paths.state)
+    try:
+        return State(**{**found, **_tuples(found)})
+    except (TypeError, KeyError, AttributeError, ValueError):
+        booted = read_json(paths.booted)
+        known = isinstance(booted, int | float) and booted <= now
+        epoch = os.urandom(8).hex()
+        return first_state(epoch, booted if known else now, times)
+
+
+def first_state(epoch: str, since_seconds: float, times: Timing) -> State:
+    """The state of a boot that has promised nothing since `since_seconds` on its boot clock.
+
+    What was promised before is forgotten, and has run out when the hold ends.
+    """
+    return State(epoch=epoch, hold_until_seconds=since_seconds + times.promise_seconds)
+
+
+def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "vote": Vote(*found["vote"]) if found["vote"] else None,
+        "granted": {name: (epoch, stamp) for name, (epoch, stamp) in found["granted"].items()},
+        "grants": {name: (stamp, promise) for name, (stamp, promise) in found["grants"].items()},
+        "sees": tuple(found["sees"]),
+        "records": {
+            name: Record(epoch, stamp, changed, tuple(retired))
+            for name, (epoch, stamp, changed, retired) in found["records"].items()
+        },
+    }
+
+
+# ------------------------------------------------ observe
+
+
+class Run(NamedTuple):
+    """What one run has learnt so far; `Seen` of a poll is made from it."""
+
+    started_seconds: float
+    leaving: bool = False
+    answered: frozenset[str] = frozenset()  # peers whose Apache answered in this run
+    markers: Mapping[str, Marker] = {}  # newest valid marker of each peer
+    first_stamps: Mapping[str, tuple[str, int]] = {}  # as first seen in this run
+    had_quorum: bool = False
+    notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
+
+
+class Reply(NamedTuple):
+    """What a peer answered in one poll: to the connectivity test, and for its marker about us."""
+
+    connected: bool
+    marker: Answer | None = None
+    serves_probe: bool = False  # asked only where the marker is an older agent's
+    why: str = ""
+
+
+def observe(
+    cluster: Cluster, state: State, run: Run, replies: Mapping[str, Reply], now: float
+) -> tuple[State, Run]:
+    """Take in the replies of one poll; who gave none keeps what it last said in this run."""
+    markers, records = dict(run.markers), dict(state.records)
+    notes, first = dict(run.notes), dict(run.first_stamps)
+    for name, reply in replies.items():
+        if not reply.connected or reply.marker is None:
+            continue
+        markers.pop(name, None)
+        notes[name] = ""
+        try:
+            marker = read_marker(cluster, name, reply.marker)
+            records[name] = newer_record(records.get(name), marker, now)
+        except BadInput as absent:
+            notes[name] = str(absent)
+            if isinstance(absent, OlderAgent) and reply.serves_probe:
+                until = now + cluster.times.promise_seconds
+                state = state._replace(barred_until_seconds=until)
+            continue
+        markers[name] = marker
+        first.setdefault(name, (marker.epoch, marker.stamp))
+    answered = run.answered | {name for name, reply in replies.items() if reply.connected}
+    sees = tuple(name for name in cluster.peers if name in answered or name in state.sees)
+    run = run._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
+    return state._replace(records=records, sees=sees), run
+
+
+def read_marker(cluster: Cluster, name: str, answer: Answer) -> Marker:
+    """The marker in an answer; raises `BadInput` with why it counts as absent."""
+    if answer.status != 200:
+        raise BadInput(f"it has no marker for us (status {answer.status})")
+    return parse_marker(cluster, name, answer)
+
+
+def newer_record(record: Record | None, marker: Marker, now: float) -> Record:
+    """The record after this marker. Raises `BadInput` for one that was replayed."""
+    if record is None:
+        return Record(marker.epoch, marker.stamp, now)
+    if marker.epoch in record.retired:
+        raise BadInput("its marker is of an earlier boot: replayed")
+    if marker.epoch != record.epoch:
+        return Record(marker.epoch, marker.stamp, now, (*record.retired[-7:], record.epoch))
+    if marker.stamp < record.stamp:
+        raise BadInput("its marker is older than one already seen: replayed")
+    if marker.stamp == record.stamp:
+        return record
+    return record._replace(stamp=marker.stamp, changed_seconds=now)
+
+
+class View(NamedTuple):
+    """What `decide` knows beside the state: the peers that see us and we them, and the time."""
+
+    now_seconds: float
+    markers: Mapping[str, Marker]  # M of section 3: present, verified, fresh
+    live: frozenset[str]  # two different stamps seen within this run
+    changed_seconds: Mapping[str, float]
+    probe_there: bool
+    leaving: bool
+    clock_stepped: bool
+    started_seconds: float
+
+
+def view_of(
+    cluster: Cluster, state: State, run: Run, now: float, *, probe_there: bool, stepped: bool
+) -> View:
+    """The view of this moment: markers that have not changed for too long count as absent."""
+    fresh = {
+        name: marker
+        for name, marker in run.markers.items()
+        if now - state.records[name].changed_seconds <= cluster.times.fresh_seconds
+    }
+    live = frozenset(
+        name for name, m in fresh.items() if run.first_stamps[name] != (m.epoch, m.stamp)
+    )
+    changed = {name: state.records[name].changed_seconds for name in fresh}
+    return View(now, fresh, live, changed, probe_there, run.leaving, stepped, run.started_seconds)
+
+
+# ------------------------------------------------ decide: pure, section 3
+
+
+class Claim(NamedTuple):
+    """Somebody who asks for votes, me included."""
+
+    epoch: str
+    stamp: int
+    active: bool
+    ready: bool  # may take the role from an active node
+
+
+class Decision(NamedTuple):
+    """What follows from a view: drop or serve the probe, then save, then publish `state`."""
+
+    state: State
+    drop: bool = False  # remove the probe before the state is saved and published
+    serve_until_seconds: float | None = None  # arm the fence for it, then commit the probe
+    yields_to: str | None = None
+    has_quorum: bool = False
+    settled: bool = False
+    reason: str = ""
+
+
+def decide(cluster: Cluster, state: State, view: View) -> Decision:
+    """One step of the protocol, docs/protocol.md section 3: ask, vote, count, act."""
+    now, times = view.now_seconds, cluster.times
+    electors = sum(not m.holding for m in view.markers.values()) + (not state.holding(now))
+    has_quorum = electors >= cluster.majority
+    higher = higher_candidates(cluster, state, view)
+    barred = now < state.barred_until_seconds
+    steps_down = state.active and (
+        bool(higher) or view.leaving or view.clock_stepped or barred or outvoted(cluster, view)
+    )
+    wants = has_quorum and not higher and not view.leaving and not steps_down and not barred
+    state, yields_to = cast_vote(cluster, state._replace(candidate=wants), view)
+    state = count(cluster, state, view)
+    lease = lease_end_seconds(cluster, state)
+    fence = lease - times.margin_seconds
+    drop, serve = False, None
+    if state.active and (steps_down or now >= fence or not view.probe_there):
+        drop, state = True, release(state, now)._replace(active=False)
+    elif wants and now < fence:
+        serve = fence
+    elif not state.active and state.grants and (not wants or asked_to_yield(cluster, view)):
+        state = release(state, now)
+    if not state.active and serve is None:
+        state = state._replace(stamp=max(state.stamp, int(now * 1000)))
+    decision = Decision(state, drop, serve, yields_to, has_quorum)
+    settled = is_settled(cluster, decision, view)
+    return decision._replace(settled=settled, reason=reason_of(cluster, decision, view))
+
+
+def higher_candidates(cluster: Cluster, state: State, view: View) -> list[str]:
+    """Candidates before me; while I am active only those that are ready to take over."""
+    before = cluster.order[: cluster.order.index(cluster.me)]
+    return [
+        name
+        for name in before
+        if (marker := view.markers.get(name)) is not None
+        and marker.candidate
+        and (not state.active or is_ready(marker, view))
+    ]
+
+
+def is_ready(marker: Marker, view: View) -> bool:
+    """Whether a candidate may take the role from an active node (K runs, and a live agent)."""
+    return marker.quorum_runs >= READY_RUNS and marker.sender in view.live
+
+
+def outvoted(cluster: Cluster, view: View) -> bool:
+    """Whether so many voters yield to somebody else that the rest is no majority."""
+    loyal = sum(m.yields_to in (None, cluster.me) for m in view.markers.values()) + 1
+    yielding = len(view.markers) + 1 - loyal
+    return yielding > 0 and loyal < cluster.majority
+
+
+def asked_to_yield(cluster: Cluster, view: View) -> bool:
+    """Whether a voter would rather vote for somebody else."""
+    return any(m.yields_to not in (None, cluster.me) for m in view.markers.values())
+
+
+def claims(cluster: Cluster, state: State, view: View) -> dict[str, Claim]:
+    """Who asks for votes now, most preferred first."""
+    found = {}
+    for name in cluster.order:
+        marker = view.markers.get(name)
+        if marker is not None and marker.candidate:
+            found[name] = Claim(marker.epoch, marker.stamp, marker.active, is_ready(marker, view))
+        elif name == cluster.me and state.candidate:
+            ready = state.quorum_runs >= READY_RUNS
+            found[name] = Claim(state.epoch, state.stamp, state.active, ready)
+    return found
+
+
+def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | None]:
+    """Rule Vote 1 to 3: the state with this node's promise, and whom it would rather vote for."""
+    now, vote = view.now_seconds, state.vote
+    if vote is not None and (now >= vote.until_seconds or is_released(cluster, state, view, vote)):
+        vote = None
+    state = state._replace(vote=vote)
+    if state.holding(now):
+        return state, None
+    asking = claims(cluster, state, view)
+    choice = vote.candidate if vote else next(iter(asking), None)
+    if choice is None or choice not in asking:
+        return state, None
+    claim = asking[choice]
+    if vote is not None:
+        for name, rival in asking.items():
+            if name == choice:
+                break
+            if not claim.active or rival.ready:
+                return state, name
+    epoch, stamp = state.granted.get(choice, ("", 0))
+    if epoch == claim.epoch and stamp >= claim.stamp:
+        return state, None  # granted once: seeing it again extends nothing
+    promise = cluster.times.promise_seconds
+    vote = Vote(choice, claim.epoch, claim.stamp, now + promise, promise)
+    granted = {**state.granted, choice: (claim.epoch, claim.stamp)}
+    return state._replace(vote=vote, granted=granted), None
+
+
+def is_released(cluster: Cluster, state: State, view: View, vote: Vote) -> bool:
+    """Whether the candidate has given up the very stamp that the vote was for."""
+    if vote.candidate == cluster.me:
+        return state.epoch == vote.epoch and state.released >= vote.stamp
+    marker = view.markers.get(vote.candidate)
+    return marker is not None and marker.epoch == vote.epoch and marker.released >= vote.stamp
+
+
+def count(cluster: Cluster, state: State, view: View) -> State:
+    """Rule Count: the newest stamp of mine that each voter shows granted."""
+    grants = dict(state.grants)
+    shown = {name: m.vote for name, m in view.markers.items() if m.vote is not None}
+    if (own := state.vote) is not None:
+        shown[cluster.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds)
+    for voter, vote in shown.items():
+        mine = vote.candidate == cluster.me and vote.epoch == state.epoch
+        newest = grants.get(voter, (state.released, 0.0))[0]
+        if mine and newest < vote.stamp <= state.stamp:
+            grants[voter] = (vote.stamp, vote.promise_seconds)
+    return state._replace(grants=grants)
+
+
+def lease_end_seconds(cluster: Cluster, state: State) -> float:
+    """When the lease ends on our boot clock: L after the majority-th newest stamp granted.
+
+    A voter that promised for less than our D is counted with its own.
+    """
+    times = cluster.times
+    ends = sorted(
+        stamp / 1000
+        + (times.lease_seconds if promise >= times.promise_seconds else lease_of(promise))
+        for stamp, promise in state.grants.values()
+    )
+    return ends[-cluster.majority] if len(ends) >= cluster.majority else float("-inf")
+
+
+def release(state: State, now: float) -> State:
+    """Give up every stamp so far: whoever granted one of them is free once it reads this."""
+    return state._replace(released=state.stamp, grants={}, stamp=max(state.stamp, int(now * 1000)))
+
+
+def is_settled(cluster: Cluster, decision: Decision, view: View) -> bool:
+    """Whether nothing is left to wait for in this run (docs/protocol.md section 4)."""
+    state, now = decision.state, view.now_seconds
+    active = active_node(cluster, state, view)
+    if active is None:
+        return False
+    if view.leaving:
+        return not state.active
+    calm = cluster.order.index(active) <= min(
+        cluster.order.index(name) for name in (cluster.me, *view.markers)
+    )
+    if not calm and now - view.started_seconds < cluster.times.stay_seconds:
+        return False
+    if state.active:
+        covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
+        return covered >= cluster.majority
+    return is_content(cluster, decision, view, active)
+
+
+def is_content(cluster: Cluster, decision: Decision, view: View, active: str) -> bool:
+    """Whether a passive node has given the active one what it needs for this tick."""
+    state, marker = decision.state, view.markers[active]
+    unchanged_seconds = view.now_seconds - view.changed_seconds[active]
+    if unchanged_seconds > cluster.times.period_seconds / 2:
+        return False
+    if decision.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
+        return False
+    bound = state.vote is not None and state.vote.candidate == active
+    return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
+
+
+def active_node(cluster: Cluster, state: State, view: View) -> str | None:
+    """The node that is active, as far as this one can see."""
+    if state.active:
+        return cluster.me
+    return next((n for n in cluster.order if n in view.markers and view.markers[n].active), None)
+
+
+def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
+    """Why this node is what it is, in the words that the log has always used, and the votes."""
+    state, me, now = decision.state, cluster.me, view.now_seconds
+    if state.active or decision.serve_until_seconds is not None:
+        return f"Node {me} reachability reach quorum and is preferred, set as active"
+    if view.leaving:
+        return f"Node {me} is leaving, set as passive"
+    if not len(view.markers) + 1 >= cluster.majority:
+        return f"Node {me} reachability does not reach quorum, set as passive"
+    if now < state.barred_until_seconds:
+        return f"Node {me} sees an older agent serve probe.html, set as passive"
+    if not state.candidate and decision.has_quorum:
+        return f"Node {me} reachability reach quorum but not preferred, set as passive"
+    promised = [
+        f"{voter} promised its vote to {vote.candidate} for {vote.left_seconds:.0f} s more"
+        for voter, vote in ((name, m.vote) for name, m in view.markers.items())
+        if vote is not None and vote.candidate != me
+    ]
+    if state.vote is not None and state.vote.candidate != me:
+        left = state.vote.until_seconds - now
+        promised.append(f"{me} promised its vote to {state.vote.candidate} for {left:.0f} s more")
+    holds = [name for name, m in view.markers.items() if m.holding]
+    if state.holding(now):
+        holds.append(me)
+    promised += [f"{name} holds its vote after its boot" for name in holds]
+    waits = "; ".join(promised) or "its votes are on the way"
+    return f"Node {me} reachability reach quorum, waits for votes, set as passive: {waits}"
+
+
+# ------------------------------------------------ one run: poll until it is settled
+
+
+class Poll(NamedTuple):
+    """Ask every peer for its marker, at first also for its front page; wait for `wait_for`."""
+
+    first: bool
+    wait_for: frozenset[str]
+
+
+class Save(NamedTuple):
+    """Write the state where only a reboot loses it."""
+
+    state: State
+
+
+class Publish(NamedTuple):
+    """Write the marker of every peer that we see, and remove the others."""
+
+    markers: Mapping[str, Marker | None]
+
+
+class Drop(NamedTuple):
+    """Remove the probe, whatever else fails; the answer is whether it is gone."""
+
+
+class Serve(NamedTuple):
+    """Arm the fence, tell Apache, then commit the probe; the answer is whether it is there."""
+
+    until_seconds: float
+    commit: bool
+
+
+class Pause(NamedTuple):
+    """Wait."""
+
+    seconds: float
+
+
+Effect = Poll | Save | Publish | Drop | Serve | Pause
+
+
+class Moment(NamedTuple):
+    """What every effect answers: the time afterwards, whether the probe exists, and its result."""
+
+    boot_seconds: float
+    wall_seconds: float
+    probe_there: bool
+    value: Any = None
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    state: State
+    run: Run
+    reason: str
+
+
+Steps = Generator[Effect, Moment, Outcome]
+
+
+def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = False) -> Steps:
+    """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
+
+    A file that can't be written ends the run without the probe: the promises that others made to
+    this node run out by themselves.
+    """
+    run = Run(start.boot_seconds, leaving)
+    try:
+        return (yield from _settle(cluster, state, run, start))
+    except OSError as error:
+        yield Drop()
+        where = getattr(error, "filename", None)
+        reason = f"can't write {where}: {error.strerror}" if where else str(error)
+        return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
+
+
+def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
+    state, moment = yield from _begin(cluster, state, moment)
+    times, slow, first = cluster.times, frozenset[str](), True
+    while True:
+        moment = yield Poll(first, frozenset(cluster.peers) - slow)
+        first = False
+        asleep_seconds = moment.boot_seconds - run.started_seconds - times.end_seconds
+        if asleep_seconds > times.timeout_seconds + times.poll_seconds:
+            return (yield from _overslept(cluster, state, run, moment))
+        slow = frozenset(cluster.peers) - {n for n, r in moment.value.items() if r.connected}
+        state, run = observe(cluster, state, run, moment.value, moment.boot_seconds)
+        state, stepped = note_wall_clock(state, moment)
+        view = view_of(
+            cluster,
+            state,
+            run,
+            moment.boot_seconds,
+            probe_there=moment.probe_there,
+            stepped=stepped,
+        )
+        decision = decide(cluster, state, view)
+        if decision.has_quorum and not run.had_quorum:
+            run = run._replace(had_quorum=True)
+            runs = decision.state.quorum_runs + 1
+            decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
+        state = yield from _apply(cluster, decision)
+        if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
+            return (yield from _finish(cluster, state, run, decision))
+        yield Pause(times.poll_seconds)
+
+
+def _begin(
+    cluster: Cluster, state: State, moment: Moment
+) -> Generator[Effect, Moment, tuple[State, Moment]]:
+    """Drop a probe that should not be there before anything else, then ask with a new stamp."""
+    state, stepped = note_wall_clock(state, moment)
+    now = moment.boot_seconds
+    late = now >= lease_end_seconds(cluster, state) - cluster.times.margin_seconds
+    rightful = state.active and moment.probe_there and not late and not stepped
+    if (state.active or moment.probe_there) and not rightful:
+        if not (yield Drop()).value:
+            raise OSError("can't remove probe.html")
+        if state.active:
+            state = release(state, now)._replace(active=False)
+    state = state._replace(stamp=max(state.stamp, int(now * 1000)))
+    yield Save(state)
+    moment = yield Publish(markers_of(cluster, state, None, moment))
+    return state, moment
+
+
+def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
+    """The state with the distance of the two clocks, and whether it jumped since the last poll."""
+    offset = moment.wall_seconds - moment.boot_seconds
+    before = state.wall_offset_seconds
+    stepped = before is not None and abs(offset - before) > 1
+    return state._replace(wall_offset_seconds=offset), stepped
+
+
+def _apply(cluster: Cluster, decision: Decision) -> Generator[Effect, Moment, State]:
+    """Drop, save, serve, publish: in this order, so that nothing is shown before it holds."""
+    state = decision.state
+    if decision.drop and not (yield Drop()).value:
+        raise OSError("can't remove probe.html")
+    moment = yield Save(state)
+    if decision.serve_until_seconds is not None:
+        moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
+        if bool(moment.value) != state.active:
+            state = state._replace(active=bool(moment.value))
+            moment = yield Save(state)
+    yield Publish(markers_of(cluster, state, decision.yields_to, moment))
+    return state
+
+
+def _overslept(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
+    """The run was stopped or frozen: its view is too old to publish anything."""
+    fence = lease_end_seconds(cluster, state) - cluster.times.margin_seconds
+    if not state.active or moment.boot_seconds >= fence:
+        yield Drop()
+    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, set as passive")
+
+
+def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Steps:
+    """Peers that answered nothing in the whole run lose their marker."""
+    sees = tuple(name for name in cluster.peers if name in run.answered)
+    quorum_runs = state.quorum_runs if run.had_quorum else 0
+    role = "active" if state.active else "passive"
+    last = state._replace(sees=sees, quorum_runs=quorum_runs, role=role)
+    moment = yield Save(last)
+    if (sees, quorum_runs) != (state.sees, state.quorum_runs):
+        yield Publish(markers_of(cluster, last, decision.yields_to, moment))
+    return Outcome(last, run, decision.reason)
+
+
+def markers_of(
+    cluster: Cluster, state: State, yields_to: str | None, moment: Moment
+) -> dict[str, Marker | None]:
+    """The marker for every peer that this node sees, None for the others."""
+    now, vote = moment.boot_seconds, None
+    if (own := state.vote) is not None and now < own.until_seconds:
+        left = round(own.until_seconds - now, 1)
+        vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
+    marker = Marker(
+        sender=cluster.me,
+        receiver="",
+        epoch=state.epoch,
+        stamp=state.stamp,
+        candidate=state.candidate,
+        quorum_runs=state.quorum_runs,
+        holding=state.holding(now),
+        vote=vote,
+        released=state.released,
+        active=state.active,
+        yields_to=yields_to,
+        generation=cluster.generation,
+        at=utc(moment.wall_seconds),
+    )
+    return {
+        name: marker._replace(receiver=name) if name in state.sees else None
+        for name in cluster.peers
+    }
+
+
+def utc(wall_seconds: float) -> str:
+    """A wall-clock time for people."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_seconds))
+
+
+# ------------------------------------------------ apply: files, fence, requests
+
+
+def write_atomic(
+    path: Path, content: str | bytes, *, staged: Path | None = None, sync: bool = False
+) -> None:
+    """The one writer of files: `path` appears whole or not at all. Raises `OSError`."""
+    staged = staged or path.with_name(f".{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        staged.replace(path)
+    except OSError:
+        staged.unlink(missing_ok=True)
+        raise
+
+
+def boot_seconds() -> float:
+    """The boot clock: goes on in suspend, no step of the wall clock moves it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+MANAGER = "org.freedesktop.systemd1.Manager"
+
+
+def call_systemd(verb: str, *words: str) -> str:
+    """One D-Bus call to the manager. Raises `OSError` when it fails or takes over 2 s."""
+    import subprocess  # noqa: PLC0415 - only the active node needs it, and it costs 4 ms
+
+    command = ["busctl", verb, *SYSTEMD, MANAGER, *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip()
+        raise OSError(f"can't reach systemd for the fence: {said}") from error
+    return done.stdout
+
+
+class Fence:
+    """The timer that removes the probe at a moment of the boot clock, whatever becomes of us.
+
+    systemd counts OnBootSec= on the monotonic clock, in a container from its own start; the
+    deadline is absolute, so arming it late or twice never lengthens it (systemd.timer(5)).
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._armed = paths.run / "fence"
+        self._base = paths.run / "timer_base_microseconds"
+
+    def arm(self, until_seconds: float) -> None:
+        """Arm for `until_seconds` on the boot clock; only then drop the fence before. `OSError`."""
+        suspended = boot_seconds() - time.monotonic()
+        microseconds = int((until_seconds - suspended) * 1e6) - self._base_microseconds()
+        name = f"fence-{int(until_seconds * 1000)}.timer"
+        before = self._read(self._armed)
+        if name == before:
+            return
+        properties = (
+            *("Description", "s", "Removes probe.html when the lease ends"),
+            *("Unit", "s", "fence.service"),
+            *("AccuracyUSec", "t", "50000"),
+            *("RemainAfterElapse", "b", "false"),
+            *("TimersMonotonic", "a(st)", "1", "OnBootSec", str(max(microseconds, 1))),
+        )
+        signature = "ssa(sv)a(sa(sv))"
+        call_systemd("call", "StartTransientUnit", signature, name, "fail", "5", *properties, "0")
+        write_atomic(self._armed, name)
+        self._stop(before)
+
+    def disarm(self) -> None:
+        """Drop the fence; a probe that is gone needs none. Raises `OSError`."""
+        before = self._read(self._armed)
+        self._armed.unlink(missing_ok=True)
+        self._stop(before)
+
+    def _stop(self, name: str) -> None:
+        if not name or int(name[6:-6]) / 1000 < boot_seconds():
+            return  # it has fired, and its unit is gone
+        call_systemd("call", "StopUnit", "ss", name, "fail")
+
+    def _base_microseconds(self) -> int:
+        if not Path("/run/systemd/container").exists():
+            return 0
+        known = self._read(self._base)
+        if not known:
+            known = call_systemd("get-property", "UserspaceTimestampMonotonic").split()[1]
+            write_atomic(self._base, known)
+        return int(known)
+
+    @staticmethod
+    def _read(path: Path) -> str:
+        try:
+            return path.read_text(encoding="ascii")
+        except FileNotFoundError:
+            return ""
+
+
+class Machine:
+    """Does on this node what `settle` asks for."""
+
+    def __init__(self, cluster: Cluster, addresses: Mapping[str, str], paths: Paths) -> None:
+        self.cluster, self.paths = cluster, paths
+        self.urls = {name: f"http://{addresses[name]}" for name in cluster.peers}
+        self.replies: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.lines = {name: Line(name, self.replies) for name in cluster.peers}
+        self.fence = Fence(paths)
+        self.vote: Vote | None = None
+        self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
+
+    def moment(self, value: Any = None) -> Moment:
+        """The time, and whether the probe exists."""
+        return Moment(boot_seconds(), time.time(), self.paths.probe.exists(), value)
+
+    def drive(self, steps: Steps) -> Outcome:
+        """Do every effect of a run and hand back what came of it."""
+        try:
+            effect = next(steps)
+            while True:
+                try:
+                    value = self.do(effect)
+                except OSError as error:
+                    effect = steps.throw(error)
+                else:
+                    effect = steps.send(self.moment(value))
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+    def do(self, effect: Effect) -> Any:
+        """Do one effect. Raises `OSError` where a file can't be written."""
+        if isinstance(effect, Poll):
+            return self.poll(effect)
+        if isinstance(effect, Save):
+            return self.save(effect.state)
+        if isinstance(effect, Publish):
+            return self.publish(effect.markers)
+        if isinstance(effect, Drop):
+            return drop_probe(self.paths)
+        if isinstance(effect, Serve):
+            return self.serve(effect)
+        return time.sleep(effect.seconds)
+
+    def poll(self, effect: Poll) -> dict[str, Reply]:
+        """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
+        for name, line in self.lines.items():
+            if not line.busy:
+                line.ask(self.question(name, first=effect.first))
+        replies: dict[str, Reply] = {}
+        deadline = time.monotonic() + self.cluster.times.timeout_seconds
+        waiting = set(effect.wait_for)
+        while True:
+            left = deadline - time.monotonic() if waiting else 0.0
+            try:
+                name, outcome = self.replies.get(timeout=max(left, 0.0))
+            except queue.Empty:
+                break
+            self.lines[name].busy = False
+            waiting.discard(name)
+            silent = isinstance(outcome, Unanswered)
+            replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
+            self.silent[name] = replies[name].why
+        for name in waiting:
+            self.silent[name] = f"no answer within {self.cluster.times.timeout_seconds:g} s"
+        return replies
+
+    def question(self, name: str, *, first: bool) -> Callable[[requests.Session], Reply]:
+        """What to ask a peer: at first its front page, then its marker about us."""
+        url, me, times = self.urls[name], self.cluster.me, self.cluster.times
+
+        def ask(session: requests.Session) -> Reply:
+            if first:
+                page = fetch(session, f"{url}/", timeout_seconds=times.connect_seconds)
+                if page.status != 200:
+                    return Reply(connected=False, why=f"status {page.status}")
+            patience = times.timeout_seconds
+            marker = fetch(session, f"{url}/{me}.html", timeout_seconds=patience)
+            if marker.status not in (200, 404):
+                return Reply(connected=False, why=f"status {marker.status}")
+            older = marker.status == 200 and MARKER_OPEN.encode() not in marker.body
+            probe = fetch(session, f"{url}/probe.html", timeout_seconds=patience) if older else None
+            return Reply(
+                connected=True, marker=marker, serves_probe=bool(probe and probe.status == 200)
+            )
+
+        return ask
+
+    def save(self, state: State) -> None:
+        """Write the state before anything that depends on it is shown."""
+        if state.vote and (not self.vote or self.vote.candidate != state.vote.candidate):
+            logging.info("Vote for %s (promise of %g s)", state.vote[0], state.vote.promise_seconds)
+        self.vote = state.vote
+        write_atomic(self.paths.state, json.dumps(state._asdict()))
+        self.paths.booted.unlink(missing_ok=True)
+
+    def publish(self, markers: Mapping[str, Marker | None]) -> None:
+        """Write or remove every peer's marker."""
+        for name, marker in markers.items():
+            path = self.paths.html / f"{name}.html"
+            if marker is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_atomic(path, format_marker(self.cluster, marker))
+
+    def serve(self, effect: Serve) -> bool:
+        """Set the fence and Apache's limit, then commit the probe; whether it is there."""
+        left = effect.until_seconds - boot_seconds()
+        if left <= 0:
+            return False
+        self.fence.arm(effect.until_seconds)
+        limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() + left))
+        if effect.commit:
+            content = f"<!doctype html><title>{self.cluster.me} is active</title>\n"
+            write_atomic(self.paths.staged, content)
+        write_atomic(self.paths.lease_until, limit)
+        if not effect.commit:
+            return self.paths.probe.exists()
+        if boot_seconds() >= effect.until_seconds:
+            return False
+        logging.info("Creating %s", self.paths.probe)
+        self.paths.staged.replace(self.paths.probe)
+        return True
+
+
+def drop_probe(paths: Paths) -> bool:
+    """Remove the probe, and make Apache refuse it even if that fails; whether it is gone."""
+    for path in (paths.probe, paths.staged):
+        try:
+            path.unlink()
+            logging.info("Removing %s", path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            logging.error("Can't remove %s: %s", path, error.strerror)
+    try:
+        write_atomic(paths.lease_until, "0")
+        Fence(paths).disarm()
+    except OSError as error:
+        logging.error("%s", error)
+    return not paths.probe.exists()
+
+
+# ------------------------------------------------ the verbs
+
+
+class Ahead:
+    """Self-update and identity, asked at once from threads: neither may delay the decision."""
+
+    def __init__(self, settings: Settings, paths: Paths) -> None:
+        self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._outcomes: dict[str, Any] = {}
+        if url := settings.bootstrap_url:
+            Line("release", self._answers).ask(lambda session: ask_release(session, url, paths))
+        Line("identity", self._answers).ask(ask_identity)
+
+    def take(self, name: str, patience_seconds: float) -> Any:
+        """The outcome, once; None when it is not there within `patience_seconds`."""
+        deadline = time.monotonic() + patience_seconds
+        while name not in self._outcomes:
+            try:
+                left = max(0.0, deadline - time.monotonic())
+                other, outcome = self._answers.get(timeout=left)
+            except queue.Empty:
+                return None
+            self._outcomes[other] = outcome
+        return self._outcomes.pop(name)
+
+
+def take_update(ahead: Ahead, paths: Paths, patience_seconds: float) -> bool:
+    """Take a newer agent if the answer is there; False where it is worth asking again."""
+    answer = ahead.take("release", patience_seconds)
+    try:
+        if isinstance(answer, Answer):
+            update(answer, paths)
+        elif answer is not None:
+            logging.warning("File loader.py: the web site gives %s, the run goes on.", answer)
+    except OSError as error:
+        logging.error("File loader.py is not replaced: %s", error)
+    return answer is not None
+
+
+def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
+    """Who this node is; the one cached for this boot where metadata fails.
+
+    Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
+    """
+    logging.info("Reading instance metadata service")
+    try:
+        known = Identity(**read_json(paths.identity))
+    except TypeError:
+        known = None
+    found = ahead.take("identity", patience_seconds if known else 5.0)
+    if not isinstance(found, Identity):
+        logging.warning("Instance metadata service: %s", found or "no answer yet")
+        if known is None:
+            raise BadInput("the instance metadata service does not say who this node is")
+        logging.info("Using the identity known for this boot")
+        found = known
+    elif found != known:
+        write_atomic(paths.identity, json.dumps(found._asdict()))
+    logging.info("Local node name: %s", found.name)
+    logging.info("Local node private IP: %s", found.private_ip)
+    logging.info("Reading load balancer metadata service")
+    logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
+    return found
+
+
+def read_cluster(
+    identity: Identity, settings: Settings, paths: Paths
+) -> tuple[Cluster, dict[str, dict[str, str]]]:
+    """The cluster that this node takes part in. Raises `BadInput`."""
+    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
+    nodes = parse_nodes_info(text, str(paths.nodes_info))
+    logging.info("List of nodes in cluster: %s", list(nodes))
+    if identity.name not in nodes:
+        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
+    logging.info("There are total: %d nodes in the cluster", len(nodes))
+    key = read_key(paths.key)
+    generation = file_sha256(paths.loader)[:12]
+    cluster = Cluster(identity.name, tuple(nodes), key, settings.times, generation)
+    logging.info(
+        "Require minimum %d majority nodes to vote who's the active node", cluster.majority
+    )
+    return cluster, nodes
+
+
+def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
+    """One run, in the order of the header. Raises `BadInput`."""
+    patience_seconds = max(0.1, settings.times.period_seconds / 40)
+    ahead = Ahead(settings, paths)
+    updated = take_update(ahead, paths, patience_seconds)
+    identity = who_am_i(ahead, paths, patience_seconds)
+    cluster, nodes = read_cluster(identity, settings, paths)
+    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
+    machine = Machine(cluster, addresses, paths)
+    start = machine.moment()
+    state = load_state(paths, settings.times, start.boot_seconds)
+    outcome = machine.drive(settle(cluster, state, start, leaving=leaving))
+    log_trace(machine, outcome, nodes, addresses)
+    report(paths, identity, machine, state.role, outcome)
+    if not updated:
+        take_update(ahead, paths, 2.0)
+
+
+def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
+    """The nodes that see each other both ways, this one included, most preferred first."""
+    return [name for name in cluster.order if name == cluster.me or name in outcome.run.markers]
+
+
+def log_trace(
+    machine: Machine,
+    outcome: Outcome,
+    nodes: Mapping[str, Mapping[str, str]],
+    addresses: Mapping[str, str],
+) -> None:
+    """The trace of a run, line by line, as operators of this design know it."""
+    cluster, run = machine.cluster, outcome.run
+    for name in cluster.order:
+        address = addresses[name]
+        if name == cluster.me:
+            logging.info("Node Name: %s with public IP: %s is local, skip", name, address)
+        else:
+            log_peer(machine, run, name, address)
+    reachable = reachable_nodes(cluster, outcome)
+    addresses_reached = [addresses[name] for name in reachable]
+    logging.info("All reachable nodes (including local node): %s", addresses_reached)
+    enough = "more than or equal to" if len(reachable) >= cluster.majority else "less than"
+    logging.info(
+        "Total reachable nodes %d is %s majority nodes %d", len(reachable), enough, cluster.majority
+    )
+    ordered = [(name, dict(nodes[name])) for name in reachable]
+    logging.info("Filtered reachable ordered nodes %s", ordered)
+    logging.info("%s", outcome.reason)
+    if not outcome.state.active and not machine.paths.probe.exists():
+        logging.info("probe.html already does not exist")
+
+
+def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
+    """What one peer answered in this run."""
+    me, marker = machine.cluster.me, machine.paths.html / f"{name}.html"
+    logging.info(
+        "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
+    )
+    if name not in run.answered:
+        why = machine.silent.get(name, "")
+        logging.warning("HTTP Connectivity failed to %s: %s", address, why)
+        logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
+        return
+    logging.info("HTTP Connectivity is successful to %s", address)
+    logging.info(
+        "Able to reach %s, creating %s to let remote know connection from local to remote works",
+        *(name, marker),
+    )
+    logging.info("Now check if remote can see local by lookup %s.html on %s", name, me)
+    if name in run.markers:
+        logging.info("Confirmed %s can see %s", address, me)
+        logging.info(
+            "Both %s and %s can see each other, add remote public IP to reachable list", me, name
+        )
+    else:
+        why = run.notes.get(name) or "its marker is too old"
+        logging.warning("Not confirmed that %s can see %s: %s", address, me, why)
+
+
+def status_of(
+    identity: Identity, machine: Machine, outcome: Outcome, now: Moment
+) -> dict[str, Any]:
+    """The view of this node, for pages and tools; every length of time counts from `at`."""
+    cluster, state, run = machine.cluster, outcome.state, outcome.run
+    times, boot = cluster.times, now.boot_seconds
+    vote = state.vote if state.vote and boot < state.vote.until_seconds else None
+    lease = lease_end_seconds(cluster, state) - boot
+    hold = max(state.hold_until_seconds, state.barred_until_seconds) - boot
+    shown = {name: marker.vote for name, marker in run.markers.items()}
+    return {
+        "node": cluster.me,
+        "zone": identity.zone,
+        "role": "active" if state.active else "passive",
+        "reason": outcome.reason,
+        "at": utc(now.wall_seconds),
+        "period_seconds": times.period_seconds,
+        "version": cluster.generation,
+        "private_ip": identity.private_ip,
+        "public_ip": identity.public_ip,
+        "needed": cluster.majority,
+        "reachable": reachable_nodes(cluster, outcome),
+        "peers": {
+            name: {
+                "sees": name in run.answered,
+                "seen_by": name in run.markers,
+                "votes_for": vote_shown.candidate if (vote_shown := shown.get(name)) else None,
+            }
+            for name in cluster.peers
+        },
+        "vote": vote
+        and {"candidate": vote.candidate, "seconds": round(vote.until_seconds - boot, 1)},
+        "lease_seconds": round(lease, 1) if state.active else None,
+        "holding_seconds": round(hold, 1) if hold > 0 else None,
+        "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
+    }
+
+
+def report(
+    paths: Paths, identity: Identity, machine: Machine, role_before: str, outcome: Outcome
+) -> None:
+    """status.json, and one line in the journal; a WARNING when the role changed."""
+    status = status_of(identity, machine, outcome, machine.moment())
+    try:
+        write_atomic(paths.status, json.dumps(status))
+    except OSError as error:
+        logging.error("Can't write %s: %s", paths.status, error.strerror)
+    changed = status["role"] != role_before
+    if changed:
+        logging.warning("Role changed from %s to %s", role_before, status["role"])
+    tell_journal(f"{status['role']}: {outcome.reason}", warning=changed)
+
+
+def tell_journal(sentence: str, *, warning: bool = False) -> None:
+    """One line on standard output; the journal reads its level from the prefix (sd-daemon(3))."""
+    prefix = ("<4>" if warning else "<6>") if "JOURNAL_STREAM" in os.environ else ""
+    print(f"{prefix}{sentence}", flush=True)
+
+
+def leave(paths: Paths, settings: Settings) -> None:
+    """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
+    state = load_state(paths, settings.times, boot_seconds())
+    if not state.active:
+        return
+    times = settings.times
+    wait_seconds = times.period_seconds - time.time() % times.period_seconds
+    left_seconds = 1.5 * times.period_seconds - wait_seconds - times.connect_seconds
+    time.sleep(wait_seconds)
+    last = times._replace(end_seconds=min(times.end_seconds, left_seconds))
+    run(paths, settings._replace(times=last), leaving=True)
+
+
+def bootup(paths: Paths) -> None:
+    """Start as a passive node: no probe, no markers of the last boot, a vote that is held.
+
+    Runs before Apache. Raises `OSError` when a probe can't be removed: Apache refuses it all the
+    same, because the last boot's lease is gone.
+    """
+    paths.run.mkdir(parents=True, exist_ok=True)
+    paths.lease_until.unlink(missing_ok=True)
+    if not paths.state.exists():
+        write_atomic(paths.booted, json.dumps(boot_seconds()))
+    for path in (paths.probe, paths.staged, paths.status, *marker_files(paths)):
+        path.unlink(missing_ok=True)
+    logging.info("bootup: probe.html and all markers are removed")
+
+
+def marker_files(paths: Paths) -> Iterable[Path]:
+    """Every marker: named after a node, or written by this agent for a node that has left."""
+    try:
+        names = set(parse_nodes_info(paths.nodes_info.read_text(encoding="utf-8")))
+    except (BadInput, OSError, UnicodeDecodeError):
+        names = set()
+    for path in paths.html.glob("*.html"):
+        if path.stem in names or MARKER_OPEN.encode() in path.read_bytes()[:8192]:
+            yield path
+
+
+def dry_run(paths: Paths, settings: Settings) -> None:
+    """Print what this node sees and would do. Writes nothing. Raises `BadInput`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        identity = ask_identity(new_session())
+    except Unanswered as silence:
+        raise BadInput(f"the instance metadata service gives {silence}") from silence
+    cluster, nodes = read_cluster(identity, settings, paths)
+    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
+    machine = Machine(cluster, addresses, paths)
+    moment = machine.moment()
+    state = load_state(paths, settings.times, moment.boot_seconds)
+    replies = machine.poll(Poll(first=True, wait_for=frozenset(cluster.peers)))
+    now = boot_seconds()
+    state, seen = observe(cluster, state, Run(now), replies, now)
+    view = view_of(cluster, state, seen, now, probe_there=moment.probe_there, stepped=False)
+    decision = decide(cluster, state, view)
+    log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
+    vote = decision.state.vote
+    bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
+    logging.info("Would vote for %s. Nothing was changed.", bound)
+
+
+def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
+    """The lock of a run, to be kept open until it ends. Raises `BadInput` while another runs."""
+    paths.run.mkdir(parents=True, exist_ok=True)
+    lock = paths.lock.open("w")
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise BadInput("another run of loader.py is under way: wait for its end") from None
+            time.sleep(0.1)
+
+
+def start_log(paths: Paths) -> None:
+    """Log to the file; where that can't be written, to standard error. A full disk loses lines."""
+    logging.raiseExceptions = False
+    try:
+        paths.logfile.parent.mkdir(parents=True, exist_ok=True)
+        handler: logging.Handler = logging.FileHandler(paths.logfile, encoding="utf-8")
+    except OSError:
+        handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+
+
+def perform(verb: str, paths: Paths) -> None:
+    """Do one verb. Raises `BadInput`, `OSError`."""
+    if verb == "bootup":
+        bootup(paths)
+        return
+    settings = read_settings(paths.conf)
+    if verb == "--dry-run":
+        dry_run(paths, settings)
+        return
+    patience_seconds = settings.times.period_seconds if verb == "leave" else 0
+    with one_at_a_time(paths, patience_seconds):
+        if verb == "leave":
+            leave(paths, settings)
+        else:
+            run(paths, settings)
+
+
+def main(words: list[str]) -> int:
+    """Do what the words say; whatever fails ends with no probe here, a sentence, and a code."""
+    verb = words[0] if words else ""
+    if len(words) > 1 or verb not in ("", "--dry-run", "bootup", "leave"):
+        print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
+        return 0 if verb in ("-h", "--help") else 2
+    paths = Paths()
+    if verb != "--dry-run":
+        start_log(paths)
+    try:
+        perform(verb, paths)
+    except BadInput as wrong:
+        return fail_closed(verb, paths, str(wrong), 2)
+    except Exception as error:  # the one that fails closed
+        logging.exception("This run failed")
+        return fail_closed(verb, paths, f"this run failed: {type(error).__name__}: {error}", 1)
+    return 0
+
+
+def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
+    """Say why, and remove the probe: unknown counts against being active."""
+    if verb == "--dry-run":
+        print(f"loader.py: {reason}", file=sys.stderr)
+        return code
+    logging.error("%s, set as passive", reason)
+    if "under way" not in reason:
+        drop_probe(paths)
+    tell_journal(f"passive: {reason}", warning=True)
+    return code
+
+
+if __name__ == "__main__":
+    if code := main(sys.argv[1:]):
+        sys.exit(code)

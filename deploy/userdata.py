@@ -1,0 +1,188 @@
+"""The one first-boot document (cloud-init) that a node gets, on Azure and in the lab alike.
+
+With it, the web site and the metadata service any Debian or Ubuntu machine becomes that node. What
+the network may refuse on first boot is asked for by install.service, which systemd starts again
+until it has succeeded.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import yaml
+
+from agent.loader import BadInput, check, parse_nodes_info, timing
+from deploy import Refusal
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+NodesInfo = Mapping[str, Mapping[str, str]]
+LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
+UNITS = ("bootup.service", "loader.service", "loader.timer", "fence.service", "handover.service")
+
+INSTALL_SERVICE = """\
+[Unit]
+Description=Cluster agent: install Apache where it is missing, and the agent from the web site
+After=network-online.target
+Wants=network-online.target
+ConditionPathExists=!/etc/bootstrap/installed
+StartLimitIntervalSec=0
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh /etc/bootstrap/install.sh
+Restart=on-failure
+RestartSec=5
+TimeoutStartSec=600
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+INSTALL_SCRIPT = """\
+# Brings this node's agent up; install.service starts it again until it has succeeded.
+set -eu
+cd /etc/bootstrap
+if ! command -v apache2ctl || ! command -v logrotate || ! python3 -c 'import requests'; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -o DPkg::Lock::Timeout=120 update
+    apt-get -o DPkg::Lock::Timeout=120 install -y apache2 logrotate python3-requests
+fi
+python3 - {url}/loader.py loader.tmp.py <<'END'
+import sys, requests
+answer = requests.get(sys.argv[1], timeout=10)
+answer.raise_for_status()
+compile(answer.content, "loader.py", "exec")
+open(sys.argv[2], "wb").write(answer.content)
+END
+mv loader.tmp.py loader.py
+mkdir -p /var/log/bootstrap
+mv index.html /var/www/html/index.html
+a2enconf -q bootstrap
+systemctl daemon-reload
+systemctl enable --now --no-block bootup.service
+systemctl restart apache2.service
+systemctl enable --now loader.timer handover.service
+touch installed
+"""
+
+APACHE_DROPIN = """\
+[Unit]
+After=bootup.service
+
+[Service]
+# lease_until is written in UTC, agent/apache.conf compares it with Apache's own clock.
+Environment=TZ=UTC
+"""
+
+
+def period_dropins(period_seconds: int) -> dict[str, str]:
+    """The units' files that hold the period and the time limits derived from it, by their path.
+
+    Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 1.
+    """
+    try:
+        check(timing(period_seconds))
+    except BadInput as error:
+        raise Refusal(str(error)) from error
+    ticks = "*:*:00" if period_seconds == 60 else f"*:*:0/{period_seconds}"
+    return {
+        "loader.timer.d/period.conf": f"[Timer]\nOnCalendar=\nOnCalendar={ticks}\n",
+        "loader.service.d/period.conf": f"[Service]\nTimeoutStartSec={0.95 * period_seconds:g}\n",
+        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds:g}\n",
+    }
+
+
+def user_data(
+    node: str,
+    nodes_info: NodesInfo,
+    *,
+    bootstrap_url: str,
+    cluster_key: str,
+    period_seconds: int = 20,
+    peer_address: str = "public",
+) -> str:
+    """The cloud-config document of `node`.
+
+    `bootstrap_url`: where the web site keeps loader.py; `cluster_key`: 64 hexadecimal digits.
+    Raises `Refusal` where no node can be made of it.
+    """
+    if node not in nodes_info:
+        raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
+    settings = {
+        "period_seconds": period_seconds,
+        "peer_address": peer_address,
+        "bootstrap_url": bootstrap_url,
+    }
+    conf = "[loader]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
+    units = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
+    units |= period_dropins(period_seconds) | {
+        "install.service": INSTALL_SERVICE,
+        "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
+    }
+    agent = CHECKOUT / "agent"
+    files = {
+        "/etc/bootstrap/nodes_info.json": json.dumps(nodes_info, indent=2) + "\n",
+        "/etc/bootstrap/loader.conf": conf,
+        "/etc/bootstrap/cluster.key": cluster_key + "\n",
+        "/etc/bootstrap/index.html": (agent / "index.html").read_text().replace("@NODE@", node),
+        "/etc/bootstrap/install.sh": INSTALL_SCRIPT.format(url=bootstrap_url),
+        "/etc/apache2/conf-available/bootstrap.conf": (agent / "apache.conf").read_text(),
+        "/etc/logrotate.d/bootstrap": (agent / "logrotate.conf").read_text(),
+    } | {f"/etc/systemd/system/{name}": text for name, text in units.items()}
+    document = {
+        "hostname": node,
+        "write_files": [
+            {
+                "path": path,
+                "content": content,
+                "permissions": "0600" if path.endswith(".key") else "0644",
+            }
+            for path, content in files.items()
+        ],
+        "runcmd": [
+            ["systemctl", "daemon-reload"],
+            ["systemctl", "enable", "install.service"],
+            ["systemctl", "start", "--no-block", "install.service"],
+        ],
+    }
+    return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=1000)
+
+
+def read_nodes_info(path: Path) -> dict[str, dict[str, str]]:
+    """The nodes of a nodes_info.json, by the agent's own rules. Raises `Refusal`."""
+    try:
+        return parse_nodes_info(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path}: can't be read: {error}.") from error
+    except BadInput as error:
+        raise Refusal(str(error)) from error
+
+
+@click.command("user-data")
+@click.argument("node")
+@click.option("--nodes-info", type=Path, default=CHECKOUT / "nodes_info.json")
+@click.option("--bootstrap-url", default=LAB_WEB_SITE, show_default=True)
+@click.option("--cluster-key", "key_file", type=Path, help="A file; without: a new key.")
+@click.option("--period-seconds", type=int, default=20, show_default=True)
+def user_data_command(
+    node: str, nodes_info: Path, bootstrap_url: str, key_file: Path | None, period_seconds: int
+) -> None:
+    """Print the first-boot document of NODE; it holds the cluster's key."""
+    if key_file is None:
+        key = secrets.token_hex(32)
+        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
+    else:
+        try:
+            key = key_file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refusal(f"{key_file}: can't be read: {error}.") from error
+    document = user_data(
+        node,
+        read_nodes_info(nodes_info),
+        bootstrap_url=bootstrap_url,
+        cluster_key=key,
+        period_seconds=period_seconds,
+    )
+    click.echo(document, nl=False)
