@@ -51,7 +51,8 @@ def define(model: type, models: types.ModuleType, definitions: dict[str, Schema]
     schema: Schema = {"type": "object", "additionalProperties": False}
     definitions[model.__name__] = schema
     hints = typing.get_type_hints(model, localns={**vars(models), "_models": models})
-    properties, required = {}, []
+    properties: Schema = {}
+    required: list[str] = []
     for attribute, field in fields(model).items():
         hint = hints[attribute]
         name = getattr(field, "_rest_name_input", None) or attribute
@@ -76,18 +77,9 @@ def fields(model: type) -> dict[str, object]:
 
 def schema_of(hint: Any, models: types.ModuleType, definitions: dict[str, Schema]) -> Schema:
     """The schema of a type annotation."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Union:
-        return schema_of_union([a for a in arguments if a is not type(None)], models, definitions)
-    if origin is list:
-        return {"type": "array", "items": schema_of(arguments[0], models, definitions)}
-    if origin is dict:
-        return {
-            "type": "object",
-            "additionalProperties": schema_of(arguments[1], models, definitions),
-        }
-    if origin is typing.Literal:
-        return {"enum": [getattr(argument, "value", argument) for argument in arguments]}
+    arguments = typing.get_args(hint)
+    if arguments:
+        return schema_of_generic(hint, models, definitions)
     if hint in SCALARS:
         return dict(SCALARS[hint])
     if inspect.isclass(hint) and issubclass(hint, enum.Enum):
@@ -96,6 +88,21 @@ def schema_of(hint: Any, models: types.ModuleType, definitions: dict[str, Schema
         define(hint, models, definitions)
         return {"$ref": f"#/$defs/{hint.__name__}"}
     return {}
+
+
+def schema_of_generic(
+    hint: Any, models: types.ModuleType, definitions: dict[str, Schema]
+) -> Schema:
+    """The schema of Optional, list, dict and Literal."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return {"enum": [getattr(argument, "value", argument) for argument in arguments]}
+    if origin is typing.Union:
+        return schema_of_union([a for a in arguments if a is not type(None)], models, definitions)
+    inner = schema_of(arguments[-1], models, definitions)
+    if origin is list:
+        return {"type": "array", "items": inner}
+    return {"type": "object", "additionalProperties": inner}
 
 
 def schema_of_union(
@@ -117,7 +124,7 @@ def one_of(values: type[enum.Enum]) -> Schema:
     return {"type": "string", "pattern": f"(?i)^({names})$"}
 
 
-if __name__ == "__main__":  # python -m tests.fake_azure.schemas azure.mgmt.network LoadBalancer
+if __name__ == "__main__":  # python -m fake_azure.schemas azure.mgmt.network LoadBalancer
     import json
 
     print(json.dumps(validator(sys.argv[1], sys.argv[2]).schema, indent=1))
