@@ -90,11 +90,6 @@ class FakeAzure:
 
     # ------------------------------------------------------------ dispatch
 
-    @functools.cached_property
-    def routes(self) -> list[Route]:
-        """What it understands."""
-        return routes()
-
     def answer(self, request: Request) -> Answer:
         """Answer a request to the resource manager, with all that Azure checks first."""
         with self.lock:
@@ -111,7 +106,7 @@ class FakeAzure:
 
     def route_of(self, request: Request) -> tuple[Route, Request]:
         """The operation that a request means."""
-        known = [(r, r.path.match(request.path)) for r in self.routes if r.method == request.method]
+        known = [(r, r.path.match(request.path)) for r in routes() if r.method == request.method]
         for route, match in known:
             if match is None:
                 continue

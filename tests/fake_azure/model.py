@@ -80,6 +80,7 @@ class Fault:
     times: int = 1
     code: str = "AllocationFailed"
     message: str = "Allocation failed. We do not have sufficient capacity in this zone."
+    retry_after: int = 1  # seconds, of "throttled"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which requests the fake knows: method, address and api-version as the installed SDK has them."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -59,6 +60,7 @@ OPERATIONS = [
 ]
 
 
+@functools.cache
 def routes() -> list[Route]:
     """Every operation above, with the address that the SDK builds for it."""
     return [route(*operation) for operation in OPERATIONS]

@@ -12,6 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 from fake_azure.azure import TENANT, FakeAzure
 from fake_azure.blobs import answer_blob, answer_web
 from fake_azure.model import Answer, Record, Refused, Request
+from fake_azure.routes import routes
+from fake_azure.schemas import validator
 
 TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
 CLIENT, SECRET = "the-operator", "the-operators-secret"
@@ -77,9 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         """The answer, unless a test wants something to go wrong before or after it."""
         fault = self.azure.take_fault(request, BEFORE)
         what = fault.what if fault else ""
-        if what == "throttled":
+        if fault and what == "throttled":
             error = {"error": {"code": "TooManyRequests", "message": "Too many requests."}}
-            return Answer(429, error, {"Retry-After": "1"})
+            return Answer(429, error, {"Retry-After": str(fault.retry_after)})
         if what == "unavailable":
             raise Refused(503, "ServiceUnavailable", "The service is unavailable.")
         if what == "busy":
@@ -154,6 +156,9 @@ class Server(ThreadingHTTPServer):
 def fake_azure(certificate: Path, key: Path) -> Iterator[FakeAzure]:
     """A fresh subscription at an address of its own, until the block ends."""
     azure = FakeAzure()
+    for route in routes():  # the first use of the SDK's models takes a second: not during a test
+        if route.model:
+            validator(*route.model)
     handler = type("BoundHandler", (Handler,), {"azure": azure})
     server = Server(("127.0.0.1", 0), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
