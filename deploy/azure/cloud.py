@@ -58,12 +58,6 @@ class BoundedRetry(RetryPolicy[Any, Any]):
         return super().is_retry(settings, response)
 
 
-def bounds() -> dict[str, Any]:
-    """How long a client of the SDK tries, for every client the same."""
-    retry = BoundedRetry(retry_total=RETRIES, retry_status=RETRIES, timeout=REQUEST_SECONDS)
-    return {"connection_timeout": 10, "read_timeout": 60, "retry_policy": retry}
-
-
 class OneToken:
     """A credential that asks for a token once, however many clients need it at the same time.
 
@@ -113,7 +107,11 @@ class Cloud:
             "base_url": place.arm_endpoint.rstrip("/"),
             "credential_scopes": [self.token_scope],
             "polling_interval": POLL_SECONDS,
-            **bounds(),
+            "connection_timeout": 10,
+            "read_timeout": 60,
+            "retry_policy": BoundedRetry(
+                retry_total=RETRIES, retry_status=RETRIES, timeout=REQUEST_SECONDS
+            ),
         }
         who = (self.credential, place.subscription)
         self.groups = ResourceManagementClient(*who, **common)

@@ -6,9 +6,7 @@ from hashlib import md5
 
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import ResourceNotFoundError
-from azure.storage.blob import ContainerClient, ContentSettings
-
-from deploy.azure.cloud import bounds
+from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
 
 CONTAINER = "$web"
 """What a static web site serves, https://learn.microsoft.com/azure/storage/blobs/storage-blob-static-website."""
@@ -20,7 +18,9 @@ def container(endpoint: str, account: str, key: str) -> ContainerClient:
         endpoint,
         CONTAINER,
         credential=AzureNamedKeyCredential(account, key),
-        **bounds(),
+        retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=6),
+        connection_timeout=10,
+        read_timeout=60,
     )
 
 
