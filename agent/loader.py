@@ -1267,19 +1267,18 @@ class Fence:
         """Arm for `until_seconds` on the boot clock; only then drop the fence before. `OSError`."""
         suspended = boot_seconds() - time.monotonic()
         microseconds = int((until_seconds - suspended) * 1e6) - self._base_microseconds()
-        name = f"fence-{int(until_seconds * 1000)}.timer"
+        name = f"fence@{int(until_seconds * 1000)}.timer"  # starts the fence@.service of its name
         before = self._read(self._armed)
         if name == before:
             return
         properties = (
             *("Description", "s", "Removes probe.html when the lease ends"),
-            *("Unit", "s", "fence.service"),
             *("AccuracyUSec", "t", "50000"),
             *("RemainAfterElapse", "b", "false"),
             *("TimersMonotonic", "a(st)", "1", "OnBootSec", str(max(microseconds, 1))),
         )
         signature = "ssa(sv)a(sa(sv))"
-        call_systemd("call", "StartTransientUnit", signature, name, "fail", "5", *properties, "0")
+        call_systemd("call", "StartTransientUnit", signature, name, "fail", "4", *properties, "0")
         write_atomic(self._armed, name)
         self._stop(before)
 

@@ -6,6 +6,8 @@ import click
 
 from deploy import Refusal
 from deploy.azure.cli import azure
+from deploy.lab.commands import lab_command
+from deploy.operate import status_command, watch_command
 from deploy.plan import plan_command
 from deploy.release import publish_command
 from deploy.userdata import user_data_command
@@ -16,14 +18,22 @@ def deploy() -> None:
     """One active node out of three on Azure, or on this machine."""
 
 
-for command in (azure, plan_command, publish_command, user_data_command):
+for command in (
+    plan_command,
+    azure,
+    lab_command,
+    publish_command,
+    user_data_command,
+    status_command,
+    watch_command,
+):
     deploy.add_command(command)
 
 
 def main() -> int:
-    """Run one verb; a refusal is one sentence on standard error and exit code 2."""
+    """Run one verb and give its exit code; a refusal is one sentence on standard error and 2."""
     try:
-        exit_code = deploy(standalone_mode=False)
+        return deploy(standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
         return 2
@@ -33,7 +43,6 @@ def main() -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("deploy: stopped at your request.", err=True)
         return 130
-    return exit_code or 0
 
 
 if __name__ == "__main__":

@@ -118,6 +118,8 @@ def user_data(
     conf = "[loader]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
     units = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
     units |= period_dropins(period_seconds) | {
+        # A timer starts the service of its own name: the fence's carries its deadline in it.
+        "fence@.service": units["fence.service"],
         "install.service": INSTALL_SERVICE,
         "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
     }

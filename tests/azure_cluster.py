@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fake_azure.azure import FakeAzure
-from fake_azure.model import Request
-from fake_azure.operator import NAME, Operator
-from fake_azure.server import fake_azure
+from tests.fake_azure.azure import FakeAzure
+from tests.fake_azure.model import Request
+from tests.fake_azure.operator import NAME, Operator
+from tests.fake_azure.server import fake_azure
 
 MUTATIONS = ("PUT", "DELETE", "PATCH", "POST")
 

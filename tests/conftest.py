@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The fake of Azure's certificate and its key."""
-    from fake_azure.certificate import make_certificate  # noqa: PLC0415 - an extra may be absent
+    from tests.fake_azure.certificate import make_certificate  # noqa: PLC0415 - an extra may be absent
 
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
@@ -18,7 +18,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def operator(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Any]:
     """An operator with a fake of Azure of their own."""
-    from azure_cluster import an_operator  # noqa: PLC0415 - as above
+    from tests.azure_cluster import an_operator  # noqa: PLC0415 - as above
 
     with an_operator(certificate, tmp_path) as one:
         yield one

@@ -12,10 +12,9 @@ import requests
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
-from azure_cluster import an_operator, decoded, made, mutations, snapshot
-from fake_azure.operator import Operator
-
 from deploy.userdata import user_data
+from tests.azure_cluster import an_operator, decoded, made, mutations, snapshot
+from tests.fake_azure.operator import Operator
 
 # ---------------------------------------------------------------- up
 

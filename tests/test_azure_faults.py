@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
-from azure_cluster import an_operator, made, mutations, snapshot
-from fake_azure.model import Fault, Request
-from fake_azure.operator import Operator
+from tests.azure_cluster import an_operator, made, mutations, snapshot
+from tests.fake_azure.model import Fault, Request
+from tests.fake_azure.operator import Operator
 
 KINDS = ("publicIPAddresses", "loadBalancers", "virtualMachines", "storageAccounts", "$web")
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from fake_azure.blobs import Account
-from fake_azure.model import Answer, Body, Fault, Log, Operation, Refused, Request
-from fake_azure.routes import Route, routes
-from fake_azure.rules import NAMES, RULES, references, refuse
-from fake_azure.schemas import validator
+from tests.fake_azure.blobs import Account
+from tests.fake_azure.model import Answer, Body, Fault, Log, Operation, Refused, Request
+from tests.fake_azure.routes import Route, routes
+from tests.fake_azure.rules import NAMES, RULES, references, refuse
+from tests.fake_azure.schemas import validator
 
 SUBSCRIPTION = "11111111-2222-3333-4444-555555555555"
 TENANT = "66666666-7777-8888-9999-000000000000"

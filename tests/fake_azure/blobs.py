@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
-from fake_azure.model import Answer, Refused, Request
+from tests.fake_azure.model import Answer, Refused, Request
 
 SIGNED_HEADERS = (
     "content-encoding",

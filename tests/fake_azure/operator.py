@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fake_azure.azure import SUBSCRIPTION, TENANT, FakeAzure
-from fake_azure.server import CLIENT, SECRET
+from tests.fake_azure.azure import SUBSCRIPTION, TENANT, FakeAzure
+from tests.fake_azure.server import CLIENT, SECRET
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 60
@@ -22,7 +22,7 @@ NAME = "active-passive-cluster"
 
 FORKS = multiprocessing.get_context("forkserver")
 """A process a command, without the second that loading the SDK takes."""
-FORKS.set_forkserver_preload(["deploy.__main__", "deploy.azure.verbs", "fake_azure.operator"])
+FORKS.set_forkserver_preload(["deploy.__main__", "deploy.azure.verbs", "tests.fake_azure.operator"])
 START = threading.Lock()
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fake_azure.model import Body, Refused
+from tests.fake_azure.model import Body, Refused
 
 NAMES = {
     "microsoft.network/virtualnetworks": r"[A-Za-z0-9][\w.-]{0,62}\w",

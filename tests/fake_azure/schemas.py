@@ -124,7 +124,7 @@ def one_of(values: type[enum.Enum]) -> Schema:
     return {"type": "string", "pattern": f"(?i)^({names})$"}
 
 
-if __name__ == "__main__":  # python -m fake_azure.schemas azure.mgmt.network LoadBalancer
+if __name__ == "__main__":  # python -m tests.fake_azure.schemas azure.mgmt.network LoadBalancer
     import json
 
     print(json.dumps(validator(sys.argv[1], sys.argv[2]).schema, indent=1))

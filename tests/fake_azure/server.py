@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from fake_azure.azure import TENANT, FakeAzure
-from fake_azure.blobs import answer_blob, answer_web
-from fake_azure.model import Answer, Record, Refused, Request
-from fake_azure.routes import routes
-from fake_azure.schemas import validator
+from tests.fake_azure.azure import TENANT, FakeAzure
+from tests.fake_azure.blobs import answer_blob, answer_web
+from tests.fake_azure.model import Answer, Record, Refused, Request
+from tests.fake_azure.routes import routes
+from tests.fake_azure.schemas import validator
 
 TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
 CLIENT, SECRET = "the-operator", "the-operators-secret"

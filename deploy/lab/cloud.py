@@ -1,0 +1,133 @@
+"""What the cloud does for the nodes: metadata, the web site, the load balancer. Real programs.
+
+Each runs in the fabric's network, at the address it would have for a node or for a user.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import requests
+
+from deploy import Refusal
+from deploy.lab import LOAD_BALANCER, PROBE_SOURCE, STATE, WEB_SITE, container, process
+from deploy.lab.container import Container
+from deploy.lab.network import FABRIC
+from deploy.plan import Plan
+
+SITE = STATE / "site"
+"""What the web site serves: `deploy.release.publish` fills it."""
+
+ENDPOINTS = {
+    "load_balancer": f"http://{LOAD_BALANCER}",
+    "load_balancer_stats": f"http://{LOAD_BALANCER}:8404/stats;csv",
+    "web_site": f"http://{WEB_SITE}",
+}
+READY_SECONDS = 15.0
+
+APACHE = f"""\
+ServerRoot /etc/apache2
+ServerName {WEB_SITE}
+Listen {WEB_SITE}:80
+PidFile /run/site.pid
+ErrorLog /dev/stderr
+User www-data
+Group www-data
+LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
+LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
+LoadModule mime_module /usr/lib/apache2/modules/mod_mime.so
+TypesConfig /etc/mime.types
+DocumentRoot /srv/site
+<Directory /srv/site>
+    Require all granted
+</Directory>
+"""
+
+
+def start_metadata(checkout: Path) -> None:
+    """Start the metadata service, unless it runs."""
+    if process.is_running("metadata"):
+        return
+    command = ["ip", "netns", "exec", FABRIC, sys.executable, "-B", "-m", "deploy.lab.metadata"]
+    command.append(str(STATE / "nodes_info.json"))
+    process.start("metadata", command, log=STATE / "metadata.log", folder=checkout)
+
+
+def start_web_site(lower: Path) -> None:
+    """Start the web site: Apache with the published folder, unless it runs."""
+    box = Container("web-site", FABRIC)
+    _serve(box, lower, APACHE, "apache2 -DFOREGROUND -f", f"--bind-ro={SITE}:/srv/site")
+
+
+def start_load_balancer(lower: Path, plan: Plan, period_seconds: int) -> None:
+    """Start the load balancer: HAProxy with the plan's probe, unless it runs."""
+    box = Container("load-balancer", FABRIC)
+    _serve(box, lower, balancer(plan, period_seconds), "haproxy -db -f")
+
+
+def wait_until_served() -> None:
+    """Wait until web site and load balancer answer, and the metadata service runs."""
+    deadline = time.monotonic() + READY_SECONDS
+    for url in (ENDPOINTS["web_site"], ENDPOINTS["load_balancer_stats"]):
+        while not _answers(url):
+            if time.monotonic() > deadline:
+                raise Refusal(f"{url} does not answer; the lab's logs are below {STATE}.")
+            time.sleep(process.POLL_SECONDS)
+    if not process.is_running("metadata"):
+        raise Refusal(f"the metadata service ended; its log is {STATE / 'metadata.log'}.")
+
+
+def probe_seconds(plan: Plan, period_seconds: int) -> float:
+    """How often the load balancer asks: as on Azure, or faster so that it follows a fast lab."""
+    return min(plan.probe.interval_seconds, period_seconds / 4)
+
+
+def balancer(plan: Plan, period_seconds: int) -> str:
+    """HAProxy's configuration: streams, as Azure's; without a node that answers 200, nothing."""
+    probe = plan.probe
+    every = f"inter {probe_seconds(plan, period_seconds) * 1000:.0f}ms"
+    check = f"check port {probe.port} {every} rise {probe.threshold} fall {probe.threshold}"
+    headers = f"hdr Host {LOAD_BALANCER} hdr User-Agent 'Load Balancer Agent' hdr Connection close"
+    servers = "\n".join(
+        f"    server {node.name} {node.private_ip}:80 source {PROBE_SOURCE} {check}"
+        for node in plan.nodes
+    )
+    return f"""\
+defaults
+    mode tcp
+    timeout connect 2s
+    timeout client 240s
+    timeout server 240s
+
+frontend public
+    bind {LOAD_BALANCER}:80
+    default_backend nodes
+
+backend nodes
+    option httpchk
+    http-check send meth GET uri {probe.path} ver HTTP/1.1 {headers}
+    http-check expect status 200
+{servers}
+
+frontend stats
+    mode http
+    timeout http-request 5s
+    bind {LOAD_BALANCER}:8404
+    stats enable
+    stats uri /stats
+"""
+
+
+def _serve(box: Container, lower: Path, config: str, command: str, *options: str) -> None:
+    if box.is_running:
+        return
+    container.mount(box, lower)
+    (box.root / "etc/lab.conf").write_text(config)
+    container.start(box, *options, "--as-pid2", *command.split(), "/etc/lab.conf")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).ok or "stats" not in url
+    except requests.ConnectionError:
+        return False

@@ -1,0 +1,289 @@
+"""The verbs of `python -m deploy lab`."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from deploy import Refusal
+from deploy.lab import (
+    CACHE,
+    LOAD_BALANCER,
+    PUBLIC_NETWORK,
+    STATE,
+    WEB_SITE,
+    cloud,
+    container,
+    network,
+    node,
+    process,
+    rootfs,
+)
+from deploy.lab.container import command_inside
+from deploy.lab.mounts import remove_tree
+from deploy.lab.state import (
+    Lab,
+    is_started,
+    lock,
+    require_lab,
+    running_lab,
+    save,
+    save_endpoints,
+)
+from deploy.plan import Plan, make_plan, nodes_info, plan_from_nodes_info
+from deploy.release import publish
+from deploy.userdata import CHECKOUT, period_dropins, read_nodes_info, user_data
+
+BOOT_SECONDS = 120.0
+console = Console(highlight=False, soft_wrap=True)
+
+
+@click.group("lab")
+def lab_command() -> None:
+    """A whole cluster on this machine: booted nodes, their network, a load balancer."""
+
+
+@lab_command.command("up")
+@click.option("--nodes", "count", type=int, help="An odd number [default: nodes_info.json's].")
+@click.option("--period-seconds", type=int, help="Of the nodes' timer; divides 60 [default: 20].")
+def up(count: int | None, period_seconds: int | None) -> None:
+    """Make this machine the cloud, or repair the lab that is up.
+
+    Ends when every node has booted. Run again it starts what is missing and powers on every node,
+    also one that `lab off` put off; cuts and hangs stay until `lab heal` and `lab thaw`.
+    """
+    began = time.monotonic()
+    with lock(), stopped_by_terminate():
+        lab = wanted_lab(count, period_seconds)
+        is_new = running_lab() is None
+        try:
+            if is_new:
+                tear_down()  # what a crashed `lab up` left
+            bring_up(lab)
+        except BaseException:
+            if is_new:
+                tear_down()
+            raise
+    console.print(f"Up after {time.monotonic() - began:.1f} s: {lab}.")
+    console.print(
+        f"Try: curl -i http://{LOAD_BALANCER}/   python -m deploy status   python -m deploy watch"
+        "   python -m deploy lab off node1"
+    )
+
+
+@lab_command.command("down")
+def down() -> None:
+    """Remove the lab: no namespace, mount, process or file of it stays."""
+    with lock():
+        what = "The lab is down" if is_started() else "No lab was up"
+        tear_down()
+    console.print(f"{what}; the root file systems in {CACHE} stay, so that the next `up` is fast.")
+
+
+@lab_command.command("off")
+@click.argument("name", metavar="NODE")
+def off(name: str) -> None:
+    """Cut the node's power: every process dies at once, its addresses go silent."""
+    with changed_lab() as lab:
+        node.power_off(lab.node(name))
+
+
+@lab_command.command("on")
+@click.argument("name", metavar="NODE")
+def on(name: str) -> None:
+    """Power the node on again, with the disk it had; ends when it has booted."""
+    with changed_lab() as lab:
+        node.power_on(lab.node(name))
+        node.wait_until_booted(lab.node(name), time.monotonic() + BOOT_SECONDS)
+
+
+@lab_command.command("cut")
+@click.argument("sender", metavar="A")
+@click.argument("receiver", metavar="B")
+@click.option("--one-way", is_flag=True, help="Only what A begins; B still reaches A.")
+def cut(sender: str, receiver: str, one_way: bool) -> None:
+    """Drop every packet between the nodes A and B.
+
+    One way it is as if a security group of B refused A: what A begins towards B is dropped, on
+    connections that stand already too; what B begins is answered.
+    """
+    with changed_lab() as lab:
+        network.cut(lab.node(sender), lab.node(receiver), one_way=one_way)
+
+
+@lab_command.command("heal")
+def heal() -> None:
+    """Undo all cuts."""
+    with changed_lab() as lab:
+        for each in lab.plan.nodes:
+            network.heal(each)
+
+
+@lab_command.command("hang")
+@click.argument("name", metavar="NODE")
+def hang(name: str) -> None:
+    """Stop the node's agent like a hung process; Apache and the fence go on."""
+    with changed_lab() as lab:
+        node.hang_agent(lab.node(name))
+
+
+@lab_command.command("freeze")
+@click.argument("name", metavar="NODE")
+def freeze(name: str) -> None:
+    """Stop every process of the node where it stands."""
+    with changed_lab() as lab:
+        process.freeze(lab.node(name).name, frozen=True)
+
+
+@lab_command.command("thaw")
+@click.argument("name", metavar="NODE")
+def thaw(name: str) -> None:
+    """Undo `freeze` and `hang`: what was stopped goes on."""
+    with changed_lab() as lab:
+        node.thaw(lab.node(name))
+
+
+@lab_command.command("shell", context_settings={"ignore_unknown_options": True})
+@click.argument("name", metavar="NODE")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def shell(name: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in the node as root, or a shell; its exit code is passed on."""
+    box = node.box(require_lab().node(name))
+    line = command_inside(box, command or ("bash", "--login"))
+    os.execvp(line[0], line)  # noqa: S606 - there is no shell to fool
+
+
+@lab_command.command("logs")
+@click.argument("name", metavar="NODE")
+@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
+def logs(name: str, follow: bool) -> None:
+    """Print the log of the node's agent, /var/log/bootstrap/logfile.log."""
+    log = node.box(require_lab().node(name)).root / "var/log/bootstrap/logfile.log"
+    if not log.exists():
+        raise Refusal(f"{name} has no log yet: its agent did not run so far.")
+    how = ["--follow=name", "--retry"] if follow else []
+    os.execvp("tail", ["tail", "--lines=+1", *how, str(log)])  # noqa: S606
+
+
+def wanted_lab(count: int | None, period_seconds: int | None) -> Lab:
+    """The lab to bring up: as asked, else as it is up, else as the checkout has it.
+
+    Raises `Refusal` if another one is up: its nodes have their disks and settings already.
+    """
+    existing = running_lab()
+    period = period_seconds or (existing.period_seconds if existing else 20)
+    period_dropins(period)  # refuses a period that no node would accept
+    if count is not None:
+        plan = make_plan(count, public_network=PUBLIC_NETWORK)
+    else:
+        plan = existing.plan if existing else checkout_plan()
+    lab = Lab(plan, period)
+    if existing and existing != lab:
+        raise Refusal(f"{existing} from {existing.checkout} is up: `lab down` first.")
+    return lab
+
+
+def checkout_plan() -> Plan:
+    """The plan of the nodes in the checkout's `nodes_info.json`."""
+    return plan_from_nodes_info(read_nodes_info(CHECKOUT / "nodes_info.json"))
+
+
+def bring_up(lab: Lab) -> None:
+    """Make what is not there: root file system, network, services, nodes; wait for the nodes."""
+    network.refuse_taken_routes(lab.plan)
+    lower = rootfs.path()
+    if not lower.exists():
+        with step(f"Building the root file system ({rootfs.release()}, once)"):
+            rootfs.build()
+    save(lab)
+    with step("Network"):
+        make_network(lab.plan)
+    with step("Metadata service, web site, load balancer"):
+        publish(cloud.SITE, nodes_info(lab.plan))
+        cloud.start_metadata(lab.checkout)
+        cloud.start_web_site(lower)
+        cloud.start_load_balancer(lower, lab.plan, lab.period_seconds)
+        cloud.wait_until_served()
+    with step(f"Boot of {len(lab.plan.nodes)} nodes"):
+        boot_nodes(lab, lower)
+    save_endpoints()
+
+
+def make_network(plan: Plan) -> None:
+    """Make what is not there; what lived in a namespace that is gone starts anew in the new one."""
+    there = network.namespaces()
+    if network.FABRIC not in there:
+        container.stop_all()
+        network.remove()
+        there = []
+        network.make_fabric(plan)
+    for each in plan.nodes:
+        if network.namespace(each) not in there:
+            process.kill(each.name)
+            network.make_node(plan, each)
+
+
+def boot_nodes(lab: Lab, lower: Path) -> None:
+    """Boot the nodes that do not run, all at the same time, and wait for them."""
+    key = (STATE / "cluster.key").read_text().strip()
+    for each in lab.plan.nodes:
+        document = user_data(
+            each.name,
+            nodes_info(lab.plan),
+            bootstrap_url=f"http://{WEB_SITE}/bootstrap",
+            cluster_key=key,
+            period_seconds=lab.period_seconds,
+        )
+        node.install(each, lower, document)
+        node.power_on(each)
+    deadline = time.monotonic() + BOOT_SECONDS
+    for each in lab.plan.nodes:
+        node.wait_until_booted(each, deadline)
+
+
+def tear_down() -> None:
+    """Remove everything of a lab, whole or not; what is not there is no error."""
+    container.stop_all()
+    network.remove()
+    remove_tree(STATE)
+    if STATE.parent.exists():
+        STATE.parent.rmdir()
+
+
+@contextmanager
+def changed_lab() -> Iterator[Lab]:
+    """The lab that is up, while no other command changes it."""
+    with lock():
+        yield require_lab()
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Show that something goes on, for how long, and at its end how long it took."""
+    began = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    silent = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
+        progress.add_task(what, total=None)
+        yield
+    console.print(f"{what}: {time.monotonic() - began:.1f} s")
+
+
+@contextmanager
+def stopped_by_terminate() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP end us as Ctrl-C does: with what we began cleaned up."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

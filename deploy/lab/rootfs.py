@@ -1,0 +1,99 @@
+"""The root file system that every node boots: made once by mmdebstrap, from this machine's sources.
+
+Its release and its package sources are those of the machine it is made on, so a Debian machine
+boots Debian nodes and an Ubuntu machine Ubuntu nodes.
+"""
+
+import hashlib
+import platform
+from pathlib import Path
+
+from deploy import Refusal
+from deploy.lab import CACHE
+from deploy.lab.mounts import remove_tree
+from deploy.lab.process import run
+
+PACKAGES = [
+    *("systemd", "systemd-sysv", "dbus", "cloud-init", "netbase", "tzdata", "ca-certificates"),
+    *("apache2", "haproxy", "logrotate", "python3", "python3-requests"),
+    *("curl", "iproute2", "iputils-ping", "libfaketime", "procps"),
+]
+
+SOURCES = (
+    Path("/etc/apt/sources.list.d/debian.sources"),
+    Path("/etc/apt/sources.list.d/ubuntu.sources"),
+    Path("/etc/apt/sources.list"),
+)
+
+# What an image of a cloud has and this one does not: locales, an SSH server, DHCP.
+CLOUD_CONFIG = """\
+datasource_list: [NoCloud]
+network: {config: disabled}
+locale: false
+ssh_genkeytypes: []
+"""
+
+# Nothing that would ask a network that is not there; HAProxy is the load balancer's alone.
+MASKED = [
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "motd-news.timer"),
+    *("systemd-networkd.service", "systemd-networkd-wait-online.service"),
+    *("systemd-resolved.service", "systemd-timesyncd.service", "haproxy.service"),
+]
+
+HOOKS = (
+    f"printf '%s' '{CLOUD_CONFIG}' > \"$1/etc/cloud/cloud.cfg.d/90-lab.cfg\"",
+    *(f'ln -sf /dev/null "$1/etc/systemd/system/{unit}"' for unit in MASKED),
+    # Empty, not "uninitialized": the latter would enable every unit at first boot.
+    ': > "$1/etc/machine-id"',
+    'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"',
+)
+
+BUILD_SECONDS = 1200
+
+
+def path() -> Path:
+    """Where the root file system of this recipe, this release and these sources is or will be."""
+    recipe = "\0".join([release(), platform.machine(), _sources().read_text(), *PACKAGES, *HOOKS])
+    return CACHE / f"rootfs-{release()}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+
+
+def build() -> Path:
+    """Build the root file system (about a minute) and remove older ones; returns its path.
+
+    It gets its name only when it is whole, so a build that crashed is not taken for a good one.
+    Raises `Refusal` with the end of mmdebstrap's log.
+    """
+    for old in CACHE.glob("rootfs-*"):
+        remove_tree(old)
+    building = CACHE / "rootfs-building"
+    log = CACHE / "rootfs.log"
+    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--logfile={log}"]
+    command += ['--aptopt=APT::Install-Recommends "false"', f"--include={','.join(PACKAGES)}"]
+    command += [f"--customize-hook={hook}" for hook in HOOKS]
+    try:
+        run(
+            [*command, release(), str(building), str(_sources())],
+            seconds=BUILD_SECONDS,
+            group="rootfs",
+        )
+    except Refusal:
+        tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
+        raise Refusal(
+            f"mmdebstrap could not build {building}; its log {log} ends:\n{tail}"
+        ) from None
+    return building.rename(path())
+
+
+def release() -> str:
+    """The code name of this machine's release, e.g. `bookworm` or `noble`."""
+    name = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    if not name:
+        raise Refusal("/etc/os-release has no VERSION_CODENAME: the lab needs Debian or Ubuntu.")
+    return name
+
+
+def _sources() -> Path:
+    for candidate in SOURCES:
+        if candidate.exists() and "deb" in candidate.read_text():
+            return candidate
+    raise Refusal(f"no package sources in {', '.join(map(str, SOURCES))}: apt needs one of them.")

@@ -1,0 +1,116 @@
+"""What a running lab is made of, kept in files, and the lock that one command at a time holds."""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy import Refusal
+from deploy.lab import CACHE, STATE
+from deploy.lab.cloud import ENDPOINTS
+from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
+from deploy.userdata import CHECKOUT
+
+TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What was asked for at `lab up`; it stays so until `lab down`."""
+
+    plan: Plan
+    period_seconds: int
+    checkout: Path = CHECKOUT
+
+    def node(self, name: str) -> Node:
+        """The node of that name; raises `Refusal` with the names there are."""
+        for node in self.plan.nodes:
+            if node.name == name:
+                return node
+        names = ", ".join(node.name for node in self.plan.nodes)
+        raise Refusal(f"no node {name!r} in this lab: it has {names}.")
+
+    def __str__(self) -> str:
+        return f"a lab of {len(self.plan.nodes)} nodes with a period of {self.period_seconds} s"
+
+
+def save(lab: Lab) -> None:
+    """Keep what the lab is, and make its cluster key. Not yet what says that it is up."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    settings = {"period_seconds": lab.period_seconds, "checkout": str(lab.checkout)}
+    _write("settings.json", json.dumps(settings, indent=2))
+    _write("nodes_info.json", json.dumps(nodes_info(lab.plan), indent=2))
+    if not (STATE / "cluster.key").exists():
+        _write("cluster.key", secrets.token_hex(32), mode=0o600)
+
+
+def save_endpoints() -> None:
+    """Say where the lab's services are: the last file of `lab up`, so it means: the lab is up."""
+    _write("endpoints.json", json.dumps(ENDPOINTS, indent=2))
+
+
+def is_started() -> bool:
+    """Whether anything of a lab is there, be it whole or not."""
+    return STATE.exists()
+
+
+def running_lab() -> Lab | None:
+    """The lab that is up; None where there is none, or only what a crashed `lab up` left."""
+    if not (STATE / "endpoints.json").exists():
+        return None
+    settings = json.loads((STATE / "settings.json").read_text())
+    info = json.loads((STATE / "nodes_info.json").read_text())
+    checkout = Path(settings["checkout"])
+    return Lab(plan_from_nodes_info(info), settings["period_seconds"], checkout)
+
+
+def require_lab() -> Lab:
+    """The lab that is up. Raises `Refusal` where there is none, or without root."""
+    require_root()
+    lab = running_lab()
+    if lab is None:
+        raise Refusal("no lab is up: `sudo python -m deploy lab up` makes one.")
+    return lab
+
+
+def require_root() -> None:
+    """Raise `Refusal` without root or without the programs that the lab is made with."""
+    if os.geteuid() != 0:
+        raise Refusal("the lab needs root, for its network and nodes: run it with sudo.")
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing:
+        raise Refusal(
+            f"{', '.join(missing)} not found: `apt-get install systemd-container mmdebstrap"
+            " nftables iproute2 util-linux` brings what the lab needs."
+        )
+
+
+@contextmanager
+def lock() -> Iterator[None]:
+    """Let one command at a time change the lab; raises `Refusal` while another one does.
+
+    The lock is on the folder that `lab down` leaves, so it never goes away under somebody.
+    """
+    require_root()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(CACHE, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refusal("another `lab` command is changing the lab: wait until it ends.") from None
+    finally:
+        os.close(descriptor)
+
+
+def _write(name: str, text: str, *, mode: int = 0o644) -> None:
+    new = STATE / f".{name}.new"
+    new.touch(mode=0o600)
+    new.write_text(text + "\n")
+    new.chmod(mode)
+    new.rename(STATE / name)

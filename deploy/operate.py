@@ -1,0 +1,550 @@
+"""What the operator sees from outside: `status` and `watch`.
+
+Everything here only asks: each node for `/probe.html` and `/status.json`, the load balancer for
+whom it serves. Unknown counts against: nobody is called active on old or half news.
+"""
+
+import contextlib
+import csv
+import itertools
+import json
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from threading import Timer
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from deploy import Refusal
+from deploy.plan import Node, Plan, plan_from_nodes_info
+
+LAB_STATE = Path("/run/azure-active-passive-cluster/lab")
+HTTP_PORT = 80
+TIMEOUT_SECONDS = 2.0
+LIMIT_BYTES = 65_536  # the status of a node with a hundred peers is about 10 KB
+FRESH_PERIODS = 1.45  # a status older than this is no news; the agents use the same limit
+DEFAULT_PERIOD_SECONDS = 20.0
+CHANGES_SHOWN = 5
+
+
+# ---- Where to ask
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The nodes, and the URLs of the load balancer and (where it has one) of its statistics."""
+
+    plan: Plan
+    load_balancer: str
+    load_balancer_stats: str | None
+
+
+def read_cluster(state: Path) -> Cluster:
+    """The cluster whose state folder holds `nodes_info.json` and `endpoints.json`.
+
+    Raises `Refusal` where there is none, or a file is not what it should be.
+    """
+    if not state.is_dir():
+        raise Refusal(
+            f"no cluster at {state}: run `lab up` first, or name its state folder with --cluster."
+        )
+    endpoints = _read_object(state / "endpoints.json")
+    plan = _read_plan(state / "nodes_info.json")
+    balancer, stats = endpoints.get("load_balancer"), endpoints.get("load_balancer_stats")
+    if not _is_url(balancer) or not (stats is None or _is_url(stats)):
+        raise Refusal(
+            f"{state / 'endpoints.json'}: load_balancer (and load_balancer_stats, if any) must be"
+            " a URL that begins with http://."
+        )
+    return Cluster(plan, str(balancer), stats)
+
+
+def _is_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("http://")
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return plan_from_nodes_info(_read_object(path))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{path}: every node needs a private_ip and a public_ip.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise Refusal(f"cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise Refusal(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} must hold a JSON object.")
+    return content
+
+
+# ---- Asking
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a GET brought: a code with date and body, or the problem in words."""
+
+    code: int | None = None
+    date: str = ""
+    body: bytes = b""
+    problem: str = ""
+
+    @property
+    def words(self) -> str:
+        """What came back, for a sentence."""
+        return self.problem or f"answer {self.code}"
+
+
+def get(url: str) -> Answer:
+    """One GET, straight to the server: never longer than TIMEOUT_SECONDS, nor over LIMIT_BYTES.
+
+    The timeout of an HTTP library is one of each read, and a server that sends a byte a second
+    outlives it; so a timer hangs up, which also bounds the headers.
+    """
+    started = time.monotonic()
+    parts = urlsplit(url)
+    connection = HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.connect()
+        with _hung_up_after(connection.sock, started + TIMEOUT_SECONDS - time.monotonic()):
+            path = parts._replace(scheme="", netloc="").geturl() or "/"
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            body = response.read(LIMIT_BYTES + 1)
+        answer = Answer(response.status, response.headers.get("Date", ""), body)
+    except ConnectionRefusedError:
+        return Answer(problem="refuses connections")
+    except (OSError, HTTPException) as error:
+        answer = Answer(problem=f"no proper answer ({printable(str(error) or repr(error))})")
+    finally:
+        connection.close()
+    if time.monotonic() - started >= TIMEOUT_SECONDS:
+        return Answer(problem=f"no answer within {TIMEOUT_SECONDS:.0f} s")
+    if len(answer.body) > LIMIT_BYTES:
+        return Answer(problem=f"an answer of more than {LIMIT_BYTES // 1024} KB")
+    return answer
+
+
+@contextlib.contextmanager
+def _hung_up_after(sock: socket.socket, seconds: float) -> Iterator[None]:
+    def hang_up() -> None:
+        with contextlib.suppress(OSError):  # already closed: it was in time
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(max(0.0, seconds), hang_up)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def printable(text: str) -> str:
+    """`text` without anything that could move a terminal's cursor, and not endless."""
+    return "".join(c if c.isprintable() else "?" for c in text[:300])
+
+
+# ---- What the answers mean
+
+
+@dataclass(frozen=True)
+class Vote:
+    """To whom a node's vote is promised, and for how many seconds more."""
+
+    candidate: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node as seen from here; None where it did not say.
+
+    `role` is "active", "passive" or "unknown", and `reason` the node's own words, or why its role
+    is not known. Seconds are what remains now; `age_seconds` is the time since its last run.
+    """
+
+    node: str
+    zone: str
+    public_ip: str
+    private_ip: str
+    role: str
+    reason: str
+    probe_code: int | None = None
+    age_seconds: float | None = None
+    period_seconds: float = DEFAULT_PERIOD_SECONDS
+    version: str | None = None
+    reachable: tuple[str, ...] | None = None
+    vote: Vote | None = None
+    lease_seconds: float | None = None
+    holding_seconds: float | None = None
+    worst_case_failover_seconds: float | None = None
+    health_check: str | None = None  # what the load balancer's checks say: "up", "down (404)"
+
+
+@dataclass(frozen=True)
+class View:
+    """The whole cluster at one moment.
+
+    `verdict`: "served" (exactly one node is active and the load balancer serves it), "unserved"
+    (one is active, but is not served), "nobody", or "disagreement" (several answer 200).
+    """
+
+    verdict: str
+    sentence: str
+    active: str | None
+    answering_200: tuple[str, ...]
+    served: str | None  # the node that answers behind the load balancer
+    load_balancer: str
+    nodes: tuple[NodeView, ...]
+
+
+def node_view(node: Node, probe: Answer, status: Answer) -> NodeView:
+    """What may be said of a node after these two answers."""
+    view = NodeView(
+        node=node.name,
+        zone=str(node.zone),
+        public_ip=node.public_ip or "-",
+        private_ip=node.private_ip,
+        role="unknown",
+        reason=status.words if status.problem else f"status.json: {status.words}",
+        probe_code=probe.code,
+    )
+    if status.code == 200:
+        said = _parsed(status)
+        view = replace(view, reason=said) if isinstance(said, str) else _said(view, said)
+    if view.role == "active" and probe.code != 200:
+        return replace(view, role="unknown", reason=f"it says active, its probe: {probe.words}")
+    if view.role != "active" and probe.code == 200:
+        claim = "it says passive" if view.role == "passive" else view.reason
+        return replace(view, role="unknown", reason=f"its probe answers 200, but {claim}")
+    return view
+
+
+def _parsed(status: Answer) -> dict[str, Any] | str:
+    """The content of a `status.json` with its `age_seconds`, or in words what is wrong with it."""
+    try:
+        said = json.loads(status.body)
+        at = datetime.fromisoformat(said["at"].replace("Z", "+00:00"))
+        # Both times are the node's own: its clock may be wrong against ours.
+        said["age_seconds"] = (parsedate_to_datetime(status.date) - at).total_seconds()
+        words = all(isinstance(said[key], str) for key in ("node", "role", "reason"))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return "its status.json (or the date it came with) cannot be read"
+    if not words or said["role"] not in {"active", "passive"}:
+        return "its status.json names no role"
+    return dict(said)
+
+
+def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
+    """`view` with what the node said of itself, as far as it is its own and fresh."""
+    if said["node"] != view.node:
+        return replace(view, reason=f"{printable(said['node'])} answers at its address")
+    age = float(said["age_seconds"])
+    period = _number(said.get("period_seconds")) or DEFAULT_PERIOD_SECONDS
+    reason = printable(said["reason"])
+    view = replace(
+        view,
+        zone=_word(said.get("zone")) or view.zone,
+        age_seconds=max(0.0, age),
+        period_seconds=period,
+        version=_word(said.get("version")),
+        worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
+    )
+    if age < -2:  # Date counts whole seconds, so a little less than nothing is normal
+        return replace(view, reason="its last run lies in the future: its clock was set back")
+    if age > FRESH_PERIODS * period:
+        last = f"its last run was {age:.0f} s ago; it then said {said['role']}: {reason}"
+        return replace(view, reason=last)
+    return replace(view, role=said["role"], reason=reason, **_promises(said, max(0.0, age)))
+
+
+def _promises(said: Mapping[str, Any], age: float) -> dict[str, Any]:
+    """Votes and leases are told in seconds from the run on: here is what is left of them."""
+
+    def left(value: object) -> float | None:
+        seconds = _number(value)
+        return None if seconds is None or seconds <= age else round(seconds - age, 1)
+
+    vote = said["vote"] if isinstance(said.get("vote"), dict) else {}
+    candidate, seconds = _word(vote.get("candidate")), left(vote.get("seconds"))
+    names = said["reachable"] if isinstance(said.get("reachable"), list) else []
+    return {
+        "vote": Vote(candidate, seconds) if candidate and seconds else None,
+        "lease_seconds": left(said.get("lease_seconds")),
+        "holding_seconds": left(said.get("holding_seconds")),
+        "reachable": tuple(word for word in map(_word, names) if word) or None,
+    }
+
+
+def _number(value: object) -> float | None:
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+    return float(value) if usable else None  # type: ignore[arg-type]
+
+
+def _word(value: object) -> str | None:
+    return printable(value) if isinstance(value, str) and value else None
+
+
+def health_checks(stats: Answer) -> dict[str, str]:
+    """Server name -> "up" or "down (why)", from HAProxy's statistics in CSV.
+
+    Columns: https://docs.haproxy.org/2.6/management.html#9.1
+    """
+    if stats.code != 200:
+        return {}
+    lines = stats.body.decode("utf-8", "replace").removeprefix("# ").splitlines()
+    return {row["svname"]: _health(row) for row in csv.DictReader(lines) if row.get("svname")}
+
+
+def _health(row: Mapping[str, str | None]) -> str:
+    status = row.get("status") or "-"
+    if status.startswith("UP"):
+        return "up"
+    why = row.get("check_code") or row.get("check_status") or status
+    return f"down ({printable(why)})"
+
+
+def cluster_view(cluster: Cluster, nodes: tuple[NodeView, ...], balancer: Answer) -> View:
+    """The nodes and the load balancer taken together, with the one sentence that matters."""
+    said = _parsed(balancer) if balancer.code == 200 else {}
+    served = said.get("node") if isinstance(said, dict) else None
+    active = [view.node for view in nodes if view.role == "active"]
+    view = View(
+        verdict="nobody",
+        sentence="",
+        active=active[0] if len(active) == 1 else None,
+        answering_200=tuple(view.node for view in nodes if view.probe_code == 200),
+        served=served if served in [view.node for view in nodes] else None,
+        load_balancer=cluster.load_balancer,
+        nodes=nodes,
+    )
+    verdict, sentence = _verdict(view, balancer)
+    return replace(view, verdict=verdict, sentence=sentence)
+
+
+def _verdict(view: View, balancer: Answer) -> tuple[str, str]:
+    answering = view.answering_200
+    if len(answering) > 1:
+        count = {2: "TWO", 3: "THREE"}.get(len(answering), str(len(answering)))
+        return "disagreement", f"{count} NODES ANSWER 200: {', '.join(answering)}."
+    if view.active is None:
+        return "nobody", f"Nobody is active: {_why_nobody(view)}."
+    if view.served == view.active:
+        return "served", f"{view.active} is active and the load balancer serves it."
+    instead = f"serves {view.served}" if view.served else f"serves nobody ({balancer.words})"
+    return "unserved", f"{view.active} is active, but the load balancer {instead}."
+
+
+def _why_nobody(view: View) -> str:
+    """Said by whom the operator should look at first."""
+    for node in view.nodes:
+        if node.probe_code == 200:
+            return f"{node.node}: {node.reason.rstrip('.')}"
+    known = [node for node in view.nodes if node.role != "unknown"]
+    needed = len(view.nodes) // 2 + 1
+    if len(known) < needed:
+        return f"{len(known)} of {len(view.nodes)} nodes report their role, {needed} are needed"
+    return f"{known[0].node} says: {known[0].reason.rstrip('.')}"
+
+
+def look(cluster: Cluster) -> View:
+    """Ask everybody at the same time; takes a little over TIMEOUT_SECONDS at the most."""
+    nodes = cluster.plan.nodes
+    sites = [f"http://{node.public_ip}:{HTTP_PORT}" for node in nodes]
+    balancer = [f"{cluster.load_balancer.rstrip('/')}/status.json"]
+    stats = [cluster.load_balancer_stats] if cluster.load_balancer_stats else []
+    with ThreadPoolExecutor(max_workers=2 * len(nodes) + 2) as pool:
+        probes = pool.map(get, [f"{site}/probe.html" for site in sites])
+        statuses = pool.map(get, [f"{site}/status.json" for site in sites])
+        served, *checks = pool.map(get, balancer + stats)
+    health = health_checks(*checks) if checks else {}
+    views = tuple(
+        replace(node_view(node, probe, status), health_check=health.get(node.name))
+        for node, probe, status in zip(nodes, probes, statuses, strict=True)
+    )
+    return cluster_view(cluster, views, served)
+
+
+# ---- Showing
+
+COLUMNS = (
+    "node\nzone",
+    "public\nprivate",
+    "role",
+    "vote\nlease",
+    "last run\nagent",
+    "load balancer",
+)
+STYLES = {"active": "bold green", "passive": "", "unknown": "bold yellow"}
+
+
+def picture(view: View) -> RenderableType:
+    """The table of the nodes, their reasons, and the one sentence; for 80 columns and more."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name)
+    reasons = Table.grid(padding=(0, 2))
+    for node in view.nodes:
+        table.add_row(*_cells(node, served=node.node == view.served))
+        reasons.add_row(Text(node.node, STYLES[node.role]), Text(node.reason))
+    sentence = Text(view.sentence, "bold green" if view.verdict == "served" else "bold red")
+    failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
+    if any(failover):
+        sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
+    return Group(table, reasons, "", sentence)
+
+
+def _cells(node: NodeView, *, served: bool) -> list[Text]:
+    style = STYLES[node.role]
+    checks = node.health_check or ("" if served else "-")
+    return [
+        Text.assemble((node.node, style), f"\nzone {node.zone}"),
+        Text(f"{node.public_ip}\n{node.private_ip}"),
+        Text(node.role.upper() if node.role == "active" else node.role, style),
+        Text("\n".join(_promises_in_words(node)) or "-"),
+        Text(f"{_ago(node.age_seconds)}\n{(node.version or '-')[:8]}"),
+        Text("\n".join(filter(None, [checks, "serves it" if served else ""]))),
+    ]
+
+
+def _promises_in_words(node: NodeView) -> list[str]:
+    lines = []
+    if node.holding_seconds:
+        lines.append(f"no vote {node.holding_seconds:.0f} s")  # it has just booted
+    if node.vote:
+        lines.append(f"vote {node.vote.candidate} {node.vote.seconds:.0f} s")
+    if node.lease_seconds:
+        lines.append(f"lease {node.lease_seconds:.0f} s")
+    return lines
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s ago" if seconds < 600 else f"{seconds / 60:.0f} min ago"
+
+
+def changes(before: View | None, after: View) -> list[str]:
+    """One line for each node whose role changed, and the sentence if it is another one now."""
+    old = {node.node: node.role for node in before.nodes} if before else {}
+    lines = [
+        f"{node.node}: {old[node.node]} -> {node.role}: {node.reason}"
+        if node.node in old
+        else f"{node.node}: {node.role}: {node.reason}"
+        for node in after.nodes
+        if node.role != old.get(node.node)
+    ]
+
+    # Reasons count seconds; only another verdict is news.
+    def news(view: View) -> tuple[object, ...]:
+        return view.verdict, view.active, view.served, view.answering_200
+
+    return lines if before and news(before) == news(after) else [*lines, after.sentence]
+
+
+# ---- Verbs
+
+cluster_option = click.option(
+    "--cluster",
+    "state",
+    type=click.Path(path_type=Path),
+    default=LAB_STATE,
+    show_default=True,
+    help="The cluster's state folder, with nodes_info.json and endpoints.json.",
+)
+
+
+@click.command("status")
+@cluster_option
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_context
+def status_command(context: click.Context, state: Path, as_json: bool) -> None:
+    """Print each node as seen from here, and whether one is active and served.
+
+    Exit code 0: exactly one node is active and the load balancer serves it; 3: not so; 2: error.
+    """
+    view = look(read_cluster(state))
+    if as_json:
+        click.echo(json.dumps(asdict(view), indent=2))
+    else:
+        Console().print(picture(view))
+    context.exit(0 if view.verdict == "served" else 3)
+
+
+@click.command("watch")
+@cluster_option
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that many; else Ctrl-C.")
+def watch_command(state: Path, seconds: float | None) -> None:
+    """Show the table of `status` live, and the last changes.
+
+    Into a pipe or a file: one line for every change.
+    """
+    views = looks(read_cluster(state), seconds)
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt):
+        if console.is_terminal:
+            _watch_live(console, views)
+        else:
+            _watch_lines(views)
+
+
+def looks(cluster: Cluster, seconds: float | None) -> Iterator[View]:
+    """A view every second, in order; waiting for a silent node holds up none of them."""
+    started = time.monotonic()
+    pending: deque[Any] = deque()
+    with ThreadPoolExecutor(max_workers=int(TIMEOUT_SECONDS) + 2) as pool:
+        for tick in itertools.count(1):
+            pending.append(pool.submit(look, cluster))
+            while pending and not wait([pending[0]], _until(started + tick)).not_done:
+                yield pending.popleft().result()
+            time.sleep(_until(started + tick))
+            if seconds is not None and tick >= seconds:
+                break
+    yield from (late.result() for late in pending)
+
+
+def _until(moment: float) -> float:
+    return max(0.0, moment - time.monotonic())
+
+
+def _watch_live(console: Console, views: Iterator[View]) -> None:
+    seen: deque[str] = deque([f"{_now()} watching"], maxlen=CHANGES_SHOWN)
+    before = None
+    with Live(console=console, auto_refresh=False) as live:
+        for view in views:
+            news: list[str] = changes(before, view) if before else []
+            seen.extend(f"{_now()} {line}" for line in news)
+            before = view
+            last = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in seen]
+            live.update(Group(picture(view), "", *last), refresh=True)
+
+
+def _watch_lines(views: Iterator[View]) -> None:
+    before = None
+    for view in views:
+        for line in changes(before, view):
+            click.echo(f"{datetime.now(timezone.utc):%Y-%m-%d} {_now()} {line}")
+        before = view
+
+
+def _now() -> str:
+    return f"{datetime.now(timezone.utc):%H:%M:%SZ}"
