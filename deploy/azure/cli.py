@@ -46,7 +46,7 @@ def up_command(config: Path | None, *, adopt: bool, yes: bool, **options: Any) -
     """Create the cluster, or complete it; a second time changes nothing."""
     verbs = azure_verbs()
     place = place_of(verbs, options)
-    verbs.up(place, settings_of(config, options), Console(), adopt=adopt, yes=yes)
+    verbs.up(place, settings_of(config, options), plain_console(), adopt=adopt, yes=yes)
 
 
 @azure.command("plan")
@@ -57,7 +57,7 @@ def plan_command(config: Path | None, *, adopt: bool, **options: Any) -> None:
     """Print what `azure up` would do; exits 0 if that is nothing, else 3."""
     verbs = azure_verbs()
     place = place_of(verbs, options)
-    if verbs.plan(place, settings_of(config, options), Console(), adopt=adopt):
+    if verbs.plan(place, settings_of(config, options), plain_console(), adopt=adopt):
         click.get_current_context().exit(WOULD_CHANGE)
 
 
@@ -70,7 +70,12 @@ def down_command(config: Path | None, *, name: str | None, yes: bool, **options:
     """Delete the cluster's resource group with everything in it."""
     verbs = azure_verbs()
     place = place_of(verbs, options)
-    verbs.down(place, settings_of(config, {"name": name}).name, Console(), yes=yes)
+    verbs.down(place, settings_of(config, {"name": name}).name, plain_console(), yes=yes)
+
+
+def plain_console() -> Console:
+    """Azure's words as they are: no markup in them, and lines that a terminal wraps."""
+    return Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def azure_verbs() -> Any:

@@ -313,7 +313,8 @@ def ensure_web_site(cluster: Cluster) -> str:
     """Switch the web site on."""
     if cluster.web_site and not differences(WEB_SITE, cluster.web_site):
         return "left"
-    cluster.cloud.put_web_site(cluster.cloud.scope.storage_account(), WEB_SITE)
+    body = merged(WEB_SITE, cluster.web_site)
+    cluster.cloud.put_web_site(cluster.cloud.scope.storage_account(), body)
     return "changed" if cluster.web_site else "created"
 
 

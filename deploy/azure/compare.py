@@ -26,7 +26,7 @@ def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
         return gone + [
             line
             for value, same in pairs(wanted, found)
-            for line in differences(value, same, f"{path}[{label(value)}]")
+            for line in differences(value, same, f"{path}[{shown(label(value))}]")
         ]
     return [] if equal(wanted, found) else [f"{path}: {shown(found)} -> {shown(wanted)}"]
 

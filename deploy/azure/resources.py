@@ -33,6 +33,10 @@ MADE_BY = {"made-by": "azure-active-passive-cluster"}
 NETWORK, SUBNET = "network", "nodes"
 BALANCER, FRONTEND, POOL, PROBE = "loadBalancer", "frontend", "nodes", "probe"
 BALANCER_ADDRESS = "loadBalancerPublicIp"
+
+OLD_PROBE_COUNT = {"name": PROBE, "properties": {"numberOfProbes": 2}}
+"""What `probeThreshold` replaced; Azure still wants this times the interval to be 10 s or more."""
+
 ADMIN_NAME = "azureuser"
 
 CUSTOM_DATA_BYTES = 65_535
@@ -175,20 +179,17 @@ def balancer(plan: Plan, scope: Scope) -> Resource:
         BALANCER,
         {**body_of(plan, properties), "sku": {"name": "Standard"}},
         (f"public address {BALANCER_ADDRESS}",),
+        at_creation={"properties": {"probes": [OLD_PROBE_COUNT]}},
     )
 
 
 def probe(plan: Plan) -> Body:
-    """`probeThreshold` counts; `numberOfProbes` is its predecessor, which Azure still checks.
-
-    AllProbedUp would send clients to passive nodes while nobody is active.
-    """
+    """AllProbedUp would send clients to passive nodes while nobody is active."""
     return {
         "protocol": "Http",
         "port": plan.probe.port,
         "requestPath": plan.probe.path,
         "intervalInSeconds": plan.probe.interval_seconds,
-        "numberOfProbes": 2,
         "probeThreshold": plan.probe.threshold,
         "noHealthyBackendsBehavior": "AllProbedDown",
     }

@@ -1,6 +1,5 @@
 """`azure up`, `azure plan` and `azure down`, from reading the settings to the last line printed."""
 
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -51,7 +50,7 @@ def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: 
         result = run_steps(steps(cluster), Report(progress))
     if result.failed or result.interrupted:
         stop(result, planned, console)
-    console.print(f"Done in {time.monotonic() - begun:.0f} s.", highlight=False)
+    console.print(f"Done in {time.monotonic() - begun:.0f} s.")
     print_cluster(cluster, console)
 
 
@@ -121,9 +120,8 @@ def down(place: Place, name: str, console: Console, *, yes: bool) -> None:
         inside = cloud.everything() if group else []
     except AzureError as error:
         raise Refusal(f"Azure: {words_of(error)}") from error
-    if group is None:
-        state.remove()
-        console.print(f"There is no resource group {name}: nothing to remove.", highlight=False)
+    if group is None:  # perhaps it is in another subscription: its key stays
+        console.print(f"There is no resource group {name}: nothing to remove.")
         return
     refuse_to_delete(group, inside)
     print_inside(name, inside, console)
@@ -136,7 +134,7 @@ def down(place: Place, name: str, console: Console, *, yes: bool) -> None:
     except (AzureError, TimeoutError) as error:
         raise Refusal(f"deleting {name}: {words_of(error)}") from error
     state.remove()
-    console.print(f"Deleted in {time.monotonic() - begun:.0f} s.", highlight=False)
+    console.print(f"Deleted in {time.monotonic() - begun:.0f} s.")
 
 
 def refuse_to_delete(group: Body, inside: list[Body]) -> None:
@@ -195,9 +193,7 @@ class Report(Watch):
         if outcome == "left":
             return
         word = "FAILED" if isinstance(outcome, Exception) else str(outcome)
-        self.progress.console.print(
-            f"{elapsed_seconds:6.1f} s  {word:10}  {name}", highlight=False, soft_wrap=True
-        )
+        self.progress.console.print(f"{elapsed_seconds:6.1f} s  {word:10}  {name}")
 
 
 def shown_progress(console: Console) -> Progress:
@@ -218,11 +214,12 @@ def print_changes(planned: Iterable[Change], console: Console) -> None:
     for change in planned:
         left += change.verb == "leave"
         if change.verb != "leave":
-            console.print(f"{change.verb:9} {change.step}", highlight=False, soft_wrap=True)
+            console.print(f"{change.verb:9} {change.step}")
         for line in change.details:
             note = "" if change.verb != "leave" else f"{change.step} stays, though it differs: "
-            console.print(f"          {note}{line}", highlight=False, soft_wrap=True)
-    console.print(f"{left} resources are left as they are.", highlight=False)
+            console.print(f"          {note}{line}")
+    if left:
+        console.print(f"{left} are left as they are.")
 
 
 def stop(result: Result, planned: list[Change], console: Console) -> None:
@@ -235,14 +232,13 @@ def stop(result: Result, planned: list[Change], console: Console) -> None:
         ("Not begun", never),
     ):
         if these:
-            console.print(f"{title}: {', '.join(these)}.", highlight=False, soft_wrap=True)
-    for name, error in result.failed.items():
-        console.print(f"Failed: {name}: {words_of(error)}", highlight=False, soft_wrap=True)
-    console.print("Run `azure up` again: it goes on from here.", highlight=False)
-    sys.stdout.flush()
+            console.print(f"{title}: {', '.join(these)}.")
+    (name, error), *others = [*result.failed.items()] or [("", Refusal())]
+    for other, why in others:
+        console.print(f"Failed: {other}: {words_of(why)}")
+    console.print("Run `azure up` again: it goes on from here.")
     if result.interrupted:
         raise click.Abort
-    name, error = next(iter(result.failed.items()))
     raise Refusal(f"{name}: {words_of(error)}")
 
 
@@ -257,4 +253,4 @@ def print_cluster(cluster: Cluster, console: Console) -> None:
         f"  python -m deploy status --cluster {folder}",
         f"  ssh {ADMIN_NAME}@{first.public_ip}                 {first.name}",
     ):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ class Outcome:
     code: int
     output: str
     seconds: float
+    cpu_seconds: float = 0.0
 
 
 @dataclass
@@ -112,7 +114,7 @@ class Operator:
 
     def execute(self, verb: str, *more: str, typed: str = "") -> Outcome:
         """Run a verb as `python -m deploy`, with something typed at its questions."""
-        begun = time.monotonic()
+        begun, used = time.monotonic(), cpu_seconds()
         done = subprocess.run(
             [sys.executable, "-m", "deploy", *self.arguments(verb, *more)],
             env=self.environment,
@@ -123,7 +125,14 @@ class Operator:
             timeout=LIMIT_SECONDS,
             check=False,
         )
-        return Outcome(done.returncode, done.stdout + done.stderr, time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        return Outcome(done.returncode, done.stdout + done.stderr, seconds, cpu_seconds() - used)
+
+
+def cpu_seconds() -> float:
+    """What the processes that we waited for have used of a processor."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def kill(process: Any) -> None:
