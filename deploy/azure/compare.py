@@ -19,16 +19,30 @@ def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
         return [
             line
             for key, value in wanted.items()
-            for line in differences(value, inside.get(key), f"{path}.{key}" if path else key)
+            for line in differences(value, inside.get(key), path_to(path, key))
         ]
     if isinstance(wanted, list) and wanted and isinstance(wanted[0], Mapping):
-        gone = [f"{path}[{label(value)}]: there -> nothing" for value in retired(wanted, found)]
+        gone = [
+            f"{path}[{shown(label(value))}]: there -> nothing" for value in retired(wanted, found)
+        ]
         return gone + [
             line
             for value, same in pairs(wanted, found)
-            for line in differences(value, same, f"{path}[{shown(label(value))}]")
+            for line in member_differences(value, same, f"{path}[{shown(label(value))}]")
         ]
     return [] if equal(wanted, found) else [f"{path}: {shown(found)} -> {shown(wanted)}"]
+
+
+def member_differences(wanted: Any, found: Any, path: str) -> list[str]:
+    """The lines of a member of a list; one that is not there is told as a whole."""
+    if found is None:
+        return [f"{path}: nothing -> new"]
+    return differences(wanted, found, path)
+
+
+def path_to(path: str, key: str) -> str:
+    """The path of an inner value; Azure's `properties` say nothing to the reader."""
+    return path if key == "properties" else f"{path}.{key}" if path else key
 
 
 def merged(wanted: Any, found: Any) -> Any:

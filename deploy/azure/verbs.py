@@ -39,10 +39,10 @@ def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: 
     cluster, planned = compared(place, settings, adopt=adopt)
     if all(change.verb == "leave" for change in planned):
         cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
-        print_changes(planned, console)
+        print_changes(cluster, planned, console)
         print_cluster(cluster, console)
         return
-    print_changes(planned, console)
+    print_changes(cluster, planned, console)
     if not yes:
         click.confirm("Go on?", abort=True)
     begun = time.monotonic()
@@ -56,8 +56,8 @@ def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: 
 
 def plan(place: Place, settings: Settings, console: Console, *, adopt: bool) -> bool:
     """Print what `up` would do; True where that is anything at all."""
-    _, planned = compared(place, settings, adopt=adopt)
-    print_changes(planned, console)
+    cluster, planned = compared(place, settings, adopt=adopt)
+    print_changes(cluster, planned, console)
     return any(change.verb != "leave" for change in planned)
 
 
@@ -208,8 +208,10 @@ def shown_progress(console: Console) -> Progress:
     )
 
 
-def print_changes(planned: Iterable[Change], console: Console) -> None:
-    """What will be done, and how much is left as it is."""
+def print_changes(cluster: Cluster, planned: Iterable[Change], console: Console) -> None:
+    """Where, what will be done, and how much is left as it is."""
+    subscription = cluster.cloud.scope.subscription
+    console.print(f"In {cluster.plan.region}, subscription {subscription}:")
     left = 0
     for change in planned:
         left += change.verb == "leave"
@@ -245,12 +247,11 @@ def stop(result: Result, planned: list[Change], console: Console) -> None:
 def print_cluster(cluster: Cluster, console: Console) -> None:
     """Where the cluster answers, and what to try."""
     url, first = cluster.endpoints()["load_balancer"], cluster.plan_now().nodes[0]
-    folder = cluster.state.folder
     for line in (
-        f"Cluster {cluster.plan.name}: {url}/",
-        "A new node installs itself in about three minutes; then one of them is active. Try:",
-        f"  curl {url}/                          the active node's page",
-        f"  python -m deploy status --cluster {folder}",
-        f"  ssh {ADMIN_NAME}@{first.public_ip}                 {first.name}",
+        f"Cluster {cluster.plan.name} answers at {url}/ once a node is active: a new node installs"
+        " itself in about three minutes. Try:",
+        f"  curl {url}/",
+        f"  python -m deploy status --cluster {cluster.state.folder}",
+        f"  ssh {ADMIN_NAME}@{first.public_ip}",
     ):
         console.print(line)
