@@ -100,7 +100,8 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (foreign_group, ["--adopt"], "was not made by this command and holds 1 resources"),
     (group, [], "it is empty: --adopt takes it"),  # type: ignore[list-item]
     (group_being_deleted, [], "is being deleted: try again when it is gone"),
-    (made, ["--nodes", "5"], "was made for 3 nodes, not 5"),  # type: ignore[list-item]
+    (made, ["--nodes", "5"], "was made with nodes = 3, not 5"),  # type: ignore[list-item]
+    (made, ["--period-seconds", "10"], "with period-seconds = 20, not 10"),  # type: ignore[list-item]
     (made, ["--region", "northeurope"], "is in westeurope, not in northeurope"),  # type: ignore[list-item]
     (lost_key, [], "cluster.key: missing; copy the file from the computer that made the cluster"),
     (other_key, [], "cluster.key: not the key of this cluster"),

@@ -266,11 +266,16 @@ def ensure_group(cluster: Cluster) -> str:
     if cluster.group is not None and is_ours(cluster.group):
         return "left"
     key = cluster.state.key_made_if_missing()
-    tags = {**MADE_BY, "nodes": str(len(cluster.plan.nodes)), "key": fingerprint(key)}
+    tags = {**MADE_BY, **fixed(cluster.plan), "key": fingerprint(key)}
     before = cluster.group or {"location": cluster.plan.region}
     kept = {"location": before["location"], "tags": {**before.get("tags", {}), **tags}}
     cluster.cloud.put_group(kept)
     return "adopted" if cluster.group else "created"
+
+
+def fixed(plan: Plan) -> dict[str, str]:
+    """What a cluster keeps for its life: nodes that differ in it could both be active."""
+    return {"nodes": str(len(plan.nodes)), "period-seconds": str(plan.period_seconds)}
 
 
 def ensure(cluster: Cluster, key: str) -> str:
@@ -344,12 +349,12 @@ def refuse_unsound(cluster: Cluster, *, adopt: bool) -> None:
         refuse_foreign(cluster, adopt=adopt)
         return
     tags = cluster.group["tags"]
-    count = len(cluster.plan.nodes)
-    if tags.get("nodes") != str(count):
-        raise Refusal(
-            f"{cluster.group_step} was made for {tags.get('nodes')} nodes, not {count}: two sizes"
-            " of a majority may not overlap, so this number is fixed; `azure down` first."
-        )
+    for name, value in fixed(cluster.plan).items():
+        if tags.get(name) != value:
+            raise Refusal(
+                f"{cluster.group_step} was made with {name} = {tags.get(name)}, not {value}: nodes"
+                " that differ in it could both be active, so it is fixed; `azure down` first."
+            )
     for key, body in cluster.present.items():
         if body["location"].lower() != cluster.plan.region and is_ours(body):
             raise Refusal(f"{key} is in {body['location']}, not in {cluster.plan.region}.")
