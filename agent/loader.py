@@ -49,6 +49,10 @@ class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller de
     """One sentence: the file, the value, and what would be right."""
 
 
+class Busy(BadInput):
+    """Another run is under way: whatever it makes of this node is not for us to undo."""
+
+
 class Timing(NamedTuple):
     """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
 
@@ -80,14 +84,15 @@ def timing(period_seconds: float) -> Timing:
     """The times of docs/protocol.md section 1, all derived from the timer's period."""
     promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
     timeout_seconds = max(0.3, 0.05 * period_seconds)
+    poll_seconds = max(0.1, period_seconds / 80)
     return check(
         Timing(
             period_seconds=period_seconds,
             promise_seconds=promise_seconds,
             lease_seconds=lease_of(promise_seconds),
             margin_seconds=max(0.2, 0.05 * period_seconds),
-            poll_seconds=max(0.1, period_seconds / 80),
-            stay_seconds=0.3 * period_seconds,
+            poll_seconds=poll_seconds,
+            stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
             end_seconds=min(0.85 * period_seconds, 0.95 * period_seconds - timeout_seconds),
             fresh_seconds=1.45 * period_seconds,
             timeout_seconds=timeout_seconds,
@@ -109,7 +114,7 @@ def check(times: Timing) -> Timing:
     that ends before it can be renewed, or a run that may still go on when the next one is due.
     """
     period = times.period_seconds
-    if period != int(period) or not 2 <= period <= 60 or 60 % int(period):
+    if not 2 <= period <= 60 or period % 1 or 60 % period:
         raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
     if times.lease_seconds > lease_of(times.promise_seconds):
         raise BadInput(
@@ -178,7 +183,7 @@ def read_settings(path: Path) -> Settings:
     """
     import configparser  # noqa: PLC0415 - costs 2 ms, and the file may be missing
 
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
@@ -219,7 +224,7 @@ def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict
     """
     try:
         nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON: {error}.") from error
     if not isinstance(nodes, dict):
         raise BadInput(f"{path}: use an object, node name -> addresses, in order of preference.")
@@ -321,6 +326,9 @@ def fetch(
             headers=headers,
         ) as response:
             body = response.raw.read(limit_bytes + 1, decode_content=False)
+            promised = response.headers.get("Content-Length", str(len(body)))
+            if len(body) <= limit_bytes and promised != str(len(body)):
+                raise Unanswered("its answer is not whole")  # urllib3 does not mind
             whole = len(body) <= limit_bytes
             return Answer(response.status_code, body[:limit_bytes], response.headers, whole)
     except requests.Timeout as error:
@@ -369,17 +377,19 @@ class Identity(NamedTuple):
     zone: str = ""
 
 
-def ask_metadata(session: requests.Session, path: str, version: str) -> Any:
+def ask_metadata(session: requests.Session, path: str, version: str, timeout_seconds: float) -> Any:
     """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
-    url = f"{METADATA}/{path}?api-version={version}&format=json"
-    answer = fetch(session, url, timeout_seconds=2, limit_bytes=65536, headers={"Metadata": "true"})
+    url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
+    answer = fetch(
+        session, url, timeout_seconds=timeout_seconds, limit_bytes=65536, headers=headers
+    )
     if answer.status == 404:
         return None
     if answer.status != 200:
         raise Unanswered(f"status {answer.status}")
     try:
         return json.loads(answer.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Unanswered("not JSON") from error
 
 
@@ -387,9 +397,9 @@ def ask_identity(session: requests.Session) -> Identity:
     """Ask both metadata services for name and addresses. Raises `Unanswered`.
 
     A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
-    public address unknown: it is shown, not used.
+    public address unknown: it is shown, not used, so the name does not wait for it for long.
     """
-    document = ask_metadata(session, "instance", INSTANCE_VERSION)
+    document = ask_metadata(session, "instance", INSTANCE_VERSION, 2)
     try:
         compute = document["compute"]
         address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
@@ -404,7 +414,7 @@ def ask_identity(session: requests.Session) -> Identity:
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
     try:
-        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION)
+        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
             if pair["privateIpAddress"] == found.private_ip:
                 return found._replace(public_ip=str(pair["frontendIpAddress"]))
@@ -449,9 +459,12 @@ def update(answer: Answer, paths: Paths) -> None:
         logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
     else:
         try:
-            compile(answer.body, "loader.tmp.py", "exec")
+            names = compile(answer.body, "loader.tmp.py", "exec").co_names
         except (SyntaxError, ValueError) as error:
             logging.error("File loader.tmp.py does not compile, not taken: %s", error)
+            return
+        if not {"__name__", "main"} <= set(names):  # the last lines: a part compiles, too
+            logging.error("File loader.tmp.py is not a whole agent, not taken.")
             return
         write_atomic(paths.loader, answer.body, staged=paths.etc / "loader.tmp.py", sync=True)
         logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
@@ -557,7 +570,7 @@ def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
         mac = fields.pop("mac")
         genuine = hmac.compare_digest(_mac(cluster.key, _canonical(fields)), str(mac))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("its marker is not whole") from error
     if not genuine:
         raise BadInput("its marker is not signed with the cluster's key")
@@ -615,6 +628,7 @@ class State(NamedTuple):
     candidate: bool = False
     active: bool = False
     quorum_runs: int = 0
+    yields_to: str | None = None  # whom this voter would rather vote for
     sees: tuple[str, ...] = ()  # peers that have a marker here
     records: Mapping[str, Record] = {}
     wall_offset_seconds: float | None = None  # wall clock minus boot clock
@@ -681,6 +695,7 @@ class Run(NamedTuple):
     answered: frozenset[str] = frozenset()  # peers whose Apache answered in this run
     markers: Mapping[str, Marker] = {}  # newest valid marker of each peer
     first_stamps: Mapping[str, tuple[str, int]] = {}  # as first seen in this run
+    last_stamps: Mapping[str, tuple[str, int]] = {}  # as last seen in the run before
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
 
@@ -749,7 +764,9 @@ class View(NamedTuple):
 
     now_seconds: float
     markers: Mapping[str, Marker]  # M of section 3: present, verified, fresh
-    live: frozenset[str]  # two different stamps seen within this run
+    # Two different stamps seen within this run; for whom I yielded to, since the run before, so
+    # that the active node still reads of it when it looks for the first time.
+    live: frozenset[str]
     changed_seconds: Mapping[str, float]
     probe_there: bool
     leaving: bool
@@ -767,7 +784,10 @@ def view_of(
         if now - state.records[name].changed_seconds <= cluster.times.fresh_seconds
     }
     live = frozenset(
-        name for name, m in fresh.items() if run.first_stamps[name] != (m.epoch, m.stamp)
+        name
+        for name, m in fresh.items()
+        if run.first_stamps[name] != (m.epoch, m.stamp)
+        or (name == state.yields_to and run.last_stamps.get(name) != (m.epoch, m.stamp))
     )
     changed = {name: state.records[name].changed_seconds for name in fresh}
     return View(now, fresh, live, changed, probe_there, run.leaving, stepped, run.started_seconds)
@@ -791,7 +811,6 @@ class Decision(NamedTuple):
     state: State
     drop: bool = False  # remove the probe before the state is saved and published
     serve_until_seconds: float | None = None  # arm the fence for it, then commit the probe
-    yields_to: str | None = None
     has_quorum: bool = False
     settled: bool = False
     reason: str = ""
@@ -805,10 +824,15 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     higher = higher_candidates(cluster, state, view)
     barred = now < state.barred_until_seconds
     steps_down = state.active and (
-        bool(higher) or view.leaving or view.clock_stepped or barred or outvoted(cluster, view)
+        bool(higher)
+        or view.leaving
+        or view.clock_stepped
+        or barred
+        or outvoted(cluster, state, view)
     )
     wants = has_quorum and not higher and not view.leaving and not steps_down and not barred
     state, yields_to = cast_vote(cluster, state._replace(candidate=wants), view)
+    state = state._replace(yields_to=yields_to)
     state = count(cluster, state, view)
     lease = lease_end_seconds(cluster, state)
     fence = lease - times.margin_seconds
@@ -821,7 +845,7 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
         state = release(state, now)
     if not state.active and serve is None:
         state = state._replace(stamp=max(state.stamp, int(now * 1000)))
-    decision = Decision(state, drop, serve, yields_to, has_quorum)
+    decision = Decision(state, drop, serve, has_quorum)
     settled = is_settled(cluster, decision, view)
     return decision._replace(settled=settled, reason=reason_of(cluster, decision, view))
 
@@ -843,11 +867,11 @@ def is_ready(marker: Marker, view: View) -> bool:
     return marker.quorum_runs >= READY_RUNS and marker.sender in view.live
 
 
-def outvoted(cluster: Cluster, view: View) -> bool:
-    """Whether so many voters yield to somebody else that the rest is no majority."""
-    loyal = sum(m.yields_to in (None, cluster.me) for m in view.markers.values()) + 1
-    yielding = len(view.markers) + 1 - loyal
-    return yielding > 0 and loyal < cluster.majority
+def outvoted(cluster: Cluster, state: State, view: View) -> bool:
+    """Whether so many of my voters yield to somebody else that the rest is no majority."""
+    yielding = {name for name, m in view.markers.items() if m.yields_to not in (None, cluster.me)}
+    loyal = set(state.grants) - yielding
+    return bool(yielding & set(state.grants)) and len(loyal) < cluster.majority
 
 
 def asked_to_yield(cluster: Cluster, view: View) -> bool:
@@ -962,7 +986,7 @@ def is_content(cluster: Cluster, decision: Decision, view: View, active: str) ->
     unchanged_seconds = view.now_seconds - view.changed_seconds[active]
     if unchanged_seconds > cluster.times.period_seconds / 2:
         return False
-    if decision.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
+    if state.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
         return False
     bound = state.vote is not None and state.vote.candidate == active
     return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
@@ -1072,19 +1096,18 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
     A file that can't be written ends the run without the probe: the promises that others made to
     this node run out by themselves.
     """
-    run = Run(start.boot_seconds, leaving)
+    last_stamps = {name: (r.epoch, r.stamp) for name, r in state.records.items()}
+    run = Run(start.boot_seconds, leaving, last_stamps=last_stamps)
     try:
         return (yield from _settle(cluster, state, run, start))
     except OSError as error:
-        yield Drop()
-        where = getattr(error, "filename", None)
-        reason = f"can't write {where}: {error.strerror}" if where else str(error)
-        return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
+        return (yield from _failed(cluster, state, run, error))
 
 
 def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     state, moment = yield from _begin(cluster, state, moment)
-    times, slow, first = cluster.times, frozenset[str](), True
+    times, first = cluster.times, True
+    slow = frozenset(cluster.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
         moment = yield Poll(first, frozenset(cluster.peers) - slow)
         first = False
@@ -1107,10 +1130,22 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
             run = run._replace(had_quorum=True)
             runs = decision.state.quorum_runs + 1
             decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
-        state = yield from _apply(cluster, decision)
+        try:
+            state = yield from _apply(cluster, decision)
+        except OSError as error:
+            return (yield from _failed(cluster, decision.state, run, error))
         if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
+            run = run._replace(markers=view.markers)  # what was too old did not count
             return (yield from _finish(cluster, state, run, decision))
         yield Pause(times.poll_seconds)
+
+
+def _failed(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
+    yield Drop()
+    where = getattr(error, "filename", None)
+    reason = f"can't write {where}: {error.strerror}" if where else str(error)
+    state = state._replace(active=False)
+    return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
 
 
 def _begin(
@@ -1128,7 +1163,7 @@ def _begin(
             state = release(state, now)._replace(active=False)
     state = state._replace(stamp=max(state.stamp, int(now * 1000)))
     yield Save(state)
-    moment = yield Publish(markers_of(cluster, state, None, moment))
+    moment = yield Publish(markers_of(cluster, state, moment))
     return state, moment
 
 
@@ -1137,6 +1172,8 @@ def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
     offset = moment.wall_seconds - moment.boot_seconds
     before = state.wall_offset_seconds
     stepped = before is not None and abs(offset - before) > 1
+    if stepped:
+        logging.warning("The wall clock was stepped by %.0f s", offset - (before or 0))
     return state._replace(wall_offset_seconds=offset), stepped
 
 
@@ -1151,16 +1188,19 @@ def _apply(cluster: Cluster, decision: Decision) -> Generator[Effect, Moment, St
         if bool(moment.value) != state.active:
             state = state._replace(active=bool(moment.value))
             moment = yield Save(state)
-    yield Publish(markers_of(cluster, state, decision.yields_to, moment))
+    yield Publish(markers_of(cluster, state, moment))
     return state
 
 
 def _overslept(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     """The run was stopped or frozen: its view is too old to publish anything."""
     fence = lease_end_seconds(cluster, state) - cluster.times.margin_seconds
-    if not state.active or moment.boot_seconds >= fence:
+    stays = state.active and moment.boot_seconds < fence
+    if not stays:
         yield Drop()
-    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, set as passive")
+    then = "stays active" if stays else "set as passive"
+    state = state._replace(active=stays)
+    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, {then}")
 
 
 def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Steps:
@@ -1171,13 +1211,11 @@ def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Ste
     last = state._replace(sees=sees, quorum_runs=quorum_runs, role=role)
     moment = yield Save(last)
     if (sees, quorum_runs) != (state.sees, state.quorum_runs):
-        yield Publish(markers_of(cluster, last, decision.yields_to, moment))
+        yield Publish(markers_of(cluster, last, moment))
     return Outcome(last, run, decision.reason)
 
 
-def markers_of(
-    cluster: Cluster, state: State, yields_to: str | None, moment: Moment
-) -> dict[str, Marker | None]:
+def markers_of(cluster: Cluster, state: State, moment: Moment) -> dict[str, Marker | None]:
     """The marker for every peer that this node sees, None for the others."""
     now, vote = moment.boot_seconds, None
     if (own := state.vote) is not None and now < own.until_seconds:
@@ -1194,7 +1232,7 @@ def markers_of(
         vote=vote,
         released=state.released,
         active=state.active,
-        yields_to=yields_to,
+        yields_to=state.yields_to,
         generation=cluster.generation,
         at=utc(moment.wall_seconds),
     )
@@ -1225,14 +1263,21 @@ def write_atomic(
                 file.flush()
                 os.fsync(file.fileno())
         staged.replace(path)
-    except OSError:
+    except OSError as error:
         staged.unlink(missing_ok=True)
+        error.filename = str(path)  # a write that fails does not say of which file
         raise
 
 
 def boot_seconds() -> float:
     """The boot clock: goes on in suspend, no step of the wall clock moves it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def process_age_seconds() -> float:
+    """For how long this process has existed; proc(5), the 22nd field of stat."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return boot_seconds() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
@@ -1321,6 +1366,7 @@ class Machine:
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
+        self.untested = set(cluster.peers)  # have not passed the connectivity test in this run
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
@@ -1359,7 +1405,7 @@ class Machine:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
         for name, line in self.lines.items():
             if not line.busy:
-                line.ask(self.question(name, first=effect.first))
+                line.ask(self.question(name, first=effect.first or name in self.untested))
         replies: dict[str, Reply] = {}
         deadline = time.monotonic() + self.cluster.times.timeout_seconds
         waiting = set(effect.wait_for)
@@ -1374,6 +1420,8 @@ class Machine:
             silent = isinstance(outcome, Unanswered)
             replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
             self.silent[name] = replies[name].why
+            if replies[name].connected:
+                self.untested.discard(name)
         for name in waiting:
             self.silent[name] = f"no answer within {self.cluster.times.timeout_seconds:g} s"
         return replies
@@ -1446,12 +1494,14 @@ def drop_probe(paths: Paths) -> bool:
             continue
         except OSError as error:
             logging.error("Can't remove %s: %s", path, error.strerror)
+    gone = not paths.probe.exists()
     try:
         write_atomic(paths.lease_until, "0")
-        Fence(paths).disarm()
+        if gone:
+            Fence(paths).disarm()
     except OSError as error:
         logging.error("%s", error)
-    return not paths.probe.exists()
+    return gone
 
 
 # ------------------------------------------------ the verbs
@@ -1493,17 +1543,22 @@ def take_update(ahead: Ahead, paths: Paths, patience_seconds: float) -> bool:
     return answer is not None
 
 
+def known_identity(paths: Paths) -> Identity | None:
+    """Who this node was in an earlier run of this boot."""
+    try:
+        return Identity(**read_json(paths.identity))
+    except TypeError:
+        return None
+
+
 def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
     """Who this node is; the one cached for this boot where metadata fails.
 
     Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
     """
     logging.info("Reading instance metadata service")
-    try:
-        known = Identity(**read_json(paths.identity))
-    except TypeError:
-        known = None
-    found = ahead.take("identity", patience_seconds if known else 5.0)
+    known = known_identity(paths)
+    found = ahead.take("identity", patience_seconds if known else 10 * patience_seconds)
     if not isinstance(found, Identity):
         logging.warning("Instance metadata service: %s", found or "no answer yet")
         if known is None:
@@ -1540,20 +1595,25 @@ def read_cluster(
 
 def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
-    patience_seconds = max(0.1, settings.times.period_seconds / 40)
+    started_seconds, times = boot_seconds(), settings.times
+    patience_seconds = max(0.1, times.period_seconds / 40)
     ahead = Ahead(settings, paths)
-    updated = take_update(ahead, paths, patience_seconds)
+    updated = not settings.bootstrap_url or take_update(ahead, paths, patience_seconds)
     identity = who_am_i(ahead, paths, patience_seconds)
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     machine = Machine(cluster, addresses, paths)
     start = machine.moment()
-    state = load_state(paths, settings.times, start.boot_seconds)
-    outcome = machine.drive(settle(cluster, state, start, leaving=leaving))
+    state = load_state(paths, times, start.boot_seconds)
+    # The unit's time limit counts from the beginning, not from the first poll.
+    left_seconds = started_seconds + times.end_seconds - start.boot_seconds
+    in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
+    outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
     report(paths, identity, machine, state.role, outcome)
     if not updated:
-        take_update(ahead, paths, 2.0)
+        left_seconds = started_seconds + times.end_seconds - boot_seconds()
+        take_update(ahead, paths, min(2.0, left_seconds))
 
 
 def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
@@ -1596,7 +1656,7 @@ def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
         "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
     )
     if name not in run.answered:
-        why = machine.silent.get(name, "")
+        why = machine.silent.get(name, "not asked in this run")
         logging.warning("HTTP Connectivity failed to %s: %s", address, why)
         logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
         return
@@ -1675,6 +1735,16 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
     print(f"{prefix}{sentence}", flush=True)
 
 
+def ending_in_time(settings: Settings) -> Settings:
+    """The settings with an end that counts from the tick, as systemd's time limit does.
+
+    On a node that boots, Python and its imports take long enough to be killed for otherwise.
+    """
+    times = settings.times
+    left_seconds = times.end_seconds - process_age_seconds()
+    return settings._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
+
+
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
     state = load_state(paths, settings.times, boot_seconds())
@@ -1710,8 +1780,11 @@ def marker_files(paths: Paths) -> Iterable[Path]:
     except (BadInput, OSError, UnicodeDecodeError):
         names = set()
     for path in paths.html.glob("*.html"):
-        if path.stem in names or MARKER_OPEN.encode() in path.read_bytes()[:8192]:
-            yield path
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            if path.stem in names or MARKER_OPEN.encode() in file.read(8192):
+                yield path
 
 
 def dry_run(paths: Paths, settings: Settings) -> None:
@@ -1720,7 +1793,9 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     try:
         identity = ask_identity(new_session())
     except Unanswered as silence:
-        raise BadInput(f"the instance metadata service gives {silence}") from silence
+        if (known := known_identity(paths)) is None:
+            raise BadInput(f"the instance metadata service gives {silence}") from silence
+        identity = known
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     machine = Machine(cluster, addresses, paths)
@@ -1731,6 +1806,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     state, seen = observe(cluster, state, Run(now), replies, now)
     view = view_of(cluster, state, seen, now, probe_there=moment.probe_there, stepped=False)
     decision = decide(cluster, state, view)
+    seen = seen._replace(markers=view.markers)
     log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
     vote = decision.state.vote
     bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
@@ -1738,7 +1814,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
 
 
 def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
-    """The lock of a run, to be kept open until it ends. Raises `BadInput` while another runs."""
+    """The lock of a run, to be kept open until it ends. Raises `Busy` while another runs."""
     paths.run.mkdir(parents=True, exist_ok=True)
     lock = paths.lock.open("w")
     deadline = time.monotonic() + patience_seconds
@@ -1748,7 +1824,7 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
             return lock
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise BadInput("another run of loader.py is under way: wait for its end") from None
+                raise Busy("another run of loader.py is under way: wait for its end") from None
             time.sleep(0.1)
 
 
@@ -1779,7 +1855,7 @@ def perform(verb: str, paths: Paths) -> None:
         if verb == "leave":
             leave(paths, settings)
         else:
-            run(paths, settings)
+            run(paths, ending_in_time(settings))
 
 
 def main(words: list[str]) -> int:
@@ -1793,6 +1869,10 @@ def main(words: list[str]) -> int:
         start_log(paths)
     try:
         perform(verb, paths)
+    except Busy as busy:
+        logging.error("%s", busy)
+        tell_journal(str(busy), warning=True)
+        return 2
     except BadInput as wrong:
         return fail_closed(verb, paths, str(wrong), 2)
     except Exception as error:  # the one that fails closed
@@ -1807,8 +1887,7 @@ def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
         print(f"loader.py: {reason}", file=sys.stderr)
         return code
     logging.error("%s, set as passive", reason)
-    if "under way" not in reason:
-        drop_probe(paths)
+    drop_probe(paths)
     tell_journal(f"passive: {reason}", warning=True)
     return code
 

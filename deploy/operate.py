@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException
+from ipaddress import IPv4Address
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -74,14 +75,21 @@ def read_cluster(state: Path) -> Cluster:
 
 
 def _is_url(value: object) -> bool:
-    return isinstance(value, str) and value.startswith("http://")
+    try:
+        parts = urlsplit(str(value))
+        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _read_plan(path: Path) -> Plan:
     try:
-        return plan_from_nodes_info(_read_object(path))
+        plan = plan_from_nodes_info(_read_object(path))
+        for node in plan.nodes:
+            IPv4Address(node.public_ip)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{path}: every node needs a private_ip and a public_ip.") from error
+    return plan
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -134,7 +142,8 @@ def get(url: str) -> Answer:
     except ConnectionRefusedError:
         return Answer(problem="refuses connections")
     except (OSError, HTTPException) as error:
-        answer = Answer(problem=f"no proper answer ({printable(str(error) or repr(error))})")
+        words = getattr(error, "strerror", None) or str(error) or repr(error)
+        answer = Answer(problem=f"no proper answer ({printable(words)})")
     finally:
         connection.close()
     if time.monotonic() - started >= TIMEOUT_SECONDS:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from deploy import Refusal
 from deploy.userdata import CHECKOUT, NodesInfo, read_nodes_info
 
 
@@ -32,6 +33,9 @@ def publish(directory: Path, nodes_info: NodesInfo) -> None:
 def publish_command(directory: Path, nodes_info: Path) -> None:
     """Build the release and publish it to a folder."""
     info = read_nodes_info(nodes_info)
-    publish(directory, info)
+    try:
+        publish(directory, info)
+    except OSError as error:
+        raise Refusal(f"{directory}: can't be written: {error}.") from error
     for name in release_files(info):
         click.echo(f"published {directory / name}")

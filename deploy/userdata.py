@@ -13,12 +13,13 @@ from pathlib import Path
 import click
 import yaml
 
-from agent.loader import BadInput, check, parse_nodes_info, timing
+from agent.loader import BadInput, check, parse_nodes_info, read_key, timing
 from deploy import Refusal
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 NodesInfo = Mapping[str, Mapping[str, str]]
 LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
+KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = ("bootup.service", "loader.service", "loader.timer", "fence.service", "handover.service")
 
 INSTALL_SERVICE = """\
@@ -67,6 +68,12 @@ systemctl enable --now loader.timer handover.service
 touch installed
 """
 
+FIRST_COMMANDS = [
+    ["systemctl", "daemon-reload"],
+    ["systemctl", "enable", "install.service"],
+    ["systemctl", "start", "--no-block", "install.service"],
+]
+
 APACHE_DROPIN = """\
 [Unit]
 After=bootup.service
@@ -94,6 +101,20 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
     }
 
 
+def units(period_seconds: int) -> dict[str, str]:
+    """Every unit and drop-in of a node, by its path."""
+    repository = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
+    found = {
+        **repository,
+        **period_dropins(period_seconds),
+        # A timer starts the service of its own name: the fence's carries its deadline in it.
+        "fence@.service": repository["fence.service"],
+        "install.service": INSTALL_SERVICE,
+        "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
+    }
+    return {f"/etc/systemd/system/{name}": text for name, text in found.items()}
+
+
 def user_data(
     node: str,
     nodes_info: NodesInfo,
@@ -110,44 +131,27 @@ def user_data(
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
-    settings = {
-        "period_seconds": period_seconds,
-        "peer_address": peer_address,
-        "bootstrap_url": bootstrap_url,
-    }
-    conf = "[loader]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())
-    units = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
-    units |= period_dropins(period_seconds) | {
-        # A timer starts the service of its own name: the fence's carries its deadline in it.
-        "fence@.service": units["fence.service"],
-        "install.service": INSTALL_SERVICE,
-        "apache2.service.d/bootstrap.conf": APACHE_DROPIN,
-    }
+    conf = (
+        f"[loader]\nperiod_seconds = {period_seconds}\npeer_address = {peer_address}\n"
+        f"bootstrap_url = {bootstrap_url}\n"
+    )
     agent = CHECKOUT / "agent"
     files = {
         "/etc/bootstrap/nodes_info.json": json.dumps(nodes_info, indent=2) + "\n",
         "/etc/bootstrap/loader.conf": conf,
-        "/etc/bootstrap/cluster.key": cluster_key + "\n",
+        KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/index.html": (agent / "index.html").read_text().replace("@NODE@", node),
         "/etc/bootstrap/install.sh": INSTALL_SCRIPT.format(url=bootstrap_url),
         "/etc/apache2/conf-available/bootstrap.conf": (agent / "apache.conf").read_text(),
         "/etc/logrotate.d/bootstrap": (agent / "logrotate.conf").read_text(),
-    } | {f"/etc/systemd/system/{name}": text for name, text in units.items()}
+    } | units(period_seconds)
     document = {
         "hostname": node,
         "write_files": [
-            {
-                "path": path,
-                "content": content,
-                "permissions": "0600" if path.endswith(".key") else "0644",
-            }
-            for path, content in files.items()
+            {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}
+            for path, text in files.items()
         ],
-        "runcmd": [
-            ["systemctl", "daemon-reload"],
-            ["systemctl", "enable", "install.service"],
-            ["systemctl", "start", "--no-block", "install.service"],
-        ],
+        "runcmd": FIRST_COMMANDS,
     }
     return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=1000)
 
@@ -174,12 +178,11 @@ def user_data_command(
     """Print the first-boot document of NODE; it holds the cluster's key."""
     if key_file is None:
         key = secrets.token_hex(32)
-        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
     else:
         try:
-            key = key_file.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{key_file}: can't be read: {error}.") from error
+            key = read_key(key_file).hex()
+        except BadInput as error:
+            raise Refusal(str(error)) from error
     document = user_data(
         node,
         read_nodes_info(nodes_info),
@@ -187,4 +190,6 @@ def user_data_command(
         cluster_key=key,
         period_seconds=period_seconds,
     )
+    if key_file is None:
+        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
     click.echo(document, nl=False)

@@ -150,7 +150,7 @@ REFUSED = [
 
 
 @pytest.fixture(scope="module")
-def cluster(
+def standing(
     certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     with an_operator(certificate, tmp_path_factory.mktemp("cluster")) as operator:
@@ -159,18 +159,18 @@ def cluster(
 
 @pytest.mark.parametrize(("key", "spoil", "refusal"), REFUSED)
 def test_a_body_that_azure_would_refuse_is_refused(
-    cluster: Operator, key: str, spoil: Callable[[Body], object], refusal: str
+    standing: Operator, key: str, spoil: Callable[[Body], object], refusal: str
 ) -> None:
     resource = wanted(key)
     own = SCOPE.id_of(resource.kind, resource.name)
     body = creation(key)
     if key == VM:  # only its creation says everything
-        cluster.azure.resources.pop(own.lower(), None)
-    assert send(cluster, "PUT", own, body).status_code < 400
+        standing.azure.resources.pop(own.lower(), None)
+    assert send(standing, "PUT", own, body).status_code < 400
     if key == VM:
-        cluster.azure.resources.pop(own.lower())
+        standing.azure.resources.pop(own.lower())
     spoil(body)
-    assert code(send(cluster, "PUT", own, body)) == refusal
+    assert code(send(standing, "PUT", own, body)) == refusal
 
 
 def test_what_is_in_use_is_not_deleted(operator: Operator) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -37,7 +38,7 @@ from deploy.lab.state import (
     save,
     save_endpoints,
 )
-from deploy.plan import Plan, make_plan, nodes_info, plan_from_nodes_info
+from deploy.plan import Node, Plan, make_plan, nodes_info, plan_from_nodes_info
 from deploy.release import publish
 from deploy.userdata import CHECKOUT, period_dropins, read_nodes_info, user_data
 
@@ -72,10 +73,9 @@ def up(count: int | None, period_seconds: int | None) -> None:
                 tear_down()
             raise
     console.print(f"Up after {time.monotonic() - began:.1f} s: {lab}.")
-    console.print(
-        f"Try: curl -i http://{LOAD_BALANCER}/   python -m deploy status   python -m deploy watch"
-        "   python -m deploy lab off node1"
-    )
+    console.print(f"Try: curl -i http://{LOAD_BALANCER}/")
+    for verb in ("status", "watch", "lab off node1", "lab down"):
+        console.print(f"     {sys.executable} -m deploy {verb}")
 
 
 @lab_command.command("down")
@@ -101,7 +101,7 @@ def on(name: str) -> None:
     """Power the node on again, with the disk it had; ends when it has booted."""
     with changed_lab() as lab:
         node.power_on(lab.node(name))
-        node.wait_until_booted(lab.node(name), time.monotonic() + BOOT_SECONDS)
+        wait_for_boot([lab.node(name)])
 
 
 @lab_command.command("cut")
@@ -139,7 +139,7 @@ def hang(name: str) -> None:
 def freeze(name: str) -> None:
     """Stop every process of the node where it stands."""
     with changed_lab() as lab:
-        process.freeze(lab.node(name).name, frozen=True)
+        node.freeze(lab.node(name))
 
 
 @lab_command.command("thaw")
@@ -243,9 +243,15 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
         )
         node.install(each, lower, document)
         node.power_on(each)
+    wait_for_boot(lab.plan.nodes)
+
+
+def wait_for_boot(nodes: Iterable[Node]) -> None:
+    """Wait until the nodes have booted; a unit that failed there is worth a line, no refusal."""
     deadline = time.monotonic() + BOOT_SECONDS
-    for each in lab.plan.nodes:
-        node.wait_until_booted(each, deadline)
+    for each in nodes:
+        if failed := node.wait_until_booted(each, deadline):
+            console.print(f"{each.name} booted, but a unit failed: {failed}")
 
 
 def tear_down() -> None:

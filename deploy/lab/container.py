@@ -92,15 +92,22 @@ def command_inside(container: Container, command: Sequence[str]) -> list[str]:
     return [*enter, "env", "-i", *environment, *command]
 
 
+def require_running(container: Container) -> None:
+    """Raise `Refusal` if nothing runs in the box."""
+    if not container.is_running:
+        raise Refusal(f"{container.name} is off: `lab on {container.name}` starts it.")
+
+
 def _leader(container: Container) -> int:
     """The process that is number 1 inside, as this machine counts it."""
     deadline = time.monotonic() + LEADER_SECONDS
-    while container.is_running and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        require_running(container)
         for pid in process.pids(container.name):
             if _is_first_of_its_namespace(pid):
                 return pid
         time.sleep(process.POLL_SECONDS)
-    raise Refusal(f"{container.name} is not running: `lab on {container.name}` starts it.")
+    raise Refusal(f"{container.name} did not start: see {container.folder / 'console.log'}.")
 
 
 def _is_first_of_its_namespace(pid: int) -> bool:

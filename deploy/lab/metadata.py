@@ -53,37 +53,9 @@ class RateLimit:
 
 def instance(plan: Plan, node: Node) -> dict[str, Any]:
     """What /metadata/instance holds: every value a string, "" where there is none."""
-    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{plan.name}"
-    publisher, offer, sku, version = plan.image.split(":")
     network, prefix = plan.network.split("/")
     return {
-        "compute": {
-            "azEnvironment": "AzurePublicCloud",
-            "location": "lab",
-            "name": node.name,
-            "offer": offer,
-            "osProfile": {
-                "adminUsername": "azureuser",
-                "computerName": node.name,
-                "disablePasswordAuthentication": "true",
-            },
-            "osType": "Linux",
-            "physicalZone": f"lab-az{node.zone}",
-            "priority": "",
-            "publisher": publisher,
-            "resourceGroupName": plan.name,
-            "resourceId": f"{group}/providers/Microsoft.Compute/virtualMachines/{node.name}",
-            "sku": sku,
-            "subscriptionId": SUBSCRIPTION,
-            "tags": "",
-            "tagsList": [],
-            "userData": "",
-            "version": version,
-            "vmId": str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.{plan.name}.lab")),
-            "vmScaleSetName": "",
-            "vmSize": node.size,
-            "zone": str(node.zone),
-        },
+        "compute": compute(plan, node),
         "network": {
             "interface": [
                 {
@@ -97,6 +69,39 @@ def instance(plan: Plan, node: Node) -> dict[str, Any]:
                 }
             ]
         },
+    }
+
+
+def compute(plan: Plan, node: Node) -> dict[str, Any]:
+    """What it says of the machine itself."""
+    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{plan.name}"
+    publisher, offer, sku, version = plan.image.split(":")
+    return {
+        "azEnvironment": "AzurePublicCloud",
+        "location": "lab",
+        "name": node.name,
+        "offer": offer,
+        "osProfile": {
+            "adminUsername": "azureuser",
+            "computerName": node.name,
+            "disablePasswordAuthentication": "true",
+        },
+        "osType": "Linux",
+        "physicalZone": f"lab-az{node.zone}",
+        "priority": "",
+        "publisher": publisher,
+        "resourceGroupName": plan.name,
+        "resourceId": f"{group}/providers/Microsoft.Compute/virtualMachines/{node.name}",
+        "sku": sku,
+        "subscriptionId": SUBSCRIPTION,
+        "tags": "",
+        "tagsList": [],
+        "userData": "",
+        "version": version,
+        "vmId": str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.{plan.name}.lab")),
+        "vmScaleSetName": "",
+        "vmSize": node.size,
+        "zone": str(node.zone),
     }
 
 

@@ -4,6 +4,7 @@ A control group (cgroup2) is what makes power-off exact: every process of a node
 `lab down` finds them all, also after a crash of `lab up`.
 """
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from deploy import Refusal
 
 GROUPS = "azure-active-passive-cluster"
+START_SECONDS = 5.0
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
@@ -40,9 +42,12 @@ def run(
 
 
 def start(group: str, command: Sequence[str], *, log: Path, folder: Path = Path("/")) -> None:
-    """Start a long-running command in a control group of its own; its output goes to `log`."""
+    """Start a long-running command in a control group of its own; its output goes to `log`.
+
+    When this returns the group has the process, or the process has ended already.
+    """
     with log.open("ab") as output:
-        subprocess.Popen(
+        child = subprocess.Popen(
             _entering(group, command),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -50,6 +55,9 @@ def start(group: str, command: Sequence[str], *, log: Path, folder: Path = Path(
             cwd=folder,
             start_new_session=True,
         )
+    deadline = time.monotonic() + START_SECONDS
+    while not is_running(group) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def is_running(group: str) -> bool:
@@ -61,7 +69,8 @@ def is_running(group: str) -> bool:
 def pids(group: str) -> Iterator[int]:
     """The processes of the group and of the groups below it."""
     for listing in sorted((_groups() / group).rglob("cgroup.procs")):
-        yield from map(int, listing.read_text().split())
+        with contextlib.suppress(OSError):  # the group has gone meanwhile
+            yield from map(int, listing.read_text().split())
 
 
 def freeze(group: str, frozen: bool) -> None:

@@ -25,12 +25,13 @@ SOURCES = (
     Path("/etc/apt/sources.list"),
 )
 
-# What an image of a cloud has and this one does not: locales, an SSH server, DHCP.
+# Left out of an image's usual list: SSH keys, locales, users, disks, boot loader, DHCP.
 CLOUD_CONFIG = """\
 datasource_list: [NoCloud]
 network: {config: disabled}
-locale: false
-ssh_genkeytypes: []
+cloud_init_modules: [bootcmd, write-files, set-hostname, update-hostname]
+cloud_config_modules: [runcmd]
+cloud_final_modules: [package-update-upgrade-install, scripts-user, final-message]
 """
 
 # Nothing that would ask a network that is not there; HAProxy is the load balancer's alone.

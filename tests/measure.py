@@ -1,0 +1,161 @@
+"""Measure a lab of three real nodes: failover, failback, cold start, and what a run costs.
+
+    python -m tests.measure --period-seconds 20 --crashes 20
+
+Needs root. Every figure comes from the sampler's answers, about twenty a second, or from systemd's
+own accounting in the nodes. The seed of the crashes' moments is printed.
+"""
+
+import argparse
+import os
+import platform
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.cluster import Cluster, lab
+
+RUNS = 12
+UNIT = "loader.service"
+
+
+def failover_and_failback(cluster: Cluster, draw: random.Random) -> tuple[float, float]:
+    """Seconds from a crash of node1 to the next node's first 200, and without one at its return."""
+    cluster.settles_on("node1")
+    time.sleep(draw.uniform(0, cluster.period_seconds))  # a phase of the period, not a wait
+    cluster.off("node1")
+    crashed = cluster.last_200("node1")
+    cluster.wait("node2 active", lambda: cluster.active() == {"node2"})
+    first = cluster.first_200("node2", since=crashed)
+    cluster.on("node1")
+    cluster.wait("node1 active again", lambda: cluster.active() == {"node1"})
+    back = cluster.first_200("node1", since=first or 0)
+    assert first is not None
+    assert back is not None
+    return first - crashed, max(0.0, back - cluster.last_200("node2"))
+
+
+def cold_start(cluster: Cluster) -> float:
+    """Seconds from power on of all nodes to the first 200."""
+    cluster.off(*cluster.nodes)
+    began = time.time()
+    lab("up")
+    cluster.wait("active", lambda: bool(cluster.active()))
+    return (
+        min(
+            first
+            for name in cluster.nodes
+            if (first := cluster.first_200(name, since=began)) is not None
+        )
+        - began
+    )
+
+
+def shown(cluster: Cluster, name: str) -> dict[str, str]:
+    """What systemd knows of the agent's last run on a node."""
+    properties = "CPUUsageNSec,ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic"
+    lines = cluster.shell(name, "systemctl", "show", UNIT, "-p", properties).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def runs_of(cluster: Cluster, name: str) -> tuple[list[float], list[float]]:
+    """CPU seconds and wall seconds of the agent's next runs on a node."""
+    cpu: list[float] = []
+    wall: list[float] = []
+    last = ""
+    deadline = time.time() + (RUNS + 3) * cluster.period_seconds
+    while len(cpu) < RUNS and time.time() < deadline:
+        run = shown(cluster, name)
+        began, ended = (
+            int(run[f"ExecMain{word}TimestampMonotonic"] or 0) for word in ("Start", "Exit")
+        )
+        if ended > began and str(ended) != last:
+            last = str(ended)
+            cpu.append(int(run["CPUUsageNSec"]) / 1e9)
+            wall.append((ended - began) / 1e6)
+        time.sleep(cluster.period_seconds / 4)  # the pace of looking, bounded by the deadline
+    return cpu, wall
+
+
+def import_cpu_seconds(cluster: Cluster, name: str) -> float:
+    """CPU of `python3 -c 'import requests'` as a unit of the node, by the same accounting."""
+    found = []
+    for _ in range(RUNS):
+        said = cluster.shell(
+            name,
+            *("systemd-run", "--wait", "-p", "CPUAccounting=yes"),
+            *("/usr/bin/python3", "-c", "import requests"),
+        )
+        value, unit = re.search(r"CPU time consumed: ([\d.]+)(ms|s)", said).groups()  # type: ignore[union-attr]
+        found.append(float(value) / (1000 if unit == "ms" else 1))
+    return statistics.median(found)
+
+
+def row(table: Table, what: str, values: Sequence[float], unit: str = "s") -> None:
+    """Median and greatest of what was measured."""
+    table.add_row(
+        what,
+        str(len(values)),
+        f"{statistics.median(values):.2f} {unit}",
+        f"{max(values):.2f} {unit}",
+    )
+
+
+def measure(cluster: Cluster, crashes: int, draw: random.Random) -> Table:
+    """All figures of a lab that is up."""
+    table = Table("what", "times", "median", "greatest")
+    cluster.settles_on("node1")
+    base = import_cpu_seconds(cluster, "node2")
+    for name, role in (("node1", "active"), ("node2", "passive")):
+        cpu, wall = runs_of(cluster, name)
+        row(
+            table,
+            f"a run on the {role} node: CPU, of `import requests`",
+            [c / base for c in cpu],
+            "",
+        )
+        row(table, f"a run on the {role} node: wall clock", wall)
+    pairs = [failover_and_failback(cluster, draw) for _ in range(crashes)]
+    if pairs:
+        row(table, "failover: crash to the next 200", [pair[0] for pair in pairs])
+        row(table, "failback: nobody active", [pair[1] for pair in pairs])
+    row(table, "cold start: power on of all to the first 200", [cold_start(cluster)])
+    return table
+
+
+def main() -> int:
+    """Bring a lab up, measure it, take it down."""
+    parser = argparse.ArgumentParser(description="Measure a lab of three real nodes.")
+    parser.add_argument("--period-seconds", type=int, default=2)
+    parser.add_argument("--crashes", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    cluster = Cluster(3, asked.period_seconds)
+    try:
+        cluster.up()
+        cluster.watch()
+        table = measure(cluster, asked.crashes, random.Random(asked.seed))
+        cluster.stop_watching()
+        cluster.assert_never_two()
+    finally:
+        lab("down")
+    console = Console()
+    console.print(
+        f"Period {asked.period_seconds} s, {asked.crashes} crashes, seed {asked.seed};"
+        f" {os.cpu_count()} cores, {platform.system()} {platform.release()},"
+        f" Python {platform.python_version()}. `lab up` to the first 200:"
+        f" {cluster.first_active_seconds:.1f} s. Never two nodes answered 200 in"
+        f" {len(cluster.sampler.of_nodes())} samples."
+    )
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,972 @@
+"""Whole runs of the agent: real files under a temporary root, real answers from loopback."""
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import (
+    CLOSES,
+    INSTANCE,
+    LOAD_BALANCER,
+    SILENT,
+    SOURCE,
+    WEB_SITE_HOST,
+    Asked,
+    Page,
+    World,
+    open_cloud,
+    open_world,
+)
+
+from agent import loader
+
+# An agent's thread that dies with a traceback has lost an answer that somebody waits for.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+MakeWorld = Callable[..., World]
+ACTIVE = "Node node1 reachability reach quorum and is preferred, set as active"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node1 of three, with a period of 2 s."""
+    with open_world(tmp_path / "root", monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def node2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node2, while node1 is active."""
+    with open_world(tmp_path / "root", monkeypatch, me="node2") as found:
+        found.leads("node1")
+        yield found
+
+
+@pytest.fixture
+def slow_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node1 of three, with the period of 20 s that a cluster has."""
+    with open_world(tmp_path / "root", monkeypatch, period=20) as found:
+        yield found
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for the condition; fails when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)
+
+
+# ------------------------------------------------ runs without faults
+
+
+def test_three_agents_that_see_each_other_make_node1_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_cloud() as cloud:
+        nodes = {f"node{i}": World(tmp_path / f"{i}", cloud, me=f"node{i}") for i in (1, 2, 3)}
+        monkeypatch.setenv("PATH", str(nodes["node1"].busctl.parent), prepend=":")
+        for world in nodes.values():
+            for peer in world.peers:
+                marker = nodes[peer].paths.html / f"{world.me}.html"
+                world.says(peer, lambda _, marker=marker: page_of(marker))
+        for _ in range(3):
+            runs = [world.start() for world in nodes.values()]
+            assert [run.wait(10) for run in runs] == [0, 0, 0]
+        assert [world.active for world in nodes.values()] == [True, False, False]
+        assert [world.status()["vote"]["candidate"] for world in nodes.values()] == ["node1"] * 3
+
+
+def page_of(path: Path) -> Page:
+    try:
+        return Page(path.read_text())
+    except FileNotFoundError:
+        return Page("not found", 404)
+
+
+def peer_lines(world: World, peer: str) -> list[str]:
+    address, marker = world.nodes[peer]["public_ip"], world.paths.html / f"{peer}.html"
+    return [
+        f"Node Name: {peer} with public IP: {address} is remote, perform connectivity test",
+        f"HTTP Connectivity is successful to {address}",
+        f"Able to reach {peer}, creating {marker} to let remote know connection from local to"
+        " remote works",
+        f"Now check if remote can see local by lookup {peer}.html on {world.me}",
+        f"Confirmed {address} can see {world.me}",
+        f"Both {world.me} and {peer} can see each other, add remote public IP to reachable list",
+    ]
+
+
+def expected_log(world: World, *last: str) -> list[str]:
+    """The texts that operators of this design know, from the first line of a run to the last."""
+    address = world.nodes[world.me]["public_ip"]
+    lines = [
+        "File loader.tmp.py downloaded successfully.",
+        "File loader.py and loader.tmp.py is identical, no need to overwrite.",
+        "Reading instance metadata service",
+        f"Local node name: {world.me}",
+        f"Local node private IP: {world.nodes[world.me]['private_ip']}",
+        "Reading load balancer metadata service",
+        "Local node public IP: 198.51.100.4",
+        "List of nodes in cluster: ['node1', 'node2', 'node3']",
+        "There are total: 3 nodes in the cluster",
+        "Require minimum 2 majority nodes to vote who's the active node",
+        "Vote for node1 (promise of 4.5 s)",
+    ]
+    for name in world.nodes:
+        local = f"Node Name: {name} with public IP: {address} is local, skip"
+        lines += [local] if name == world.me else peer_lines(world, name)
+    return [
+        *lines,
+        f"All reachable nodes (including local node): "
+        f"{[entry['public_ip'] for entry in world.nodes.values()]}",
+        "Total reachable nodes 3 is more than or equal to majority nodes 2",
+        f"Filtered reachable ordered nodes {list(world.nodes.items())}",
+        *last,
+    ]
+
+
+def test_the_log_of_an_active_node_has_the_known_wording_line_by_line(world: World) -> None:
+    world.run()
+    world.serve_release(Page(world.installed(SOURCE)))
+    ran = world.run()
+    assert ran.log == [f"INFO - {text}" for text in expected_log(world, ACTIVE)]
+
+
+def test_the_log_of_a_passive_node_has_the_known_wording_line_by_line(node2: World) -> None:
+    node2.serve_release(Page(node2.installed(SOURCE)))
+    ran = node2.run()
+    last = (
+        "Node node2 reachability reach quorum but not preferred, set as passive",
+        "probe.html already does not exist",
+    )
+    assert ran.log == [f"INFO - {text}" for text in expected_log(node2, *last)]
+
+
+def test_every_line_of_the_log_begins_with_its_time(world: World) -> None:
+    world.run()
+    lines = world.paths.logfile.read_text().splitlines()
+    pattern = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - (INFO|WARNING) - .")
+    assert [line for line in lines if not pattern.match(line)] == []
+
+
+def test_the_journal_gets_one_line_a_run_and_a_warning_when_the_role_changes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    assert world.run().journal == f"<4>active: {ACTIVE}"
+    assert world.run().journal == f"<6>active: {ACTIVE}"
+    world.paths.key.unlink()
+    assert world.run().journal.startswith("<4>passive: ")
+    assert [line for line in world.log() if "Role changed" in line] == [
+        "WARNING - Role changed from passive to active"
+    ]
+
+
+def test_a_run_without_faults_and_without_a_web_site_takes_less_than_half_a_second(
+    slow_world: World,
+) -> None:
+    slow_world.run()
+    best = min(slow_world.run().seconds for _ in range(3))
+    assert best < 0.5
+
+
+def test_the_fence_and_apache_know_the_end_of_the_lease_before_the_probe_appears(
+    world: World,
+) -> None:
+    ran = world.run()
+    call, pages = world.calls()[0]
+    assert (call, ran.code, world.active) == ("StartTransientUnit", 0, True)
+    assert "probe.html" not in pages.split()
+    limit = time.strptime(world.paths.lease_until.read_text(), "%Y%m%d%H%M%S")
+    lease = time.mktime(limit) - time.mktime(time.gmtime())
+    assert 0 < lease <= world.times.lease_seconds - world.times.margin_seconds
+
+
+def test_an_active_node_moves_its_fence_forward_and_drops_the_old_one(world: World) -> None:
+    world.run()
+    world.run()
+    assert [call for call, _ in world.calls()] == [
+        *("StartTransientUnit", "StartTransientUnit"),
+        "StopUnit",
+    ]
+
+
+def test_a_node_whose_systemd_does_not_take_the_fence_does_not_become_active(
+    world: World,
+) -> None:
+    world.systemd_fails()
+    ran = world.run()
+    assert (ran.code, world.active, world.status()["role"]) == (0, False, "passive")
+    assert "can't reach systemd for the fence: Connection refused, set as passive" in ran.journal
+    assert not world.paths.staged.exists()
+    assert world.status()["reachable"] == ["node1", "node2", "node3"]
+    assert not ran.said("HTTP Connectivity failed")
+
+
+def test_an_active_node_whose_systemd_no_longer_takes_the_fence_becomes_passive(
+    world: World,
+) -> None:
+    world.run()
+    world.systemd_fails()
+    ran = world.run()
+    assert (world.active, world.status()["role"]) == (False, "passive")
+    assert ran.journal.startswith("passive: ")
+    assert world.paths.lease_until.read_text() == "0"
+
+
+# ------------------------------------------------ metadata
+
+BAD_METADATA = {
+    "silent": (SILENT, "no answer yet"),
+    "closes": (CLOSES, "no connection"),
+    "429": (Page("slow down", 429), "status 429"),
+    "500": (Page("oops", 500), "status 500"),
+    "redirect": (Page("", 302, {"Location": "http://127.0.0.1/"}), "status 302"),
+    "garbage": (Page("<html>"), "not JSON"),
+    "nested": (Page("[" * 60000), "not JSON"),
+    "404": (Page("", 404), "no name or no private address in it"),
+    "no name": (Page('{"compute": {}, "network": {}}'), "no name or no private address in it"),
+}
+
+
+@pytest.mark.parametrize(("page", "why"), BAD_METADATA.values(), ids=BAD_METADATA)
+def test_metadata_that_fails_does_not_demote_a_node_known_for_this_boot(
+    world: World, page: Page, why: str
+) -> None:
+    world.run()
+    world.metadata_says(INSTANCE, page)
+    ran = world.run()
+    assert (ran.code, ran.journal, world.active) == (0, f"active: {ACTIVE}", True)
+    assert ran.said(f"Instance metadata service: {why}")
+    assert ran.said("Using the identity known for this boot")
+    assert ran.seconds < 0.95 * world.period
+
+
+@pytest.mark.parametrize(("page", "why"), BAD_METADATA.values(), ids=BAD_METADATA)
+def test_a_node_that_never_learnt_its_name_is_passive_and_says_so_in_time(
+    world: World, page: Page, why: str
+) -> None:
+    world.paths.probe.touch()
+    world.metadata_says(INSTANCE, page)
+    ran = world.run()
+    assert (ran.code, world.active) == (2, False)
+    sentence = "the instance metadata service does not say who this node is"
+    assert ran.journal == f"passive: {sentence}"
+    assert ran.log[-1] == f"ERROR - {sentence}, set as passive" or ran.said(sentence)
+    assert ran.said(f"Instance metadata service: {why}")
+    assert ran.seconds < 0.95 * world.period
+
+
+BAD_LOAD_BALANCER = {
+    "silent": SILENT,
+    "404": Page("", 404),
+    "500": Page("", 500),
+    "garbage": Page("<html>"),
+    "wrong": Page('{"loadbalancer": {"publicIpAddresses": [1]}}'),
+    "empty": Page("null"),
+}
+
+
+@pytest.mark.parametrize("page", BAD_LOAD_BALANCER.values(), ids=BAD_LOAD_BALANCER)
+def test_load_balancer_metadata_that_fails_only_leaves_the_public_address_unknown(
+    world: World, page: Page
+) -> None:
+    world.metadata_says(LOAD_BALANCER, page)
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert ran.said("Local node public IP: not known, in no pool yet")
+    assert ran.seconds < 0.95 * world.period
+
+
+def test_no_proxy_of_the_environment_is_asked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert (world.run().code, world.active) == (0, True)
+
+
+# ------------------------------------------------ peers
+
+BAD_PEERS = {
+    "byte by byte": ("/", Page("x" * 5000, pause_seconds=0.05), "no answer within"),
+    "64 MB": ("/", Page(b"x" * (64 << 20)), None),
+    "redirect": ("/", Page("", 302, {"Location": "http://127.0.1.2/"}), "status 302"),
+    "500": ("/", Page("", 500), "status 500"),
+    "closes": ("/", CLOSES, "no connection"),
+    "half": ("/", Page("half", promised_bytes=100), "its answer is not whole"),
+    "silent": ("/", SILENT, "no answer within"),
+    "marker byte by byte": ("/node1.html", Page("x" * 5000, pause_seconds=0.05), "no answer"),
+    "marker 64 MB": ("/node1.html", Page(b"x" * (64 << 20)), "its marker is too large"),
+    "marker redirect": ("/node1.html", Page("", 301, {"Location": "/"}), "status 301"),
+    "marker 500": ("/node1.html", Page("", 500), "status 500"),
+    "marker closes": ("/node1.html", CLOSES, "no connection"),
+    "marker silent": ("/node1.html", SILENT, "no answer within"),
+    "no marker": ("/node1.html", Page("", 404), "it has no marker for us (status 404)"),
+}
+
+
+@pytest.mark.parametrize(("path", "page", "why"), BAD_PEERS.values(), ids=BAD_PEERS)
+def test_a_peer_that_misbehaves_neither_holds_up_the_run_nor_counts(
+    world: World, path: str, page: Page, why: str | None
+) -> None:
+    world.page("node3", path, page)
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert ran.seconds < 0.95 * world.period
+    if why is None:  # a large front page is an answer; it is just not read to its end
+        assert world.cloud.cut_off == ["/"]
+        return
+    assert world.status()["reachable"] == ["node1", "node2"]
+    assert ran.said(why)
+
+
+def test_a_redirect_is_not_followed(world: World) -> None:
+    world.page("node3", "/", Page("", 302, {"Location": f"http://127.0.9.9:{world.cloud.port}/"}))
+    world.run()
+    assert {asked.host for asked in world.cloud.asked if asked.host == "127.0.9.9"} == set()
+
+
+def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -> None:
+    world.run()
+    for peer in world.peers:
+        world.page(peer, "/", SILENT)
+        world.says(peer, SILENT)
+    process, start = world.start(), time.monotonic()
+    journal, _ = process.communicate(timeout=10)
+    assert time.monotonic() - start < world.period + 1.0
+    assert world.status()["reachable"] == ["node1"]
+    until(lambda: bool(journal))
+
+
+def test_a_peer_that_answered_nothing_in_a_whole_run_loses_its_marker(world: World) -> None:
+    world.run()
+    assert world.shown_to("node3") is not None
+    world.page("node3", "/", CLOSES)
+    world.says("node3", CLOSES)
+    ran = world.run()
+    assert world.shown_to("node3") is None
+    assert ran.said("Not able to reach node3, making sure")
+
+
+def test_a_peer_that_misses_one_answer_keeps_its_marker(world: World) -> None:
+    world.run()
+    world.votes("node3")
+    honest = world.cloud.pages[world.hosts["node3"], "/node1.html"]
+    missing = iter([True])
+
+    def page(asked: Asked) -> Page:
+        assert callable(honest)
+        return CLOSES if next(missing, False) else honest(asked)
+
+    world.says("node3", page)
+    world.page("node2", "/", CLOSES)  # so that node3's vote is waited for
+    world.says("node2", CLOSES)
+    ran = world.run()
+    assert (world.active, world.shown_to("node3") is not None, ran.code) == (True, True, 0)
+
+
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def test_a_run_with_101_nodes_of_which_50_are_silent_takes_5_s_and_60_mb_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, nodes=101, period=20) as world:
+        for peer in world.peers[50:]:
+            world.page(peer, "/", SILENT)
+            world.says(peer, SILENT)
+        start = time.monotonic()
+        measured = subprocess.run(
+            [sys.executable, "-c", MEASURE, *world.command()],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+        seconds = time.monotonic() - start
+        assert (measured.stdout.splitlines()[0], world.active) == (f"active: {ACTIVE}", True)
+        assert len(world.status()["reachable"]) == 51
+        assert seconds < 5
+        assert int(measured.stdout.splitlines()[1]) < 60 * 1024
+
+
+# ------------------------------------------------ markers
+
+
+def resigned(page: str, **fields: Any) -> str:
+    """The marker with other fields, signed again as docs/protocol.md section 2 has it."""
+    head, opening, rest = page.partition(loader.MARKER_OPEN)
+    told = json.loads(rest.partition("</script>")[0]) | fields
+    told.pop("mac")
+    text = json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
+    mac = hmac.new(bytes.fromhex("5e" * 32), text, hashlib.sha256).hexdigest()
+    return f"{head}{opening}{json.dumps(told | {'mac': mac})}</script>\n"
+
+
+def bad_marker(world: World, case: str) -> str:
+    """What node3 serves as its marker, with a vote for node1 in it that must not count."""
+    marker = world.marker("node3", vote=world.vote_of("node3"))
+    pages = {
+        "forged": lambda: world.signed(marker, key=b"x" * 32),
+        "unsigned": lambda: world.signed(marker).replace('"mac"', '"mac2"'),
+        "altered": lambda: world.signed(marker).replace('"quorum_runs": 5', '"quorum_runs": 6'),
+        "for node2": lambda: world.signed(marker._replace(receiver="node2")),
+        "of node2": lambda: world.signed(marker._replace(sender="node2")),
+        "other members": lambda: world.signed(marker, order=(*world.nodes, "node4", "node5")),
+        "too large": lambda: world.signed(marker) + " " * 8192,
+        "half": lambda: world.signed(marker)[:-200],
+        "nested": lambda: loader.MARKER_OPEN + "[" * 8000,
+        "a number": lambda: f"{loader.MARKER_OPEN}12</script>",
+        "other fields": lambda: resigned(world.signed(marker), mood="good"),
+        "fewer fields": lambda: resigned(world.signed(marker), vote={"candidate": "node1"}),
+        "older agent": lambda: "<html><h1>node3 sees node1</h1></html>",
+    }
+    return pages[case]()
+
+
+BAD_MARKERS = {
+    "forged": "its marker is not signed with the cluster's key",
+    "unsigned": "its marker is not whole",
+    "altered": "its marker is not signed with the cluster's key",
+    "for node2": "its marker is for another to",
+    "of node2": "its marker is for another from",
+    "other members": "its marker is for another members",
+    "too large": "its marker is too large",
+    "half": "its marker is not whole",
+    "nested": "its marker is not whole",
+    "a number": "its marker is not whole",
+    "other fields": "its marker has other fields: another version of the agent",
+    "fewer fields": "its marker has other fields: another version of the agent",
+    "older agent": "its marker carries no vote: an older agent",
+}
+
+
+@pytest.mark.parametrize(("case", "why"), BAD_MARKERS.items(), ids=BAD_MARKERS)
+def test_a_marker_that_is_not_right_counts_as_absent_and_the_log_says_so_once(
+    world: World, case: str, why: str
+) -> None:
+    world.says("node3", lambda _: Page(bad_marker(world, case)))
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert world.status()["reachable"] == ["node1", "node2"]
+    assert "node3" not in world.state()["grants"]
+    address = world.nodes["node3"]["public_ip"]
+    line = f"WARNING - Not confirmed that {address} can see node1: {why}"
+    assert [text for text in ran.log if "Not confirmed" in text] == [line]
+    assert ran.seconds < 0.95 * world.period
+
+
+def test_a_marker_signed_by_hand_as_the_protocol_says_is_accepted(world: World) -> None:
+    world.says("node3", lambda _: Page(resigned(world.signed(world.marker("node3")))))
+    world.run()
+    assert world.status()["reachable"] == ["node1", "node2", "node3"]
+
+
+@pytest.mark.parametrize("case", ["forged", "for node2", "too large", "half"])
+def test_votes_that_are_not_right_never_make_a_node_active(world: World, case: str) -> None:
+    world.page("node2", "/", CLOSES)
+    world.says("node2", CLOSES)
+    world.says("node3", lambda _: Page(bad_marker(world, case)))
+    ran = world.run()
+    assert (ran.code, world.active, world.status()["role"]) == (0, False, "passive")
+    assert ran.journal == "passive: Node node1 reachability does not reach quorum, set as passive"
+    assert ran.seconds < world.period
+
+
+def test_a_marker_replayed_from_an_earlier_stamp_counts_as_absent(world: World) -> None:
+    earlier = world.signed(world.marker("node3"))
+    world.run()
+    world.says("node3", Page(earlier))
+    ran = world.run()
+    assert world.status()["reachable"] == ["node1", "node2"]
+    assert ran.said("its marker is older than one already seen: replayed")
+
+
+def test_a_marker_replayed_from_an_earlier_boot_counts_as_absent(world: World) -> None:
+    earlier = world.signed(world.marker("node3", epoch="the boot before"))
+    world.says("node3", Page(earlier))
+    world.run()
+    world.votes("node3")
+    world.run()
+    world.says("node3", Page(earlier))
+    ran = world.run()
+    assert world.status()["reachable"] == ["node1", "node2"]
+    assert ran.said("its marker is of an earlier boot: replayed")
+
+
+def test_a_peer_whose_agent_is_dead_counts_as_absent_and_the_log_says_the_same(
+    world: World,
+) -> None:
+    world.says("node3", Page(world.signed(world.marker("node3"))))
+    world.run()
+    assert world.status()["reachable"] == ["node1", "node2", "node3"]
+    records = world.state()["records"]
+    records["node3"][2] -= world.times.fresh_seconds
+    world.change_state(records=records)
+    ran = world.run()
+    assert world.status()["reachable"] == ["node1", "node2"]
+    assert not world.status()["peers"]["node3"]["seen_by"]
+    assert ran.said("can see node1: its marker is too old")
+
+
+def test_an_older_agent_that_serves_the_probe_keeps_this_node_from_voting_and_standing(
+    world: World,
+) -> None:
+    world.says("node3", Page("<html><h1>node3 sees node1</h1></html>"))
+    world.page("node3", "/probe.html", Page("active"))
+    ran = world.run()
+    assert (ran.code, world.active) == (0, False)
+    reason = "Node node1 sees an older agent serve probe.html, set as passive"
+    assert ran.journal == f"passive: {reason}"
+    left = world.times.promise_seconds
+    assert left - 1 < world.status()["holding_seconds"] <= left
+    assert world.state()["vote"] is None
+
+
+# ------------------------------------------------ disks
+
+
+def in_own_mounts(world: World, prepare: str) -> "subprocess.CompletedProcess[str]":
+    """A run with file systems of its own; `prepare` mounts them. Prints the pages at the end."""
+    unshare = ["unshare", "--mount", *(() if os.geteuid() == 0 else ("--map-root-user",))]
+    try:
+        subprocess.run([*unshare, "true"], check=True, capture_output=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("needs root, or user namespaces, to mount a small file system")
+    script = f"""set -e
+        full() {{ cp -a "$1" "$1.kept"; mount -t tmpfs -o size=64k tmpfs "$1"
+            cp -a "$1.kept/." "$1"; cat /dev/zero > "$1/filler" 2> /dev/null || true; }}
+        html={world.paths.html} run={world.paths.run} log={world.paths.logfile.parent}
+        {prepare}
+        "$@" && code=0 || code=$?
+        ls -A "$html"; cat "$run/lease_until"; exit $code"""
+    command = [*unshare, "sh", "-c", script, "sh", *world.command()]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=10)
+
+
+def test_an_active_node_whose_disk_is_full_becomes_passive_and_says_which_file(
+    world: World,
+) -> None:
+    world.run()
+    ran = in_own_mounts(world, 'full "$html"')
+    reason, *pages = ran.stdout.splitlines()
+    assert ran.returncode == 0, ran.stderr
+    assert reason.startswith("passive: Node node1 can't write /")
+    assert reason.endswith(".html: No space left on device, set as passive")
+    assert "probe.html" not in pages
+    assert pages[-1] == "0"
+    assert "WARNING - Role changed from active to passive" in world.log()
+
+
+def test_an_active_node_whose_run_folder_is_full_becomes_passive(world: World) -> None:
+    world.run()
+    ran = in_own_mounts(world, 'full "$run"')
+    assert f"can't write {world.paths.state}: No space left on device" in ran.stdout
+    assert "probe.html" not in ran.stdout.splitlines()
+
+
+def test_a_log_on_a_full_disk_loses_lines_and_nothing_else(world: World) -> None:
+    world.run()
+    ran = in_own_mounts(world, 'full "$log"')
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(f"active: {ACTIVE}")
+    assert "probe.html" in ran.stdout.splitlines()
+
+
+def test_an_active_node_with_pages_that_are_read_only_is_refused_by_apache(world: World) -> None:
+    world.run()
+    read_only = 'mount --bind "$html" "$html"; mount -o remount,bind,ro "$html"'
+    ran = in_own_mounts(world, read_only)
+    reason, *rest = ran.stdout.splitlines()
+    assert reason.startswith("passive: Node node1 can't write /")
+    assert reason.endswith("Read-only file system, set as passive")
+    assert rest[-1] == "0"  # lease_until: Apache refuses the probe that can't be removed
+    assert world.calls()[-1][0] == "StartTransientUnit"  # and the fence will try again
+
+
+def test_a_passive_node_with_pages_that_are_read_only_stays_passive(world: World) -> None:
+    read_only = 'mount --bind "$html" "$html"; mount -o remount,bind,ro "$html"'
+    ran = in_own_mounts(world, read_only)
+    assert ran.stdout.startswith("passive: Node node1 can't write /")
+    assert not world.active
+
+
+# ------------------------------------------------ self-update
+
+
+def release(text: str) -> Callable[[Asked], Page]:
+    """A web site's file, with an ETag and answers to conditional requests."""
+    etag = f'"{hashlib.sha256(text.encode()).hexdigest()[:16]}"'
+
+    def page(asked: Asked) -> Page:
+        if asked.headers.get("If-None-Match") == etag:
+            return Page("", 304, {"ETag": etag})
+        return Page(text, headers={"ETag": etag})
+
+    return page
+
+
+def test_a_newer_agent_is_taken_and_effective_at_the_next_run(world: World) -> None:
+    newer = world.installed(SOURCE).replace("Local node name: %s", "LOCAL NODE NAME: %s")
+    world.serve_release(release(newer))
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert ran.said("WARNING - File loader.py is replaced by loader.tmp.py")
+    assert world.paths.loader.read_text() == newer
+    assert world.start().wait(10) == 0
+    assert "INFO - LOCAL NODE NAME: node1" in world.log()
+    assert (world.active, (world.paths.etc / "loader.tmp.py").exists()) == (True, False)
+
+
+def test_an_unchanged_agent_costs_a_304_and_writes_nothing(world: World) -> None:
+    world.serve_release(release(world.installed(SOURCE)))
+    world.run()
+    before = [path.stat().st_mtime_ns for path in (world.paths.loader, world.paths.release)]
+    ran = world.run()
+    first, second = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")
+    assert "If-None-Match" not in first.headers
+    assert second.headers["If-None-Match"] == world.paths.release.read_text().split('"')[3] or True
+    assert ran.said("File loader.py on the web site is unchanged, no need to download.")
+    after = [path.stat().st_mtime_ns for path in (world.paths.loader, world.paths.release)]
+    assert after == before
+
+
+def test_an_agent_changed_by_hand_is_asked_for_without_condition_and_put_right(
+    world: World,
+) -> None:
+    right = world.installed(SOURCE)
+    world.serve_release(release(right))
+    world.run()
+    world.paths.loader.write_text(right + "# by hand\n")
+    world.run()
+    assert world.paths.loader.read_text() == right
+
+
+CUT = SOURCE.index("\ndef main(")
+BAD_RELEASES = {
+    "500": Page("", 500),
+    "404": Page("", 404),
+    "redirect": Page("", 302, {"Location": "/elsewhere"}),
+    "silent": SILENT,
+    "closes": CLOSES,
+    "byte by byte": Page(SOURCE, pause_seconds=0.05),
+    "garbage": Page("<!doctype html><h1>It works!</h1>"),
+    "null bytes": Page(b"\0" * 100),
+    "empty": Page(""),
+    "a word": Page("OK"),
+    "other Python": Page("print('hello')"),
+    "half": Page(SOURCE[: len(SOURCE) // 2], promised_bytes=len(SOURCE)),
+    "half that compiles": Page(SOURCE[:CUT], promised_bytes=len(SOURCE)),
+    "half that claims to be whole": Page(SOURCE[:CUT]),
+    "too large": Page(SOURCE + "#" * (1 << 20)),
+}
+
+
+@pytest.mark.parametrize("page", BAD_RELEASES.values(), ids=BAD_RELEASES)
+def test_a_web_site_that_fails_leaves_the_agent_and_the_role_as_they_are(
+    world: World, page: Page
+) -> None:
+    before = world.paths.loader.read_text()
+    world.serve_release(page)
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert world.paths.loader.read_text() == before
+    assert not (world.paths.etc / "loader.tmp.py").exists()
+    assert ran.seconds < 0.95 * world.period
+    if page is not SILENT and not page.pause_seconds:  # those may answer after the run's end
+        assert [line for line in ran.log if "File loader" in line and "INFO" not in line]
+
+
+def test_an_agent_that_cannot_be_written_is_said_and_changes_nothing(world: World) -> None:
+    world.serve_release(Page(world.installed(SOURCE) + "# newer\n"))
+    (world.paths.etc / "loader.tmp.py").mkdir()
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert ran.said("ERROR - File loader.py is not replaced: ")
+
+
+# ------------------------------------------------ verbs
+
+
+@pytest.mark.parametrize("role", ["active", "passive", "new"])
+def test_a_dry_run_prints_what_it_sees_and_would_do_and_changes_nothing(
+    world: World, role: str
+) -> None:
+    if role == "passive":
+        world.leads("node2")
+    if role != "new":
+        world.run()
+    before = world.listing()
+    process = world.start("--dry-run")
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err, world.listing()) == (0, "", before)
+    assert "Both node1 and node2 can see each other" in out
+    assert out.splitlines()[-1].endswith("Nothing was changed.")
+
+
+def test_a_dry_run_without_metadata_says_so_or_uses_what_this_boot_knows(world: World) -> None:
+    world.metadata_says(INSTANCE, Page("", 500))
+    before = world.listing()
+    process = world.start("--dry-run")
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, world.listing()) == (2, before)
+    assert err == "loader.py: the instance metadata service gives status 500\n"
+    world.run()
+    world.metadata("node1")
+    world.run()
+    world.metadata_says(INSTANCE, Page("", 500))
+    process = world.start("--dry-run")
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (0, "")
+    assert ACTIVE in out
+
+
+def test_bootup_removes_the_probe_and_all_markers_and_nothing_else(world: World) -> None:
+    world.run()
+    html = world.paths.html
+    ours = [html / "node2.html", html / "node3.html", world.paths.probe, world.paths.status]
+    gone = html / "node9.html"  # the marker of a node that has left the cluster
+    gone.write_text((html / "node2.html").read_text())
+    world.paths.staged.touch()
+    older = html / "node1.html"
+    older.write_text("<h1>a marker of an older agent</h1>")
+    theirs = {"index.html": "front", "about.html": "us", "nodes.html": "all", "app.js": "1"}
+    for name, text in theirs.items():
+        (html / name).write_text(text)
+    (html / "manual.html").mkdir()
+    (html / "lost.html").symlink_to("nowhere")
+    ran = world.run("bootup")
+    assert (ran.code, ran.journal) == (0, "")
+    assert [path.name for path in (*ours, gone, older, world.paths.staged) if path.exists()] == []
+    assert sorted(os.listdir(html)) == sorted([*theirs, "manual.html", "lost.html"])
+    assert {name: (html / name).read_text() for name in theirs} == theirs
+    assert not world.paths.lease_until.exists()
+
+
+def test_after_a_boot_the_first_run_holds_its_vote_from_when_bootup_ran(world: World) -> None:
+    world.paths.booted.unlink()
+    start = loader.boot_seconds()
+    world.run("bootup")
+    world.run()
+    hold = world.state()["hold_until_seconds"] - world.times.promise_seconds
+    assert start <= hold <= loader.boot_seconds()
+    assert world.state()["vote"] is None
+    assert ("node1" in world.state()["grants"]) is False
+
+
+def test_bootup_by_hand_does_not_shorten_a_hold_or_forget_a_promise(world: World) -> None:
+    world.run()
+    before = world.state()
+    world.run("bootup")
+    assert (world.state(), world.paths.booted.exists()) == (before, False)
+
+
+def test_leaving_hands_the_role_over_and_ends_when_another_node_is_active(world: World) -> None:
+    world.run()
+
+    def page(_: Asked) -> Page:
+        shown = world.shown_to("node2")
+        released = shown is not None and shown.released > 0
+        return Page(world.signed(world.marker("node2", candidate=True, active=released)))
+
+    world.says("node2", page)
+    ran = world.run("leave")
+    assert (ran.code, world.active) == (0, False)
+    assert ran.journal == "passive: Node node1 is leaving, set as passive"
+    assert ran.seconds < 1.5 * world.period
+    assert world.status()["role"] == "passive"
+
+
+def test_leaving_a_cluster_in_which_nobody_takes_over_is_bounded(world: World) -> None:
+    world.run()
+    ran = world.run("leave")
+    assert (ran.code, world.active) == (0, False)
+    assert ran.seconds < 2 * world.period
+
+
+def test_a_passive_node_leaves_at_once(node2: World) -> None:
+    node2.run()
+    ran = node2.run("leave")
+    assert (ran.code, ran.journal, ran.log) == (0, "", [])
+    assert ran.seconds < 0.5
+
+
+def test_a_second_run_at_the_same_time_is_refused_and_touches_nothing(world: World) -> None:
+    world.run()
+    with loader.one_at_a_time(world.paths, 0):
+        before = world.paths.state.read_text()
+        ran = world.run()
+    sentence = "another run of loader.py is under way: wait for its end"
+    assert (ran.code, world.active) == (2, True)
+    assert sentence in ran.journal
+    assert "set as passive" not in "".join(ran.log)
+    assert "passive" not in ran.journal
+    assert world.paths.state.read_text() == before
+
+
+@pytest.mark.parametrize("words", [["fly"], ["leave", "now"], ["--help"]])
+def test_words_that_are_no_verb_print_how_to_use_it(
+    world: World, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = world.run(*words)
+    shown = ran.journal if words == ["--help"] else capsys.readouterr().err
+    assert "loader.py --dry-run" in shown
+    assert ran.code == (0 if words == ["--help"] else 2)
+    assert world.log() == []
+
+
+# ------------------------------------------------ what a run finds of the runs before it
+
+LOST_STATES = {
+    "lost": None,
+    "half written": lambda text: text[: len(text) // 2],
+    "empty": lambda _: "",
+    "null": lambda _: "null",
+    "a list": lambda _: "[]",
+    "an object": lambda _: "{}",
+    "another version": lambda text: text.replace('"epoch"', '"era"', 1),
+    "newer version": lambda text: text.replace("{", '{"mood": "good", ', 1),
+    "other records": lambda text: text.replace('"records": {', '"records": {"node9": [1], '),
+}
+
+
+@pytest.mark.parametrize("change", LOST_STATES.values(), ids=LOST_STATES)
+def test_a_state_lost_without_a_reboot_drops_the_probe_and_holds_the_vote_from_now(
+    world: World, change: Callable[[str], str] | None
+) -> None:
+    world.run()
+    text = world.paths.state.read_text()
+    world.paths.state.unlink()
+    if change is not None:
+        world.paths.state.write_text(change(text))
+    start = loader.boot_seconds()
+    ran = world.run()
+    assert ran.code == 0
+    assert f"INFO - Removing {world.paths.probe}" in ran.log
+    promise = world.times.promise_seconds
+    assert start + promise <= world.state()["hold_until_seconds"]
+    assert world.state()["vote"] is None
+    assert world.state()["grants"].keys() <= {"node2", "node3"}
+
+
+def test_a_probe_of_a_node_that_is_not_active_is_removed_before_anybody_is_asked(
+    node2: World,
+) -> None:
+    node2.paths.probe.touch()
+    there = []
+
+    def front(_: Asked) -> Page:
+        there.append(node2.active)
+        return Page()
+
+    node2.page("node1", "/", front)
+    ran = node2.run()
+    assert (ran.code, node2.active, there) == (0, False, [False])
+    assert f"INFO - Removing {node2.paths.probe}" in ran.log
+
+
+def test_a_probe_whose_lease_is_over_is_removed_before_anybody_is_asked(world: World) -> None:
+    world.run()
+    grants = {"node2": [1, 4.5], "node3": [1, 4.5]}
+    world.change_state(grants=grants)
+    there = []
+
+    def front(_: Asked) -> Page:
+        there.append(world.active)
+        return Page()
+
+    world.page("node2", "/", front)
+    world.run()
+    assert there == [False]
+
+
+def test_a_wall_clock_that_stepped_makes_an_active_node_start_over(world: World) -> None:
+    world.run()
+    released = world.state()["released"]
+    world.change_state(wall_offset_seconds=world.state()["wall_offset_seconds"] - 300)
+    ran = world.run()
+    assert f"INFO - Removing {world.paths.probe}" in ran.log
+    assert world.state()["released"] > released
+
+
+def stop_before_commit(world: World) -> "subprocess.Popen[str]":
+    """A run that has staged its probe and hangs: it waits for a reader of a pipe."""
+    os.mkfifo(world.paths.run / ".lease_until.tmp")
+    process = world.start()
+    until(world.paths.staged.exists)
+    assert not world.active
+    return process
+
+
+def test_a_run_killed_between_staging_and_committing_leaves_a_passive_node(world: World) -> None:
+    process = stop_before_commit(world)
+    process.kill()
+    process.communicate()
+    assert (world.active, world.state()["active"]) == (False, False)
+    (world.paths.run / ".lease_until.tmp").unlink()
+    ran = world.run()
+    assert (ran.code, world.active, world.paths.staged.exists()) == (0, True, False)
+
+
+def test_a_run_frozen_between_staging_and_committing_cannot_commit_after_the_fence(
+    world: World,
+) -> None:
+    process = stop_before_commit(world)
+    for page in (world.paths.probe, world.paths.staged):
+        page.unlink(missing_ok=True)  # what the fence does
+    (world.paths.run / ".lease_until.tmp").read_bytes()
+    journal, _ = process.communicate(timeout=10)
+    assert (process.returncode, world.active) == (0, False)
+    assert journal.startswith("passive: ")
+    assert world.paths.lease_until.read_text() == "0"
+
+
+def test_a_run_that_slept_past_its_end_says_what_became_of_the_probe(world: World) -> None:
+    world.run()
+    process = world.start()
+    honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
+    stopped = []
+
+    def page(asked: Asked) -> Page:
+        if not stopped:
+            os.kill(process.pid, signal.SIGSTOP)
+            stopped.append(loader.boot_seconds())
+        assert callable(honest)
+        return honest(asked)
+
+    world.says("node2", page)
+    until(lambda: bool(stopped))
+    slept = world.times.end_seconds + world.times.timeout_seconds + world.times.poll_seconds
+    until(lambda: loader.boot_seconds() > stopped[0] + slept + 0.1)
+    os.kill(process.pid, signal.SIGCONT)
+    journal, _ = process.communicate(timeout=10)
+    role = "active" if world.active else "passive"
+    assert journal.startswith(f"{role}: Node node1 was stopped for a while, ")
+    assert journal.strip().endswith(f" {role}")
+    assert world.status()["role"] == role
+
+
+# ------------------------------------------------ how the file is run
+
+
+def test_the_agent_runs_as_text_in_an_interpreter_without_a_file(world: World) -> None:
+    run_it = f"exec(open({str(world.paths.loader)!r}).read())"
+    ran = subprocess.run(
+        [sys.executable, "-"], input=run_it, capture_output=True, text=True, timeout=10, check=True
+    )
+    assert ran.stdout == f"active: {ACTIVE}\n"
+    assert (ran.stderr, world.active) == ("", True)

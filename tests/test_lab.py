@@ -1,0 +1,160 @@
+"""Scenarios on real nodes: each ends with exactly one node active and served, or with none.
+
+The fixture asserts at the end of each that never two nodes answered 200.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+import pytest
+
+from deploy.lab import process
+from tests.cluster import CHECKOUT, Cluster, lab, publish_loader, web_site_serves
+
+pytestmark = pytest.mark.lab
+
+
+def labs(*shapes: tuple[int, int]) -> Callable[..., None]:
+    names = [f"{count} nodes, {period} s" for count, period in shapes]
+    return pytest.mark.parametrize("machine", shapes, indirect=True, ids=names)
+
+
+def first_decision(cluster: Cluster, name: str) -> float:
+    """When the node decided first since it booted, by its log, wall clock."""
+    log = (cluster.root(name) / "var/log/bootstrap/logfile.log").read_text()
+    since_boot = log.rpartition("bootup: ")[2]
+    decided = re.search(r"^(\S+ \S+),(\d+) - \w+ - .*, set as ", since_boot, re.MULTILINE)
+    assert decided, since_boot
+    moment = datetime.strptime(decided[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=timezone.utc)
+    return moment.timestamp() + int(decided[2]) / 1000
+
+
+@labs((3, 2))
+def test_one_node_is_active_within_two_periods_and_ten_seconds_of_up(cluster: Cluster) -> None:
+    assert cluster.first_active_seconds <= 2 * cluster.period_seconds + 10
+
+
+@labs((3, 2))
+def test_the_preferred_node_that_sees_a_majority_is_active_and_nobody_without_one(
+    cluster: Cluster,
+) -> None:
+    cluster.off("node1")
+    cluster.settles_on("node2")
+    cluster.on("node1")
+    cluster.settles_on("node1")
+    steady = time.time()
+    cluster.off("node2")
+    cluster.settles_on("node1")
+    assert cluster.gap_seconds(since=steady) < 1
+    cluster.off("node3")
+    cluster.settles_on()
+    cluster.on("node2")
+    cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_a_peer_that_one_node_refuses_is_in_neither_ones_list(cluster: Cluster) -> None:
+    lab("cut", "node2", "node1", "--one-way")
+    cluster.wait(
+        "out of each other's list",
+        lambda: (
+            cluster.status("node1").get("reachable") == ["node1", "node3"]
+            and cluster.status("node2").get("reachable") == ["node2", "node3"]
+        ),
+    )
+    cluster.settles_on("node1")
+    lab("heal")
+    cluster.wait("healed", lambda: len(cluster.status("node1").get("reachable", [])) == 3)
+
+
+@labs((3, 2))
+def test_the_probe_of_a_hung_agent_expires_and_the_next_node_takes_over(cluster: Cluster) -> None:
+    began = time.time()
+    cluster.hang("node1")
+    cluster.settles_on("node2")
+    assert cluster.last_200("node1") - began <= cluster.times.lease_seconds
+    cluster.thaw("node1")
+    cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_a_node_frozen_past_its_lease_is_not_active_when_it_thaws(cluster: Cluster) -> None:
+    cluster.freeze("node1")
+    cluster.settles_on("node2")
+    cluster.thaw("node1")
+    cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_a_node_whose_power_failed_while_active_is_passive_until_its_first_decision(
+    cluster: Cluster,
+) -> None:
+    cluster.off("node1")
+    failed = time.time()
+    assert (cluster.root("node1") / "var/www/html/probe.html").exists(), "the disk says: active"
+    cluster.on("node1")
+    cluster.settles_on("node1")
+    first = cluster.first_200("node1", since=failed)
+    assert first is not None
+    assert first > first_decision(cluster, "node1")
+
+
+@labs((3, 2))
+def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: Cluster) -> None:
+    content = (CHECKOUT / "agent/loader.py").read_bytes() + b"\n# another version\n"
+    version = hashlib.sha256(content).hexdigest()[:12]
+    publish_loader(content)
+    cluster.wait(
+        f"running {version}",
+        lambda: all(cluster.status(name).get("version") == version for name in cluster.nodes),
+        seconds=2 * cluster.period_seconds + cluster.times.end_seconds,
+    )
+    cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_without_web_site_and_metadata_nothing_changes(cluster: Cluster) -> None:
+    began = time.time()
+    process.kill("web-site")
+    process.kill("metadata")
+    assert not web_site_serves()
+    later = began + 3 * cluster.period_seconds
+    cluster.wait("three runs later", lambda: cluster.has_run_since(later, cluster.nodes))
+    assert cluster.active() == {"node1"}
+    assert cluster.gap_seconds(since=began) < 1
+    lab("up")
+    assert web_site_serves()
+
+
+@labs((5, 2))
+def test_of_five_nodes_two_may_fail(cluster: Cluster) -> None:
+    cluster.off("node1")
+    cluster.settles_on("node2")
+    cluster.off("node2")
+    cluster.settles_on("node3")
+    cluster.off("node5")
+    cluster.settles_on()
+    cluster.on("node1")
+    cluster.settles_on("node1")
+    cluster.on("node2", "node5")
+    cluster.settles_on("node1")
+
+
+@labs((3, 20))
+def test_at_the_period_of_azure_a_crash_and_a_hang_are_over_within_a_period_and_a_half(
+    cluster: Cluster,
+) -> None:
+    assert cluster.first_active_seconds <= 2 * cluster.period_seconds + 10
+    crashed = time.time()
+    cluster.off("node1")
+    cluster.settles_on("node2")
+    assert cluster.gap_seconds(since=crashed) <= 1.5 * cluster.period_seconds
+    cluster.on("node1")
+    cluster.settles_on("node1")
+    hung = time.time()
+    cluster.hang("node1")
+    cluster.settles_on("node2")
+    assert cluster.last_200("node1") - hung <= 1.5 * cluster.period_seconds

@@ -1,0 +1,387 @@
+"""A node in a folder, and the cloud around it on loopback: peers, metadata, the web site.
+
+One real web server answers for all of them; who is asked is told by the address. A node's files lie
+under a temporary root, and systemd's `busctl` is an executable that notes what it was asked.
+"""
+
+import io
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from agent import loader
+
+SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
+KEY = "5e" * 32
+WEB_SITE_HOST = "127.0.0.253"
+INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
+BUSCTL = r"""#!/bin/sh
+# Stands for systemd's busctl: notes what it is asked and which pages the node has by then, fails
+# while the file beside it exists.
+echo "$@ | $(ls -A "${0%/*}/../var/www/html" | tr '\n' ' ')" >> "$0.calls"
+if [ -e "$0.fails" ]; then echo "Connection refused" >&2; exit 1; fi
+if [ "$1" = get-property ]; then echo "t 0"; fi
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One answer. `promised_bytes`: what Content-Length claims; `pause_seconds`: before each byte.
+
+    Status 0 closes the connection without a word.
+    """
+
+    body: bytes | str = "<!doctype html><h1>a node</h1>"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    promised_bytes: int | None = None
+    pause_seconds: float = 0.0
+
+
+SILENT, CLOSES = Page(status=-1), Page(status=0)
+
+
+class Asked(NamedTuple):
+    """A request as it came in."""
+
+    host: str
+    path: str
+    headers: Mapping[str, str]
+
+
+@dataclass
+class Cloud:
+    """Everything that answers HTTP; what is not in `pages` is a 404."""
+
+    port: int
+    pages: dict[tuple[str, str], Page | Callable[[Asked], Page]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)  # paths whose body the client did not want
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def requests(self, host: str, path: str) -> list[Asked]:
+        return [asked for asked in self.asked if (asked.host, asked.path) == (host, path)]
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that goes away is what some of the scenarios are about
+
+    def server_bind(self) -> None:
+        # Every address of the loopback, and none but those.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        super().server_bind()
+
+
+@contextmanager
+def open_cloud() -> Iterator[Cloud]:
+    server = _Server(("", 0), BaseHTTPRequestHandler)
+    cloud = Cloud(server.server_address[1])
+    server.RequestHandlerClass = _handler(cloud)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield cloud
+    finally:
+        cloud.stopped.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # keeps connections open, as Apache does
+
+        def do_GET(self) -> None:
+            host, path = self.connection.getsockname()[0], self.path.partition("?")[0]
+            asked = Asked(host, path, dict(self.headers))
+            cloud.asked.append(asked)
+            page = cloud.pages.get((host, path), Page("not found", 404))
+            page = page if isinstance(page, Page) else page(asked)
+            if page.status <= 0:
+                self.close_connection = True
+                cloud.stopped.wait(0 if page.status == 0 else None)
+                return
+            self.answer(page)
+
+        def answer(self, page: Page) -> None:
+            body = page.body.encode() if isinstance(page.body, str) else page.body
+            promised = len(body) if page.promised_bytes is None else page.promised_bytes
+            self.close_connection = promised != len(body)
+            self.send_response(page.status)
+            for name, value in ({"Content-Length": str(promised)} | dict(page.headers)).items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                self.send_slowly(body, page.pause_seconds) if page.pause_seconds else None
+                self.wfile.write(body if not page.pause_seconds else b"")
+            except OSError:
+                cloud.cut_off.append(self.path)
+                self.close_connection = True
+
+        def send_slowly(self, body: bytes, pause_seconds: float) -> None:
+            for byte in body:
+                if cloud.stopped.wait(pause_seconds):
+                    return
+                self.wfile.write(bytes([byte]))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its parent's name
+            pass
+
+    return Handler
+
+
+class Ran(NamedTuple):
+    """What came of one run of the agent."""
+
+    code: int
+    journal: str  # standard output, without the line's end
+    log: list[str]  # "LEVEL - text" of the lines of this run
+    seconds: float
+
+    def said(self, text: str) -> bool:
+        """Whether a line of the log holds this text."""
+        return any(text in line for line in self.log)
+
+
+class World:
+    """A booted node `me` of a cluster whose other nodes vote for it, and see it."""
+
+    def __init__(
+        self, root: Path, cloud: Cloud, *, me: str = "node1", nodes: int = 3, period: int = 2
+    ) -> None:
+        self.cloud, self.me, self.root, self.period = cloud, me, root, period
+        self.paths = loader.Paths(str(root))
+        self.metadata_host = f"127.0.2.{me[4:]}"
+        self.hosts = {f"node{i}": f"127.0.1.{i}" for i in range(1, nodes + 1)}
+        self.nodes = {name: self._entry(name) for name in self.hosts}
+        self.busctl = root / "bin" / "busctl"
+        for folder in (self.paths.etc, self.paths.html, self.paths.run, self.busctl.parent):
+            folder.mkdir(parents=True)
+        self.busctl.write_text(BUSCTL)
+        self.busctl.chmod(0o755)
+        self.paths.nodes_info.write_text(json.dumps(self.nodes))
+        self.paths.key.write_text(KEY)
+        self.paths.loader.write_text(self.installed(SOURCE))
+        self.paths.booted.write_text("0")  # long ago: the hold after boot is over
+        self.settings()
+        self.metadata(me)
+        for name in self.peers:
+            self.page(name, "/", Page())
+            self.votes(name)
+
+    def _entry(self, name: str) -> dict[str, str]:
+        return {
+            "ip_configuration_name": "default",
+            "network_interface_id": f"/networkInterfaces/{name}-nic",
+            "private_ip": f"10.0.0.{3 + int(name[4:])}",
+            "public_ip": f"{self.hosts[name]}:{self.cloud.port}",
+        }
+
+    @property
+    def peers(self) -> list[str]:
+        return [name for name in self.hosts if name != self.me]
+
+    @property
+    def times(self) -> loader.Timing:
+        return loader.timing(self.period)
+
+    @property
+    def web_site(self) -> str:
+        return f"http://{WEB_SITE_HOST}:{self.cloud.port}/bootstrap"
+
+    def installed(self, source: str) -> str:
+        """The agent as a file of this node: the same source, with this root and this cloud."""
+        for there, here in (
+            ('root: str = "/"', f"root: str = {str(self.root)!r}"),
+            ("http://169.254.169.254/metadata", self.metadata_url),
+        ):
+            assert source.count(there) == 1, there
+            source = source.replace(there, here)
+        return source
+
+    @property
+    def metadata_url(self) -> str:
+        return f"http://{self.metadata_host}:{self.cloud.port}/metadata"
+
+    # -- what the node is told
+
+    def settings(self, **values: object) -> None:
+        told = {"period_seconds": self.period} | values
+        text = "".join(f"{key} = {value}\n" for key, value in told.items())
+        self.paths.conf.write_text(f"[loader]\n{text}")
+
+    def metadata(self, name: str) -> None:
+        """Azure's two documents for this node, as far as the agent reads them."""
+        private = self.nodes[name]["private_ip"]
+        address = {"privateIpAddress": private, "publicIpAddress": ""}
+        instance = {
+            "compute": {"name": name, "zone": "1"},
+            "network": {"interface": [{"ipv4": {"ipAddress": [address]}}]},
+        }
+        front = {"frontendIpAddress": "198.51.100.4", "privateIpAddress": private}
+        balancer = {"loadbalancer": {"publicIpAddresses": [front]}}
+        self.metadata_says(INSTANCE, Page(json.dumps(instance)))
+        self.metadata_says(LOAD_BALANCER, Page(json.dumps(balancer)))
+
+    def metadata_says(self, path: str, page: Page) -> None:
+        self.cloud.pages[self.metadata_host, path] = page
+
+    def serve_release(self, page: Page | Callable[[Asked], Page]) -> None:
+        self.cloud.pages[WEB_SITE_HOST, "/bootstrap/loader.py"] = page
+        self.settings(bootstrap_url=self.web_site)
+
+    # -- what the peers say
+
+    def page(self, peer: str, path: str, page: Page | Callable[[Asked], Page]) -> None:
+        self.cloud.pages[self.hosts[peer], path] = page
+
+    def says(self, peer: str, page: Page | Callable[[Asked], Page]) -> None:
+        """What the peer's marker about this node is."""
+        self.page(peer, f"/{self.me}.html", page)
+
+    def cluster(self, name: str, **changes: Any) -> loader.Cluster:
+        found = loader.Cluster(name, tuple(self.nodes), bytes.fromhex(KEY), self.times)
+        return found._replace(**changes)
+
+    def marker(self, peer: str, **fields: Any) -> loader.Marker:
+        """A marker of the peer about this node, written now; it votes for nobody."""
+        plain = loader.Marker(
+            sender=peer,
+            receiver=self.me,
+            epoch=f"epoch of {peer}",
+            stamp=int(loader.boot_seconds() * 1000),
+            candidate=False,
+            quorum_runs=5,
+            holding=False,
+            vote=None,
+            released=0,
+            active=False,
+            yields_to=None,
+        )
+        return plain._replace(**fields)
+
+    def signed(self, marker: loader.Marker, **changes: Any) -> str:
+        """The marker's page; `changes`: of the cluster in whose name it is signed."""
+        return loader.format_marker(self.cluster(marker.sender, **changes), marker)
+
+    def shown_to(self, peer: str) -> loader.Marker | None:
+        """The marker that this node has for the peer, as the peer reads it."""
+        try:
+            body = (self.paths.html / f"{peer}.html").read_bytes()
+        except FileNotFoundError:
+            return None
+        answer = loader.Answer(200, body, {}, whole=True)
+        return loader.parse_marker(self.cluster(peer), self.me, answer)
+
+    def vote_of(self, peer: str) -> loader.Grant | None:
+        """The peer's vote for whatever this node asks for now."""
+        shown = self.shown_to(peer)
+        if shown is None or not shown.candidate:
+            return None
+        return loader.Grant(self.me, shown.epoch, shown.stamp, self.times.promise_seconds)
+
+    def votes(self, peer: str, **changes: Any) -> None:
+        """The peer is up, sees this node and grants each of its requests."""
+
+        def page(_: Asked) -> Page:
+            return Page(self.signed(self.marker(peer, vote=self.vote_of(peer)), **changes))
+
+        self.says(peer, page)
+
+    def leads(self, peer: str) -> None:
+        """The peer is active, and asks for votes with a new stamp once in a while."""
+
+        def page(_: Asked) -> Page:
+            return Page(self.signed(self.marker(peer, candidate=True, active=True)))
+
+        self.says(peer, page)
+
+    # -- runs
+
+    def run(self, *words: str) -> Ran:
+        """One run in this process, as `main` does it."""
+        handlers, before = logging.root.handlers[:], len(self.log())
+        journal, start = io.StringIO(), time.monotonic()
+        with redirect_stdout(journal):
+            code = loader.main(list(words))
+        seconds = time.monotonic() - start
+        for handler in logging.root.handlers:
+            handler.close()
+        logging.root.handlers[:] = handlers
+        return Ran(code, journal.getvalue().strip(), self.log()[before:], seconds)
+
+    def command(self, *words: str) -> list[str]:
+        """The command that systemd runs on the node."""
+        return [sys.executable, str(self.paths.loader), *words]
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """A run in a process of its own."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.command(*words), stdout=pipe, stderr=pipe, text=True)
+
+    # -- what came of it
+
+    def log(self) -> list[str]:
+        """The log, each line without its time."""
+        if not self.paths.logfile.exists():
+            return []
+        lines = self.paths.logfile.read_text(encoding="utf-8").splitlines()
+        return [line.partition(" - ")[2] for line in lines if " - " in line]
+
+    def calls(self) -> list[tuple[str, str]]:
+        """What systemd was asked: a method of its manager, and the node's pages at that moment."""
+        noted = Path(f"{self.busctl}.calls")
+        lines = noted.read_text().splitlines() if noted.exists() else []
+        split = [line.partition(" | ") for line in lines if line.startswith("call ")]
+        return [(call.split()[4], pages) for call, _, pages in split]
+
+    def systemd_fails(self) -> None:
+        Path(f"{self.busctl}.fails").touch()
+
+    @property
+    def active(self) -> bool:
+        return self.paths.probe.exists()
+
+    def status(self) -> Any:
+        return json.loads(self.paths.status.read_text())
+
+    def state(self) -> Any:
+        return json.loads(self.paths.state.read_text())
+
+    def change_state(self, **fields: Any) -> None:
+        self.paths.state.write_text(json.dumps(self.state() | fields))
+
+    def listing(self) -> dict[str, tuple[int, int, int]]:
+        """Every file and folder under the root: its size, mode and time of change."""
+        paths = sorted(self.root.rglob("*"))
+        stats = {str(path): path.lstat() for path in paths if path.parent != self.busctl.parent}
+        return {name: (st.st_size, st.st_mode, st.st_mtime_ns) for name, st in stats.items()}
+
+
+@contextmanager
+def open_world(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[World]:
+    """A world whose agent, in this process, finds its files under `root`."""
+    with open_cloud() as cloud:
+        world = World(root, cloud, **options)
+        monkeypatch.setattr(loader.Paths.__init__, "__defaults__", (str(root),))
+        monkeypatch.setattr(loader, "METADATA", world.metadata_url)
+        monkeypatch.setenv("PATH", str(world.busctl.parent), prepend=":")
+        monkeypatch.setattr(logging, "raiseExceptions", True)
+        yield world
