@@ -121,6 +121,14 @@ def test_what_needs_a_failed_resource_is_not_begun_and_the_rest_is_made(
     assert snapshot(operator) == undisturbed
 
 
+def test_no_machine_is_begun_before_the_web_site_serves_its_agent(operator: Operator) -> None:
+    operator.azure.faults.append(Fault(puts("storageAccounts"), "fails", message="Not now."))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "virtualMachines" not in "".join(r.path for r in mutations(operator.azure))
+    assert operator.azure.body_of("networkInterfaces", "node3-nic")
+
+
 def test_ctrl_c_ends_up_at_once_and_the_next_up_goes_on(
     operator: Operator, undisturbed: Any
 ) -> None:

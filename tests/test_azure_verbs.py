@@ -15,6 +15,7 @@ from tests.azure_cluster import made, mutations, snapshot
 from tests.fake_azure.azure import SUBSCRIPTION
 from tests.fake_azure.model import Body
 from tests.fake_azure.operator import CHECKOUT, NAME, SSH_KEY, Operator
+from tests.fake_azure.server import TOKEN
 
 # ---------------------------------------------------------------- what is refused
 
@@ -373,6 +374,28 @@ def test_the_documented_role_is_enough_and_nothing_in_it_is_spare(operator: Oper
         outcome = operator.run(verb, *([] if verb == "plan" else ["--yes"]))
         assert outcome.code == 0, outcome.output
     assert sorted(operator.azure.actions_used) == sorted(role())
+
+
+AZ = """#!/bin/sh
+echo "$@" >> {folder}/az-calls
+echo '{{"accessToken": "{token}", "expires_on": 4102444800, "tokenType": "Bearer",
+  "subscription": "{subscription}", "tenant": "a-tenant"}}'
+"""
+
+
+def test_whoever_signed_in_with_az_is_asked_for_one_token(operator: Operator) -> None:
+    for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
+        del operator.environment[name]
+    az = operator.folder / "bin" / "az"
+    az.parent.mkdir()
+    az.write_text(AZ.format(folder=operator.folder, token=TOKEN, subscription=SUBSCRIPTION))
+    az.chmod(0o755)
+    operator.environment["PATH"] = f"{az.parent}:{operator.environment['PATH']}"
+    operator.environment["AZURE_TOKEN_CREDENTIALS"] = "AzureCliCredential"  # noqa: S105
+    made(operator)
+    calls = (operator.folder / "az-calls").read_text().splitlines()
+    assert len(calls) == 1
+    assert f"--resource {operator.azure.url}" in calls[0]
 
 
 def test_without_azures_packages_the_command_says_what_to_install(

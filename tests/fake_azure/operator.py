@@ -158,7 +158,4 @@ def run_deploy(arguments: list[str], environment: Mapping[str, str], output: str
     sys.argv = ["deploy", *arguments]
     from deploy.__main__ import main  # noqa: PLC0415 - loaded before the fork
 
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.exit(main())
