@@ -132,17 +132,18 @@ def check(times: Timing) -> Timing:
 
 
 def worst_failover_seconds(times: Timing) -> float:
-    """From the crash of the active node to its successor, at worst, with ticks at the same time.
+    """From the crash of the active node to its successor, at worst, if all nodes run at one time.
 
-    The promises to the node that crashed run out D after its last stamp was read; if no run is
-    under way then, the next tick starts one; two more rounds collect the votes.
+    The promises to the node that crashed run out D after its last stamp was read. Collecting the
+    votes takes a round of requests, and another if one is lost; if the run under way then ends
+    before, the next tick's does it.
     """
     round_seconds = times.timeout_seconds + times.poll_seconds
-    freed = times.promise_seconds + round_seconds
-    into_the_run = freed % times.period_seconds
-    wait = max(0.0, times.period_seconds - into_the_run)
-    gap = wait if into_the_run + round_seconds > times.end_seconds else 0.0
-    return freed + gap + round_seconds
+    freed_seconds = times.promise_seconds + round_seconds
+    into_the_run = freed_seconds % times.period_seconds
+    if into_the_run + 2 * round_seconds > times.end_seconds:
+        freed_seconds += times.period_seconds - into_the_run
+    return freed_seconds + 2 * round_seconds
 
 
 class Settings(NamedTuple):

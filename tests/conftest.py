@@ -45,6 +45,13 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Cluster | None]:
 
 
 @pytest.fixture
+def no_lab(machine: None) -> Iterator[None]:
+    """No lab is up; what the test brings up goes down at its end."""
+    yield machine
+    lab("down")
+
+
+@pytest.fixture
 def cluster(machine: Cluster) -> Iterator[Cluster]:
     """The lab with all its nodes up and the first one active; never two were, in the whole test."""
     machine.watch()

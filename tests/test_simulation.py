@@ -245,7 +245,7 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
                 "    if decision.drop and not (yield Drop()).value:",
                 "    if decision.drop:\n"
                 "        moment = Moment(0.0, 0.0, False)\n"
-                "        yield Publish(markers_of(cluster, state, None, moment))\n"
+                "        yield Publish(markers_of(cluster, state, moment))\n"
                 "        yield Pause(1.0)\n"
                 "    if decision.drop and not (yield Drop()).value:",
             ),
