@@ -128,7 +128,7 @@ def test_up_takes_its_longest_chain_and_not_its_sum(operator: Operator) -> None:
     outcome = operator.run("up", "--yes")
     assert outcome.code == 0, outcome.output
     assert len(operator.azure.operations) == 16
-    assert outcome.seconds < 1.3 * chain_seconds
+    assert outcome.seconds < 1.2 * chain_seconds  # `run` leaves out the second of loading the SDK
 
 
 @pytest.mark.parametrize("count", [5, 7])

@@ -1,5 +1,6 @@
 """`python -m deploy azure ...`: options in, one of the verbs out."""
 
+import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,12 @@ def plain_console() -> Console:
 
 
 def azure_verbs() -> Any:
-    """The module that needs Azure's packages, loaded only by the verbs that do (a second)."""
+    """The module that needs Azure's packages, loaded only by the verbs that do.
+
+    The SDK's thousands of classes live as long as the process does: keeping the garbage collector
+    off them saves half of the 2 s that loading and leaving them behind would take.
+    """
+    gc.disable()
     try:
         return importlib.import_module("deploy.azure.verbs")
     except ModuleNotFoundError as error:
@@ -87,6 +93,9 @@ def azure_verbs() -> Any:
             f"{error.name} is not installed: pip install 'azure-active-passive-cluster[azure]'"
             " (in a checkout: pip install -e '.[azure]')."
         ) from error
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def place_of(verbs: Any, options: dict[str, Any]) -> Any:
