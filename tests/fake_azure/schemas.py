@@ -77,6 +77,8 @@ def fields(model: type) -> dict[str, object]:
 
 def schema_of(hint: Any, models: types.ModuleType, definitions: dict[str, Schema]) -> Schema:
     """The schema of a type annotation."""
+    if isinstance(hint, str):  # Python 3.10 leaves a model's name within list[...] as it is
+        hint = getattr(models, hint.removeprefix("_models."))
     arguments = typing.get_args(hint)
     if arguments:
         return schema_of_generic(hint, models, definitions)
