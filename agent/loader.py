@@ -23,6 +23,7 @@ Files of ours: /etc/bootstrap/loader.py, /var/www/html/{<peer>,probe}.html and s
     loader.py leave       hand the role over, then stop (handover.service)
 """
 
+import contextlib
 import fcntl
 import hashlib
 import hmac
@@ -75,6 +76,10 @@ READY_RUNS = 2
 """Runs with a majority before a node may take the role from an active one (K)."""
 
 
+REST_PERIODS = 15
+"""A node that was elected and could not serve does not stand for so long."""
+
+
 def lease_of(promise_seconds: float) -> float:
     """L: a lease that ends before a promise of D does, on whichever clock (protocol section 5)."""
     return promise_seconds * (1 - DRIFT) / (1 + DRIFT)
@@ -95,7 +100,7 @@ def timing(period_seconds: float) -> Timing:
             stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
             end_seconds=min(
                 0.85 * period_seconds,
-                0.95 * period_seconds - timeout_seconds - poll_seconds - 0.05,
+                0.95 * period_seconds - timeout_seconds - poll_seconds - 0.1,
             ),
             fresh_seconds=1.45 * period_seconds,
             timeout_seconds=timeout_seconds,
@@ -624,6 +629,7 @@ class State(NamedTuple):
     epoch: str
     hold_until_seconds: float
     barred_until_seconds: float = 0.0  # an older agent is active: neither vote nor stand
+    stands_from_seconds: float = 0.0  # it could not serve lately: it votes, but does not stand
     vote: Vote | None = None
     granted: Mapping[str, tuple[str, int]] = {}  # candidate -> epoch and stamp last granted
     released: int = 0
@@ -827,6 +833,7 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     has_quorum = electors >= cluster.majority
     higher = higher_candidates(cluster, state, view)
     barred = now < state.barred_until_seconds
+    rests = now < state.stands_from_seconds
     steps_down = state.active and (
         bool(higher)
         or view.leaving
@@ -834,7 +841,14 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
         or barred
         or outvoted(cluster, state, view)
     )
-    wants = has_quorum and not higher and not view.leaving and not steps_down and not barred
+    wants = (
+        has_quorum
+        and not higher
+        and not view.leaving
+        and not steps_down
+        and not barred
+        and not rests
+    )
     state, yields_to = cast_vote(cluster, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
     state = count(cluster, state, view)
@@ -1003,6 +1017,16 @@ def active_node(cluster: Cluster, state: State, view: View) -> str | None:
     return next((n for n in cluster.order if n in view.markers and view.markers[n].active), None)
 
 
+def kept_back(state: State, now: float) -> str:
+    """Why a node with a majority does not stand, "" if nothing keeps it back."""
+    if now < state.barred_until_seconds:
+        return "sees an older agent serve probe.html"
+    left_seconds = state.stands_from_seconds - now
+    return (
+        f"failed lately, does not stand for {left_seconds:.0f} s more" if left_seconds > 0 else ""
+    )
+
+
 def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
     """Why this node is what it is, in the words that the log has always used, and the votes."""
     state, me, now = decision.state, cluster.me, view.now_seconds
@@ -1012,8 +1036,8 @@ def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
         return f"Node {me} is leaving, set as passive"
     if not len(view.markers) + 1 >= cluster.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
-    if now < state.barred_until_seconds:
-        return f"Node {me} sees an older agent serve probe.html, set as passive"
+    if back := kept_back(state, now):
+        return f"Node {me} {back}, set as passive"
     if not state.candidate and decision.has_quorum:
         return f"Node {me} reachability reach quorum but not preferred, set as passive"
     promised = [
@@ -1137,11 +1161,29 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
         try:
             state = yield from _apply(cluster, decision)
         except OSError as error:
-            return (yield from _failed(cluster, decision.state, run, error))
+            return (yield from _gave_up(cluster, decision.state, run, error))
         if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
             run = run._replace(markers=view.markers)  # what was too old did not count
             return (yield from _finish(cluster, state, run, decision))
         yield Pause(times.poll_seconds)
+
+
+def _gave_up(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
+    """Free the voters at the next run, and leave the role to others for a while.
+
+    Else a node that is elected but can't serve would keep everybody's promises for good.
+    """
+    outcome = yield from _failed(cluster, state, run, error)
+    moment = yield Drop()
+    if not moment.value:
+        return outcome
+    now, times = moment.boot_seconds, cluster.times
+    state = release(outcome.state, now)._replace(
+        candidate=False, stands_from_seconds=now + REST_PERIODS * times.period_seconds
+    )
+    with contextlib.suppress(OSError):
+        yield Save(state)
+    return outcome._replace(state=state)
 
 
 def _failed(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:

@@ -148,7 +148,6 @@ def test_a_disk_is_full_on_the_active_node(cluster: Cluster, folder: str) -> Non
     log = (cluster.root("node1") / "var/log/bootstrap/logfile.log").read_text()
     assert "No space left on device, set as passive" in log
     cluster.shell("node1", "rm", "-r", f"{folder}/full", "/root/kept")
-    cluster.settles_on("node1")
     cluster.off("node1")
     cluster.on("node1")
     cluster.settles_on("node1")
