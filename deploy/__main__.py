@@ -5,6 +5,7 @@ import sys
 import click
 
 from deploy import Refusal
+from deploy.azure.cli import azure
 from deploy.lab.commands import lab_command
 from deploy.operate import status_command, watch_command
 from deploy.plan import plan_command
@@ -19,6 +20,7 @@ def deploy() -> None:
 
 for command in (
     plan_command,
+    azure,
     lab_command,
     publish_command,
     user_data_command,

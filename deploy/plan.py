@@ -6,14 +6,17 @@ The lab and Azure apply the same `Plan`; what differs between them is only who m
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from deploy import Refusal
+from deploy.settings import Settings, settings_of, settings_options
 
 ZONES = 3
 """Availability zones of a region, https://learn.microsoft.com/azure/reliability/availability-zones-overview."""
@@ -22,6 +25,24 @@ FIRST_HOST = 4
 """Azure keeps the first four addresses of a subnet (.0 to .3) for itself."""
 
 NODE_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}(?<!-)")
+CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,89}(?<!\.)")
+"""A resource group, and a folder of the operator's: less than Azure takes, no brackets."""
+
+REGION = re.compile(r"[a-z][a-z0-9]+")
+SIZE = re.compile(r"(Standard|Basic)_[A-Za-z0-9_-]+")
+
+RULE_NAMES = frozenset(
+    {
+        "AllowHttpFromInternet",
+        "AllowHttpFromRanges",
+        "AllowHttpFromPeers",
+        "AllowSshFromOperator",
+        "AllowPingFromNetwork",
+    }
+)
+"""Every name that a firewall rule of a plan may have."""
+
+NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 RESERVED_NAMES = frozenset({"index", "probe"})
 """A node's marker is `<name>.html`: these names would overwrite the node's own pages."""
 
@@ -34,7 +55,7 @@ class FirewallRule:
     priority: int
     protocol: str  # "Tcp" or "Icmp"
     port: int | None
-    source: str  # an address range, or "Internet"
+    source: str  # an address range, or "Internet"; Azure takes all sources of one name together
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,9 @@ class Plan:
         FirewallRule("AllowSshFromOperator", 110, "Tcp", 22, "203.0.113.254/32"),
         FirewallRule("AllowPingFromNetwork", 120, "Icmp", None, "10.0.0.0/24"),
     )
+    region: str = "westeurope"
+    peer_address: str = "public"
+    period_seconds: int = 20
 
 
 def make_plan(
@@ -88,14 +112,16 @@ def make_plan(
     `public_network`: where the lab takes the public addresses from (198.51.100.0/24, RFC 5737);
     on Azure they are known only after they were created.
     """
-    private = list(ipaddress.ip_network(network))[FIRST_HOST:]
-    public = list(ipaddress.ip_network(public_network))[FIRST_HOST:] if public_network else []
+    subnet = ipaddress.ip_network(network)
+    if count > subnet.num_addresses - FIRST_HOST - 1:
+        raise Refusal(f"{count} nodes: the network {network} has no room for so many.")
+    public = ipaddress.ip_network(public_network) if public_network else None
     nodes = tuple(
         Node(
             name=f"node{index + 1}",
             zone=index % ZONES + 1,
-            private_ip=str(private[index]),
-            public_ip=str(public[index]) if public else None,
+            private_ip=str(subnet[FIRST_HOST + index]),
+            public_ip=str(public[FIRST_HOST + index]) if public else None,
             size=witness_size or size if index == count - 1 else size,
         )
         for index in range(count)
@@ -103,14 +129,95 @@ def make_plan(
     return validated(Plan(name=name, nodes=nodes, network=network))
 
 
+def plan_of(settings: Settings) -> Plan:
+    """The plan that an operator's settings describe; raises `Refusal` as `validated` does."""
+    plan = make_plan(
+        settings.nodes,
+        name=settings.name,
+        size=settings.size,
+        witness_size=settings.witness_size or None,
+    )
+    return validated(
+        replace(
+            plan,
+            region=settings.region,
+            image=settings.image,
+            firewall=firewall(settings.http_from, settings.ssh_from, plan.network),
+            peer_address=settings.peer_address,
+            period_seconds=settings.period_seconds,
+        )
+    )
+
+
+def firewall(
+    http_from: Iterable[str], ssh_from: Iterable[str], network: str
+) -> tuple[FirewallRule, ...]:
+    """Who may reach what on a node, one rule for every source."""
+    http, ssh = tuple(http_from), tuple(ssh_from)
+    http_name = "AllowHttpFromInternet" if http == ("Internet",) else "AllowHttpFromRanges"
+    return (
+        *(FirewallRule(http_name, 100, "Tcp", 80, source) for source in http),
+        *(FirewallRule("AllowSshFromOperator", 110, "Tcp", 22, source) for source in ssh),
+        FirewallRule("AllowPingFromNetwork", 120, "Icmp", None, network),
+    )
+
+
+def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
+    """Lets nodes that ask each other's public addresses through where the Internet may not."""
+    sources = {rule.source for rule in plan.firewall if rule.port == plan.probe.port}
+    if plan.peer_address == "private" or "Internet" in sources:
+        return ()
+    return tuple(
+        FirewallRule("AllowHttpFromPeers", 130, "Tcp", plan.probe.port, f"{node.public_ip}/32")
+        for node in plan.nodes
+        if node.public_ip
+    )
+
+
+def with_public_addresses(plan: Plan, addresses: Mapping[str, str]) -> Plan:
+    """The same plan with the public addresses that are known, by the nodes' names."""
+    nodes = tuple(replace(node, public_ip=addresses.get(node.name)) for node in plan.nodes)
+    return validated(replace(plan, nodes=nodes))
+
+
 def validated(plan: Plan) -> Plan:
     """The same plan, if a cluster can be made of it.
 
     Raises `Refusal` with the value that is wrong and what would be right.
     """
+    check_cluster(plan)
+    check_nodes(plan)
+    for rule in plan.firewall:
+        check_source(rule)
+    return plan
+
+
+def check_cluster(plan: Plan) -> None:
+    """Refuse what is wrong with the cluster as a whole."""
     count = len(plan.nodes)
     if count < 3 or count % 2 == 0:
         raise Refusal(f"{count} nodes: a majority needs an odd number of nodes, 3 or more.")
+    if not CLUSTER_NAME.fullmatch(plan.name):
+        raise Refusal(
+            f"cluster name {plan.name!r}: use letters, digits, '-', '_' and '.', at most 90,"
+            " beginning with a letter or digit and not ending with '.'."
+        )
+    if not REGION.fullmatch(plan.region):
+        raise Refusal(f"region {plan.region!r}: use Azure's short name, like westeurope.")
+    if len(plan.image.split(":")) != 4 or not all(plan.image.split(":")):
+        raise Refusal(f"image {plan.image!r}: use PUBLISHER:OFFER:SKU:VERSION.")
+    if plan.peer_address not in ("public", "private"):
+        raise Refusal(f"peer address {plan.peer_address!r}: use public or private.")
+    if not 2 <= plan.period_seconds <= 60 or 60 % plan.period_seconds:
+        raise Refusal(f"period {plan.period_seconds} s: use a divisor of 60 between 2 and 60.")
+    if plan.probe.interval_seconds < 5:
+        raise Refusal(
+            f"probe interval {plan.probe.interval_seconds} s: Azure asks every 5 s at most."
+        )
+
+
+def check_nodes(plan: Plan) -> None:
+    """Refuse a node that Azure would refuse, or two that get in each other's way."""
     network = ipaddress.ip_network(plan.network)
     for node in plan.nodes:
         if not NODE_NAME.fullmatch(node.name) or node.name in RESERVED_NAMES:
@@ -120,6 +227,8 @@ def validated(plan: Plan) -> Plan:
             )
         if ipaddress.ip_address(node.private_ip) not in network:
             raise Refusal(f"{node.name}: {node.private_ip} is not inside the network {network}.")
+        if not SIZE.fullmatch(node.size):
+            raise Refusal(f"{node.name}: size {node.size!r}: use a name like Standard_B2als_v2.")
     for what, values in (
         ("name", [node.name for node in plan.nodes]),
         ("private address", [node.private_ip for node in plan.nodes]),
@@ -128,17 +237,25 @@ def validated(plan: Plan) -> Plan:
         twice = {value for value in values if values.count(value) > 1}
         if twice:
             raise Refusal(f"two nodes have the {what} {twice.pop()}: each needs its own.")
-    if plan.probe.interval_seconds < 5:
+
+
+def check_source(rule: FirewallRule) -> None:
+    """Refuse a source that is no address range; a URL is an address that is not known yet."""
+    if rule.source == "Internet" or rule.source.startswith("https://"):
+        return
+    try:
+        ipaddress.IPv4Network(rule.source)
+    except ValueError as error:
         raise Refusal(
-            f"probe interval {plan.probe.interval_seconds} s: Azure asks every 5 s at most."
-        )
-    return plan
+            f"{rule.name}: {rule.source!r} is no address range ({error}):"
+            " use one like 203.0.113.0/24, or Internet."
+        ) from error
 
 
-def nodes_info(plan: Plan) -> dict[str, dict[str, str]]:
+def nodes_info(plan: Plan, subscription: str = NO_SUBSCRIPTION) -> dict[str, dict[str, str]]:
     """What `nodes_info.json` holds for this plan, most preferred node first."""
     nic = (
-        "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/"
+        f"/subscriptions/{subscription}/resourceGroups/"
         f"{plan.name}/providers/Microsoft.Network/networkInterfaces/"
     )
     return {
@@ -169,26 +286,33 @@ def plan_from_nodes_info(info: Mapping[str, Mapping[str, str]]) -> Plan:
 
 
 @click.command("plan")
-@click.option("--nodes", "count", type=int, default=3, show_default=True, help="An odd number.")
+@settings_options
 @click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
-def plan_command(count: int, as_json: bool) -> None:
+def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
     """Print what `azure up` would create; needs no credentials."""
-    plan = make_plan(count)
+    plan = plan_of(settings_of(config, options))
     if as_json:
         click.echo(json.dumps(asdict(plan), indent=2))
         return
-    console = Console()
+    print_plan(plan, Console())
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The plan as two tables and a line."""
     nodes = Table("node", "zone", "private address", "size", title=f"Plan of {plan.name}")
     for node in plan.nodes:
         nodes.add_row(node.name, str(node.zone), node.private_ip, node.size)
     console.print(nodes)
-    firewall = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
+    rules = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
     for rule in plan.firewall:
         port = "any" if rule.port is None else str(rule.port)
-        firewall.add_row(rule.name, str(rule.priority), rule.protocol, port, rule.source)
-    console.print(firewall)
+        source = "your own address" if rule.source.startswith("https://") else rule.source
+        rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
+    console.print(rules)
     console.print(
-        f"Network {plan.network}; image {plan.image}; load balancer 80 -> 80, probe"
-        f" {plan.probe.path} every {plan.probe.interval_seconds} s,"
-        f" threshold {plan.probe.threshold}."
+        f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
+        f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
+        f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
+        f" other's {plan.peer_address} address every {plan.period_seconds} s.",
+        highlight=False,
     )

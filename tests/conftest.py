@@ -1,8 +1,10 @@
-"""Fixtures of the lab: booted nodes on this machine, for those tests that say so."""
+"""Fixtures: booted nodes on this machine, and operators of a fake Azure, where tests say so."""
 
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,3 +62,20 @@ def cluster(machine: Cluster) -> Iterator[Cluster]:
     finally:
         machine.stop_watching()
     machine.assert_never_two()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The fake of Azure's certificate and its key."""
+    from tests.fake_azure.certificate import make_certificate  # noqa: PLC0415 - an extra may be absent
+
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def operator(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Any]:
+    """An operator with a fake of Azure of their own."""
+    from tests.azure_cluster import an_operator  # noqa: PLC0415 - as above
+
+    with an_operator(certificate, tmp_path) as one:
+        yield one

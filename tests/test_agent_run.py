@@ -1,5 +1,6 @@
 """Whole runs of the agent: real files under a temporary root, real answers from loopback."""
 
+import calendar
 import hashlib
 import hmac
 import json
@@ -78,11 +79,16 @@ def test_three_agents_that_see_each_other_make_node1_active(
             for peer in world.peers:
                 marker = nodes[peer].paths.html / f"{world.me}.html"
                 world.says(peer, file_page(marker))
-        for _ in range(2):
+        votes: list[Any] = []
+        for _ in range(5):  # two will do; a busy machine starts them apart
             runs = [world.start() for world in nodes.values()]
             assert [run.wait(10) for run in runs] == [0, 0, 0]
-        assert [world.active for world in nodes.values()] == [True, False, False]
-        assert [world.status()["vote"]["candidate"] for world in nodes.values()] == ["node1"] * 3
+            assert sum(world.active for world in nodes.values()) <= 1
+            votes = [world.status()["vote"] for world in nodes.values()]
+            if nodes["node1"].active and all(votes):
+                break
+        assert [name for name, world in nodes.items() if world.active] == ["node1"]
+        assert [vote["candidate"] for vote in votes] == ["node1"] * 3
 
 
 def file_page(path: Path) -> Callable[[Asked], Page]:
@@ -189,9 +195,9 @@ def test_the_fence_and_apache_know_the_end_of_the_lease_before_the_probe_appears
     call, pages = world.calls()[0]
     assert (call, ran.code, world.active) == ("StartTransientUnit", 0, True)
     assert "probe.html" not in pages.split()
-    limit = time.strptime(world.paths.lease_until.read_text(), "%Y%m%d%H%M%S")
-    lease = time.mktime(limit) - time.mktime(time.gmtime())
-    assert 0 < lease <= world.times.lease_seconds - world.times.margin_seconds
+    limit = calendar.timegm(time.strptime(world.paths.lease_until.read_text(), "%Y%m%d%H%M%S"))
+    lease_seconds = world.times.lease_seconds - world.times.margin_seconds
+    assert time.time() < limit <= time.time() + lease_seconds
 
 
 def test_an_active_node_moves_its_fence_forward_and_drops_the_old_one(world: World) -> None:

@@ -374,7 +374,7 @@ class World:
             role="active",
         )
         moment = loader.Moment(now, time.time(), probe_there=True)
-        for name, marker in loader.markers_of(self.cluster(self.me), state, None, moment).items():
+        for name, marker in loader.markers_of(self.cluster(self.me), state, moment).items():
             assert marker is not None
             page = loader.format_marker(self.cluster(self.me), marker)
             (self.paths.html / f"{name}.html").write_text(page)

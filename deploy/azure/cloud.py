@@ -1,0 +1,283 @@
+"""The one place that talks to Azure: one client a service, waits that end, errors in its words."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from azure.core.credentials import AccessToken, TokenCredential
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
+from azure.core.pipeline import PipelineResponse
+from azure.core.pipeline.policies import RetryPolicy
+from azure.core.polling import LROPoller
+from azure.identity import DefaultAzureCredential
+from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.network import NetworkManagementClient
+from azure.mgmt.resource.resources import ResourceManagementClient
+from azure.mgmt.storage import StorageManagementClient
+from azure.mgmt.storage.models import BlobServiceProperties
+
+from deploy.azure.resources import Body, Resource, Scope
+
+PUBLIC_CLOUD = "https://management.azure.com"
+
+POLL_SECONDS = 1.0
+"""Between two looks at an operation, where Azure's Retry-After does not say."""
+
+OPERATION_SECONDS = 1800.0
+"""Longest wait for one operation; a group of seven nodes is deleted within half of it."""
+
+REQUEST_SECONDS = 300.0
+"""Longest wait for one request, with everything that throttling and retries add to it."""
+
+RETRIES = 10
+
+BUSY = frozenset({"AnotherOperationInProgress", "RetryableError"})
+"""Codes of a 409 that Azure takes back when a neighbouring resource is ready."""
+
+REGISTERED = "Registered"
+
+
+class Verbs(NamedTuple):
+    """What the SDK calls the three things we do to every kind of resource."""
+
+    all: Callable[..., Iterable[Any]]
+    get: Callable[..., Any]
+    put: Callable[..., LROPoller[Any]]
+
+
+class BoundedRetry(RetryPolicy[Any, Any]):
+    """The SDK's retries, except that a Retry-After beyond our patience is an answer, not a wait."""
+
+    def is_retry(self, settings: dict[str, Any], response: PipelineResponse[Any, Any]) -> bool:
+        """Whether to try again."""
+        if (self.get_retry_after(response) or 0) > REQUEST_SECONDS:
+            return False
+        return super().is_retry(settings, response)
+
+
+class OneToken:
+    """A credential that asks for a token once, however many clients need it at the same time.
+
+    `az` takes a second for each token, and remembers none between calls.
+    """
+
+    def __init__(self, credential: TokenCredential) -> None:
+        self.credential = credential
+        self.lock = threading.Lock()
+        self.token: AccessToken | None = None
+
+    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """The token, while it has five minutes left."""
+        with self.lock:
+            if self.token is None or self.token.expires_on < time.time() + 300:
+                self.token = self.credential.get_token(*scopes, **options)
+            return self.token
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which Azure, and whose subscription."""
+
+    subscription: str
+    arm_endpoint: str = PUBLIC_CLOUD
+    authority: str | None = None
+
+    def credential(self) -> OneToken:
+        """Whoever is signed in here: environment, workload identity, `az login`, ...
+
+        An authority of the operator's is not one that Microsoft's directory of clouds lists.
+        """
+        known = {"authority": self.authority, "disable_instance_discovery": True}
+        return OneToken(DefaultAzureCredential(**(known if self.authority else {})))
+
+
+class Cloud:
+    """What a command may do to one resource group."""
+
+    def __init__(self, place: Place, group: str) -> None:
+        logging.getLogger("azure").addHandler(logging.NullHandler())  # errors are told once, by us
+        self.scope = Scope(place.subscription, group)
+        self.group_name = group
+        self.credential = place.credential()
+        self.token_scope = f"{place.arm_endpoint.rstrip('/')}/.default"
+        common: dict[str, Any] = {
+            "base_url": place.arm_endpoint.rstrip("/"),
+            "credential_scopes": [self.token_scope],
+            "polling_interval": POLL_SECONDS,
+            "connection_timeout": 10,
+            "read_timeout": 60,
+            "retry_policy": BoundedRetry(
+                retry_total=RETRIES, retry_status=RETRIES, timeout=REQUEST_SECONDS
+            ),
+        }
+        who = (self.credential, place.subscription)
+        self.groups = ResourceManagementClient(*who, **common)
+        self.compute = ComputeManagementClient(*who, **common)
+        self.storage = StorageManagementClient(*who, **common)
+        network = NetworkManagementClient(*who, **common)
+        accounts = self.storage.storage_accounts
+        self.verbs = {
+            "network": verbs_of(network.virtual_networks),
+            "firewall": verbs_of(network.network_security_groups),
+            "public address": verbs_of(network.public_ip_addresses),
+            "load balancer": verbs_of(network.load_balancers),
+            "network interface": verbs_of(network.network_interfaces),
+            "virtual machine": verbs_of(self.compute.virtual_machines),
+            "storage account": Verbs(
+                accounts.list_by_resource_group, accounts.get_properties, accounts.begin_create
+            ),
+        }
+
+    def sign_in(self) -> None:
+        """Fetch the token now, so that a missing sign-in is the first thing told."""
+        self.credential.get_token(self.token_scope)
+
+    # ------------------------------------------------------------ the group
+
+    def group(self) -> Body | None:
+        """The resource group, or None."""
+        return found(lambda: self.groups.resource_groups.get(self.group_name))
+
+    def put_group(self, body: Body) -> None:
+        """Create the resource group, or change its tags."""
+        self.groups.resource_groups.create_or_update(self.group_name, body)
+
+    def delete_group(self) -> None:
+        """Delete the resource group with everything in it."""
+        finish(self.groups.resource_groups.begin_delete(self.group_name))
+
+    def everything(self) -> list[Body]:
+        """Id, name, type and tags of every resource in the group, whoever made it."""
+        return listed(self.groups.resources.list_by_resource_group(self.group_name))
+
+    # ------------------------------------------------------------ resources
+
+    def all_of(self, kind: str) -> dict[str, Body]:
+        """The group's resources of a kind, by name."""
+        return {body["name"]: body for body in listed(self.verbs[kind].all(self.group_name))}
+
+    def get(self, resource: Resource) -> Body | None:
+        """The resource as it is, or None."""
+        return found(lambda: self.verbs[resource.kind].get(self.group_name, resource.name))
+
+    def put(self, resource: Resource, body: Body) -> Body:
+        """Create the resource or change it; returns what Azure made of it."""
+        put = self.verbs[resource.kind].put
+        return unless_busy(lambda: finish(put(self.group_name, resource.name, body)))
+
+    # ------------------------------------------------------------ the web site
+
+    def web_site(self, account: str) -> Body:
+        """The blob service of an account, with its static web site."""
+        answer = self.storage.blob_services.get_service_properties(self.group_name, account)
+        return answer.as_dict()
+
+    def put_web_site(self, account: str, body: Body) -> None:
+        """Change the blob service of an account."""
+        self.storage.blob_services.set_service_properties(
+            self.group_name, account, BlobServiceProperties(body)
+        )
+
+    def account_key(self, account: str) -> str:
+        """The key that signs uploads; asking again after a cut connection does no harm."""
+        answer = self.storage.storage_accounts.list_keys(
+            self.group_name, account, retry_on_methods=frozenset({"POST"})
+        )
+        return str(answer.as_dict()["keys"][0]["value"])
+
+    # ------------------------------------------------------------ the subscription
+
+    def is_registered(self, namespace: str) -> bool:
+        """Whether the subscription may use a resource provider."""
+        return self.groups.providers.get(namespace).registration_state == REGISTERED
+
+    def register(self, namespace: str) -> None:
+        """Let the subscription use a resource provider, and wait until it may.
+
+        The SDK's own registration does not work for operations that take long.
+        """
+        self.groups.providers.register(namespace, retry_on_methods=frozenset({"POST"}))
+        wait_until(lambda: self.is_registered(namespace), f"registration of {namespace}")
+
+    def zones_of_sizes(self, region: str) -> dict[str, set[str]]:
+        """The zones of the region in which this subscription may use each VM size."""
+        skus = self.compute.resource_skus.list(filter=f"location eq '{region}'")
+        machines = (body for body in listed(skus) if body["resourceType"] == "virtualMachines")
+        return {body["name"]: allowed_zones(body) for body in machines}
+
+
+def verbs_of(operations: Any) -> Verbs:
+    """The usual names: `list`, `get`, `begin_create_or_update`."""
+    return Verbs(operations.list, operations.get, operations.begin_create_or_update)
+
+
+def allowed_zones(sku: Body) -> set[str]:
+    """A size's zones without those that are restricted for this subscription."""
+    zones = {zone for place in sku.get("locationInfo", []) for zone in place.get("zones", [])}
+    for restriction in sku.get("restrictions", []):
+        if restriction.get("type") == "Location":
+            return set()
+        zones -= set(restriction.get("restrictionInfo", {}).get("zones", []))
+    return zones
+
+
+def found(get: Callable[[], Any]) -> Body | None:
+    """What a GET answers, or None where there is nothing."""
+    try:
+        body: Body = get().as_dict()
+    except ResourceNotFoundError:
+        return None
+    return body
+
+
+def listed(models: Iterable[Any]) -> list[Body]:
+    """The members of a list, all pages of it, in Azure's own names."""
+    return [model.as_dict() for model in models]
+
+
+def finish(poller: LROPoller[Any]) -> Body:
+    """Wait for an operation; raises `TimeoutError` beyond OPERATION_SECONDS."""
+    poller.wait(OPERATION_SECONDS)
+    if not poller.done():
+        raise TimeoutError(f"Azure still works on it after {OPERATION_SECONDS:g} s.")
+    result = poller.result()
+    return result.as_dict() if result is not None else {}
+
+
+def unless_busy(put: Callable[[], Body]) -> Body:
+    """Repeat a request that Azure refuses only while it works on a neighbour of the resource."""
+    deadline = time.monotonic() + REQUEST_SECONDS
+    while True:
+        try:
+            return put()
+        except HttpResponseError as error:
+            if code_of(error) not in BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(POLL_SECONDS)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Ask until it is so; raises `TimeoutError` beyond OPERATION_SECONDS."""
+    deadline = time.monotonic() + OPERATION_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not done after {OPERATION_SECONDS:g} s.")
+        time.sleep(POLL_SECONDS)
+
+
+def code_of(error: HttpResponseError) -> str:
+    """Azure's code of an error, or an empty text."""
+    return str(getattr(error, "error_code", None) or getattr(error.error, "code", None) or "")
+
+
+def words_of(error: Exception) -> str:
+    """Azure's own message with its code, on one line."""
+    if not isinstance(error, AzureError):
+        return " ".join(str(error).split())
+    message = getattr(getattr(error, "error", None), "message", None) or error.message
+    code = code_of(error) if isinstance(error, HttpResponseError) else ""
+    text = " ".join(str(message).split())
+    return f"{code}: {text}" if code and not text.startswith(code) else text

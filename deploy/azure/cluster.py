@@ -1,0 +1,424 @@
+"""One cluster on Azure: what is there, what would change, and the steps that make it so."""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from deploy import Refusal
+from deploy.azure.apply import Result, Step, Watch, run_steps
+from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud, words_of
+from deploy.azure.compare import differences, merged
+from deploy.azure.resources import (
+    BALANCER_ADDRESS,
+    MADE_BY,
+    TYPES,
+    Body,
+    Resource,
+    custom_data,
+    resources,
+)
+from deploy.azure.state import State, fingerprint
+from deploy.azure.web_site import container, served, stale, upload
+from deploy.plan import Plan, nodes_info, with_public_addresses
+from deploy.release import release_files
+from deploy.userdata import user_data
+
+WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
+SETTLED = frozenset({"Succeeded", "Failed", "Canceled"})
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `up` does about one step: `create`, `change`, `wait for`, or nothing (`leave`)."""
+
+    step: str
+    verb: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass
+class Cluster:
+    """The plan, and what Azure has of it; `present` is kept up while steps run."""
+
+    cloud: Cloud
+    plan: Plan
+    ssh_key: str
+    state: State
+    group: Body | None = None
+    present: dict[str, Body] = field(default_factory=dict)
+    web_site: Body = field(default_factory=dict)
+    served: dict[str, bytes] = field(default_factory=dict)
+    unregistered: frozenset[str] = frozenset()
+
+    @property
+    def group_step(self) -> str:
+        """The name of the step that everything else needs."""
+        return f"resource group {self.plan.name}"
+
+    def resources(self) -> dict[str, Resource]:
+        """Everything as it should be, with the addresses that are known by now."""
+        every = resources(self.plan_now(), self.cloud.scope, self.ssh_key)
+        return {resource.key: resource for resource in every}
+
+    def plan_now(self) -> Plan:
+        """The plan with the public addresses that are known by now."""
+        known = {n.name: self.address(f"{n.name}PublicIp") for n in self.plan.nodes}
+        return with_public_addresses(self.plan, {n: ip for n, ip in known.items() if ip})
+
+    def address(self, name: str) -> str | None:
+        """A public address, or None before Azure gave one."""
+        body = self.present.get(f"public address {name}", {})
+        address: str | None = body.get("properties", {}).get("ipAddress")
+        return address
+
+    def account(self) -> Body | None:
+        """The storage account, or None."""
+        return self.present.get(f"storage account {self.cloud.scope.storage_account()}")
+
+    def nodes_info(self) -> dict[str, dict[str, str]]:
+        """What `nodes_info.json` holds for this cluster."""
+        return nodes_info(self.plan_now(), self.cloud.scope.subscription)
+
+    def endpoints(self) -> dict[str, str]:
+        """Where the cluster answers."""
+        account = self.account() or {"properties": {"primaryEndpoints": {"web": ""}}}
+        return {
+            "load_balancer": f"http://{self.address(BALANCER_ADDRESS)}",
+            "web_site": account["properties"]["primaryEndpoints"]["web"].rstrip("/"),
+        }
+
+    def release(self) -> dict[str, bytes]:
+        """What the web site should serve; empty while the nodes' addresses are not known."""
+        if not all(node.public_ip for node in self.plan_now().nodes):
+            return {}
+        return release_files(self.nodes_info())
+
+    def document(self, name: str, key: str) -> str:
+        """The first-boot document of a node; raises `Refusal` where no node can be made of it."""
+        return user_data(
+            name,
+            self.nodes_info(),
+            bootstrap_url=f"{self.endpoints()['web_site']}/bootstrap",
+            cluster_key=key,
+            period_seconds=self.plan.period_seconds,
+            peer_address=self.plan.peer_address,
+        )
+
+
+# ---------------------------------------------------------------- what is there
+
+
+def look(cluster: Cluster) -> None:
+    """Fill in what Azure has of the cluster: one list for each kind, all at the same time."""
+    cluster.group = cluster.cloud.group()
+    if cluster.group is None:
+        return
+    account = f"storage account {cluster.cloud.scope.storage_account()}"
+    kinds = [Step(kind, partial(look_at_kind, cluster, kind)) for kind in TYPES]
+    of_account = [
+        Step(
+            "web site", partial(look_at_web_site, cluster, account), frozenset({"storage account"})
+        ),
+        Step("release", partial(look_at_release, cluster, account), frozenset({"storage account"})),
+    ]
+    raise_first(run_steps([*kinds, *of_account], Watch()))
+
+
+def look_at_kind(cluster: Cluster, kind: str) -> None:
+    """Fill in the resources of a kind."""
+    for name, body in cluster.cloud.all_of(kind).items():
+        cluster.present[f"{kind} {name}"] = body
+
+
+def look_at_web_site(cluster: Cluster, account: str) -> None:
+    """Fill in whether the web site is switched on."""
+    if is_settled(cluster.present.get(account)):
+        cluster.web_site = cluster.cloud.web_site(cluster.cloud.scope.storage_account())
+
+
+def look_at_release(cluster: Cluster, account: str) -> None:
+    """Fill in what the web site serves."""
+    if is_settled(cluster.present.get(account)):
+        cluster.served = served(container_of(cluster))
+
+
+def container_of(cluster: Cluster) -> Any:
+    """The web site's files, with a key fetched now."""
+    name = cluster.cloud.scope.storage_account()
+    account = cluster.account() or {}
+    endpoint = account["properties"]["primaryEndpoints"]["blob"]
+    return container(endpoint, name, cluster.cloud.account_key(name))
+
+
+def raise_first(result: Result) -> None:
+    """Turn what failed into one sentence of Azure's own words."""
+    if result.interrupted:
+        raise KeyboardInterrupt
+    for name, error in result.failed.items():
+        raise Refusal(f"{name}: {words_of(error)}") from error
+
+
+def provisioning(body: Body) -> str:
+    """How far Azure is with a resource: Creating, Updating, Deleting, Succeeded, Failed, ..."""
+    return str(body.get("properties", {}).get("provisioningState", "Succeeded"))
+
+
+def is_settled(body: Body | None) -> bool:
+    """Whether a resource is there, and Azure does not work on it."""
+    return body is not None and provisioning(body) in SETTLED
+
+
+# ---------------------------------------------------------------- what would change
+
+
+def changes(cluster: Cluster) -> list[Change]:
+    """What `up` would do about every step, in the order of the steps."""
+    return [
+        group_change(cluster),
+        *(Change(f"provider {name}", "register") for name in sorted(cluster.unregistered)),
+        *(change_of(cluster, resource) for resource in cluster.resources().values()),
+        web_site_change(cluster),
+        release_change(cluster),
+    ]
+
+
+def group_change(cluster: Cluster) -> Change:
+    """What happens to the resource group."""
+    if cluster.group is None:
+        return Change(cluster.group_step, "create")
+    return Change(cluster.group_step, "leave" if is_ours(cluster.group) else "adopt")
+
+
+def is_ours(body: Body) -> bool:
+    """Whether this command made it."""
+    return MADE_BY.items() <= (body.get("tags") or {}).items()
+
+
+def change_of(cluster: Cluster, resource: Resource) -> Change:
+    """What happens to a resource."""
+    body = cluster.present.get(resource.key)
+    if body is None:
+        return Change(resource.key, "create")
+    lines = tuple(differences(resource.body, body))
+    if not is_settled(body):
+        return Change(resource.key, "wait for", (provisioning(body),))
+    if provisioning(body) != "Succeeded":
+        return Change(resource.key, "repair", (provisioning(body), *lines))
+    return Change(resource.key, "change" if lines and resource.in_place else "leave", lines)
+
+
+def web_site_change(cluster: Cluster) -> Change:
+    """Whether the web site must be switched on."""
+    lines = tuple(differences(WEB_SITE, cluster.web_site))
+    verb = "create" if not cluster.web_site else "change" if lines else "leave"
+    return Change("web site", verb, lines if cluster.web_site else ())
+
+
+def release_change(cluster: Cluster) -> Change:
+    """Which files must be uploaded."""
+    release = cluster.release()
+    names = stale(release, cluster.served)
+    if not release or not cluster.served:
+        return Change("release", "create")
+    return Change("release", "change" if names else "leave", tuple(names))
+
+
+# ---------------------------------------------------------------- making it so
+
+
+def steps(cluster: Cluster) -> list[Step]:
+    """Everything `up` does; what is as it should be costs no request."""
+    group = frozenset({cluster.group_step})
+    account = f"storage account {cluster.cloud.scope.storage_account()}"
+    addresses = {f"public address {node.name}PublicIp" for node in cluster.plan.nodes}
+    providers = [
+        Step(f"provider {name}", partial(register, cluster, name)) for name in cluster.unregistered
+    ]
+    return [
+        Step(cluster.group_step, partial(ensure_group, cluster)),
+        *providers,
+        *(resource_step(cluster, resource) for resource in cluster.resources().values()),
+        Step("web site", partial(ensure_web_site, cluster), group | {account}),
+        Step("release", partial(ensure_release, cluster), group | {"web site", *addresses}),
+    ]
+
+
+def resource_step(cluster: Cluster, resource: Resource) -> Step:
+    """A resource comes after its group, its provider and what its body names."""
+    provider = TYPES[resource.kind].split("/", maxsplit=1)[0]
+    needs = {cluster.group_step, *resource.needs}
+    if provider in cluster.unregistered:
+        needs.add(f"provider {provider}")
+    if resource.kind == "virtual machine":
+        needs.add("release")  # a node that boots finds the web site as it should be
+    return Step(resource.key, partial(ensure, cluster, resource.key), frozenset(needs))
+
+
+def register(cluster: Cluster, namespace: str) -> str:
+    """Let the subscription use a provider."""
+    cluster.cloud.register(namespace)
+    return "registered"
+
+
+def ensure_group(cluster: Cluster) -> str:
+    """Create the group, or make an empty one ours."""
+    if cluster.group is not None and is_ours(cluster.group):
+        return "left"
+    key = cluster.state.key_made_if_missing()
+    tags = {**MADE_BY, **fixed(cluster.plan), "key": fingerprint(key)}
+    before = cluster.group or {"location": cluster.plan.region}
+    kept = {"location": before["location"], "tags": {**before.get("tags", {}), **tags}}
+    cluster.cloud.put_group(kept)
+    return "adopted" if cluster.group else "created"
+
+
+def fixed(plan: Plan) -> dict[str, str]:
+    """What a cluster keeps for its life: nodes that differ in it could both be active."""
+    return {"nodes": str(len(plan.nodes)), "period-seconds": str(plan.period_seconds)}
+
+
+def ensure(cluster: Cluster, key: str) -> str:
+    """Make one resource as it should be; nothing is sent where nothing differs."""
+    resource = cluster.resources()[key]
+    body = settled(cluster.cloud, resource, cluster.present.get(key))
+    if body is None:
+        cluster.present[key] = cluster.cloud.put(resource, creation(cluster, resource))
+        return "created"
+    cluster.present[key] = body
+    failed = provisioning(body) != "Succeeded"
+    if not failed and not (resource.in_place and differences(resource.body, body)):
+        return "left"
+    mended = merged(resource.body, body) if resource.in_place else body
+    cluster.present[key] = cluster.cloud.put(resource, mended)
+    return "repaired" if failed else "changed"
+
+
+def creation(cluster: Cluster, resource: Resource) -> Body:
+    """The body that creates a resource, with what is sent only then."""
+    body: Body = merged(resource.at_creation, resource.body)
+    if resource.kind == "virtual machine":
+        key = cluster.state.key_made_if_missing()
+        body = merged(custom_data(cluster.document(resource.name, key)), body)
+    return body
+
+
+def settled(cloud: Cloud, resource: Resource, body: Body | None) -> Body | None:
+    """The resource once Azure has ended what it does to it, as after an `up` that was killed."""
+    deadline = time.monotonic() + OPERATION_SECONDS
+    while body is not None and not is_settled(body):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{provisioning(body)} for more than {OPERATION_SECONDS:g} s.")
+        time.sleep(POLL_SECONDS)
+        body = cloud.get(resource)
+    return body
+
+
+def ensure_web_site(cluster: Cluster) -> str:
+    """Switch the web site on."""
+    if cluster.web_site and not differences(WEB_SITE, cluster.web_site):
+        return "left"
+    body = merged(WEB_SITE, cluster.web_site)
+    cluster.cloud.put_web_site(cluster.cloud.scope.storage_account(), body)
+    return "changed" if cluster.web_site else "created"
+
+
+def ensure_release(cluster: Cluster) -> str:
+    """Upload what the web site does not serve yet, and write the operator's copy."""
+    cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
+    release = cluster.release()
+    names = stale(release, cluster.served)
+    if not names:
+        return "left"
+    site = container_of(cluster)
+    for name in names:
+        upload(site, name, release[name])
+    return "changed" if cluster.served else "created"
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refuse_unsound(cluster: Cluster, *, adopt: bool) -> None:
+    """Raise `Refusal` where going on would touch what is not ours, or break a cluster."""
+    if cluster.group is None:
+        return
+    if provisioning(cluster.group) == "Deleting":
+        raise Refusal(f"{cluster.group_step} is being deleted: try again when it is gone.")
+    if not is_ours(cluster.group):
+        refuse_foreign(cluster, adopt=adopt)
+        return
+    tags = cluster.group["tags"]
+    for name, value in fixed(cluster.plan).items():
+        if tags.get(name) != value:
+            raise Refusal(
+                f"{cluster.group_step} was made with {name} = {tags.get(name)}, not {value}: nodes"
+                " that differ in it could both be active, so it is fixed; `azure down` first."
+            )
+    for key, body in cluster.present.items():
+        if body["location"].lower() != cluster.plan.region and is_ours(body):
+            raise Refusal(f"{key} is in {body['location']}, not in {cluster.plan.region}.")
+    refuse_other_key(cluster, tags.get("key"))
+
+
+def refuse_foreign(cluster: Cluster, *, adopt: bool) -> None:
+    """Refuse a group that is not ours, unless it is empty and the operator gives it to us."""
+    inside = cluster.cloud.everything()
+    if inside:
+        raise Refusal(
+            f"{cluster.group_step} was not made by this command and holds {len(inside)} resources"
+            f" ({inside[0]['name']}, ...): choose another name."
+        )
+    if not adopt:
+        raise Refusal(
+            f"{cluster.group_step} was not made by this command; it is empty:"
+            " --adopt takes it, and `azure down` will delete it."
+        )
+
+
+def refuse_other_key(cluster: Cluster, wanted: str | None) -> None:
+    """Refuse to go on with a key that the cluster's nodes do not have."""
+    key = cluster.state.key()
+    if key is None or fingerprint(key) != wanted:
+        what = "missing" if key is None else "not the key of this cluster"
+        raise Refusal(
+            f"{cluster.state.key_file}: {what}; copy the file from the computer that made the"
+            " cluster (on a node it is /etc/bootstrap/cluster.key)."
+        )
+
+
+def refuse_document(cluster: Cluster) -> None:
+    """Refuse settings of which no first-boot document can be made, before anything is created."""
+    for node in cluster.plan.nodes:
+        custom_data(cluster.document(node.name, key="0" * 64))
+
+
+def refuse_sizes(cluster: Cluster, planned: list[Change]) -> None:
+    """Refuse a size that a zone does not have, before anything is created."""
+    missing = {change.step for change in planned if change.verb == "create"}
+    nodes = [node for node in cluster.plan.nodes if f"virtual machine {node.name}" in missing]
+    if not nodes:
+        return
+    zones = cluster.cloud.zones_of_sizes(cluster.plan.region)
+    for node in nodes:
+        if str(node.zone) in zones.get(node.size, set()):
+            continue
+        has = ", ".join(sorted(zones.get(node.size, set()))) or "none"
+        raise Refusal(
+            f"{node.name}: size {node.size} is not available to you in zone {node.zone} of"
+            f" {cluster.plan.region} (zones that have it: {has}): choose another size or region."
+        )
+
+
+def look_at_providers(cluster: Cluster, planned: list[Change]) -> None:
+    """Fill in which providers must be registered before the first resource of theirs."""
+    missing = {change.step for change in planned if change.verb == "create"}
+    needed = {
+        TYPES[resource.kind].split("/", maxsplit=1)[0]
+        for key, resource in cluster.resources().items()
+        if key in missing
+    }
+    asks = [Step(name, partial(cluster.cloud.is_registered, name)) for name in sorted(needed)]
+    result = run_steps(asks, Watch())
+    raise_first(result)
+    cluster.unregistered = frozenset(name for name, known in result.done.items() if not known)

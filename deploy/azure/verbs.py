@@ -1,0 +1,257 @@
+"""`azure up`, `azure plan` and `azure down`, from reading the settings to the last line printed."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+import click
+import requests
+from azure.core.exceptions import AzureError, ClientAuthenticationError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deploy import Refusal
+from deploy.azure.apply import Result, Watch, run_steps
+from deploy.azure.cloud import Cloud, Place, words_of
+from deploy.azure.cluster import (
+    Change,
+    Cluster,
+    changes,
+    is_ours,
+    look,
+    look_at_providers,
+    refuse_document,
+    refuse_sizes,
+    refuse_unsound,
+    steps,
+)
+from deploy.azure.resources import ADMIN_NAME, Body
+from deploy.azure.state import state_of_cluster
+from deploy.plan import plan_of
+from deploy.settings import Settings, ssh_public_key
+
+OWN_ADDRESS_SECONDS = 10
+
+
+def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
+    """Create what is missing, change what differs, leave the rest."""
+    cluster, planned = compared(place, settings, adopt=adopt)
+    if all(change.verb == "leave" for change in planned):
+        cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
+        print_changes(cluster, planned, console)
+        print_cluster(cluster, console)
+        return
+    print_changes(cluster, planned, console)
+    if not yes:
+        click.confirm("Go on?", abort=True)
+    begun = time.monotonic()
+    with shown_progress(console) as progress:
+        result = run_steps(steps(cluster), Report(progress))
+    if result.failed or result.interrupted:
+        stop(result, planned, console)
+    console.print(f"Done in {time.monotonic() - begun:.0f} s.")
+    print_cluster(cluster, console)
+
+
+def plan(place: Place, settings: Settings, console: Console, *, adopt: bool) -> bool:
+    """Print what `up` would do; True where that is anything at all."""
+    cluster, planned = compared(place, settings, adopt=adopt)
+    print_changes(cluster, planned, console)
+    return any(change.verb != "leave" for change in planned)
+
+
+def compared(place: Place, settings: Settings, *, adopt: bool) -> tuple[Cluster, list[Change]]:
+    """The cluster as Azure has it, and what `up` would do; refuses before anything is touched."""
+    settings = replace(settings, ssh_from=tuple(map(resolved, settings.ssh_from)))
+    wanted = plan_of(settings)
+    key = ssh_public_key(settings)
+    cluster = Cluster(signed_in(place, wanted.name), wanted, key, state_of_cluster(wanted.name))
+    refuse_document(cluster)
+    try:
+        look(cluster)
+        refuse_unsound(cluster, adopt=adopt)
+        planned = changes(cluster)
+        look_at_providers(cluster, planned)
+        refuse_sizes(cluster, planned)
+    except (AzureError, OSError) as error:
+        raise Refusal(f"Azure: {words_of(error)}") from error
+    return cluster, changes(cluster)
+
+
+def signed_in(place: Place, group: str) -> Cloud:
+    """A connection to Azure, with a token."""
+    try:
+        cloud = Cloud(place, group)
+        cloud.sign_in()
+    except ClientAuthenticationError as error:
+        raise Refusal(
+            "Azure does not know who you are: sign in with `az login`, or set AZURE_TENANT_ID,"
+            f" AZURE_CLIENT_ID and AZURE_CLIENT_SECRET. ({words_of(error)[:300]})"
+        ) from error
+    except (AzureError, ValueError) as error:
+        raise Refusal(f"signing in to Azure: {words_of(error)}") from error
+    return cloud
+
+
+def resolved(source: str) -> str:
+    """An address range; a URL becomes the address from which this computer reaches it."""
+    if not source.startswith("https://"):
+        return source
+    try:
+        answer = requests.get(source, timeout=OWN_ADDRESS_SECONDS)
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise Refusal(
+            f"ssh_from: {source} did not tell this computer's address ({type(error).__name__}):"
+            " give the range that may reach SSH, like --ssh-from 203.0.113.7/32."
+        ) from error
+    return f"{answer.text.strip()[:40]}/32"
+
+
+# ---------------------------------------------------------------- down
+
+
+def down(place: Place, name: str, console: Console, *, yes: bool) -> None:
+    """Delete the resource group, if it is ours and everything in it is."""
+    cloud, state = signed_in(place, name), state_of_cluster(name)
+    try:
+        group = cloud.group()
+        inside = cloud.everything() if group else []
+    except AzureError as error:
+        raise Refusal(f"Azure: {words_of(error)}") from error
+    if group is None:  # perhaps it is in another subscription: its key stays
+        console.print(f"There is no resource group {name}: nothing to remove.")
+        return
+    refuse_to_delete(group, inside)
+    print_inside(name, inside, console)
+    if not yes and click.prompt("Its name, to delete all of this") != name:
+        raise Refusal("that is not the group's name: nothing was deleted.")
+    begun = time.monotonic()
+    try:
+        with console.status(f"deleting {name} ..."):
+            cloud.delete_group()
+    except (AzureError, TimeoutError) as error:
+        raise Refusal(f"deleting {name}: {words_of(error)}") from error
+    state.remove()
+    console.print(f"Deleted in {time.monotonic() - begun:.0f} s.")
+
+
+def refuse_to_delete(group: Body, inside: list[Body]) -> None:
+    """Refuse a group that is not ours, or that holds what we did not make."""
+    name = group["name"]
+    if not is_ours(group):
+        raise Refusal(f"resource group {name} was not made by `azure up`: nothing was deleted.")
+    foreign = [body for body in inside if not belongs(body, inside)]
+    if foreign:
+        kind = foreign[0]["type"]
+        raise Refusal(
+            f"resource group {name} holds {foreign[0]['name']} ({kind}), which `azure up` did not"
+            " make: move or delete it first; nothing was deleted."
+        )
+
+
+def belongs(body: Body, inside: Iterable[Body]) -> bool:
+    """Ours by its tag, or part of what is: a disk of our VM, an extension in it."""
+    ours = [other for other in inside if is_ours(other)]
+    vm_names = [
+        other["name"].lower() for other in ours if "virtualmachines" in other["type"].lower()
+    ]
+    name, owner = body["name"].lower(), str(body.get("managedBy") or "").lower()
+    return (
+        is_ours(body)
+        or owner in [other["id"].lower() for other in ours]
+        or any(name.startswith((f"{vm}/", f"{vm}_osdisk", f"{vm}_disk")) for vm in vm_names)
+    )
+
+
+def print_inside(name: str, inside: list[Body], console: Console) -> None:
+    """What `down` deletes."""
+    table = Table("name", "type", title=f"To be deleted with resource group {name}")
+    for body in sorted(inside, key=lambda body: (body["type"], body["name"])):
+        table.add_row(body["name"], body["type"])
+    console.print(table)
+
+
+# ---------------------------------------------------------------- what the operator sees
+
+
+class Report(Watch):
+    """One line for each step that ends, a clock for each that runs."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.tasks = {}  # type: ignore[var-annotated]
+
+    def started(self, name: str) -> None:
+        """Show its clock."""
+        self.tasks[name] = self.progress.add_task(name, total=None)
+
+    def ended(self, name: str, outcome: object, elapsed_seconds: float) -> None:
+        """Its clock becomes a line; what was left as it is, is not worth one."""
+        self.progress.remove_task(self.tasks.pop(name))
+        if outcome == "left":
+            return
+        word = "FAILED" if isinstance(outcome, Exception) else str(outcome)
+        self.progress.console.print(f"{elapsed_seconds:6.1f} s  {word:10}  {name}")
+
+
+def shown_progress(console: Console) -> Progress:
+    """Clocks of what runs, below the lines of what is done; lines alone where nobody looks."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def print_changes(cluster: Cluster, planned: Iterable[Change], console: Console) -> None:
+    """Where, what will be done, and how much is left as it is."""
+    subscription = cluster.cloud.scope.subscription
+    console.print(f"In {cluster.plan.region}, subscription {subscription}:")
+    left = 0
+    for change in planned:
+        left += change.verb == "leave"
+        if change.verb != "leave":
+            console.print(f"{change.verb:9} {change.step}")
+        for line in change.details:
+            note = "" if change.verb != "leave" else f"{change.step} stays, though it differs: "
+            console.print(f"          {note}{line}")
+    if left:
+        console.print(f"{left} are left as they are.")
+
+
+def stop(result: Result, planned: list[Change], console: Console) -> None:
+    """Say what exists, what failed and in whose words, what is under way; then end the command."""
+    names = [change.step for change in planned]
+    never = [n for n in names if n not in {*result.done, *result.failed, *result.running}]
+    for title, these in (
+        ("There and as it should be", list(result.done)),
+        ("Under way at Azure", list(result.running)),
+        ("Not begun", never),
+    ):
+        if these:
+            console.print(f"{title}: {', '.join(these)}.")
+    (name, error), *others = [*result.failed.items()] or [("", Refusal())]
+    for other, why in others:
+        console.print(f"Failed: {other}: {words_of(why)}")
+    console.print("Run `azure up` again: it goes on from here.")
+    if result.interrupted:
+        raise click.Abort
+    raise Refusal(f"{name}: {words_of(error)}")
+
+
+def print_cluster(cluster: Cluster, console: Console) -> None:
+    """Where the cluster answers, and what to try."""
+    url, first = cluster.endpoints()["load_balancer"], cluster.plan_now().nodes[0]
+    for line in (
+        f"Cluster {cluster.plan.name} answers at {url}/ once a node is active: a new node installs"
+        " itself in about three minutes. Try:",
+        f"  curl {url}/",
+        f"  python -m deploy status --cluster {cluster.state.folder}",
+        f"  ssh {ADMIN_NAME}@{first.public_ip}",
+    ):
+        console.print(line)

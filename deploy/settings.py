@@ -1,0 +1,146 @@
+"""What an operator decides about a cluster: `cluster.toml`, and options that win over it."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deploy import Refusal
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+SETTINGS_FILE = Path("cluster.toml")
+
+OWN_ADDRESS = "https://api.ipify.org"
+"""Answers with the caller's own IPv4 address as plain text, https://www.ipify.org."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One cluster; every setting has a default, and the same name in `cluster.toml`."""
+
+    name: str = "active-passive-cluster"
+    region: str = "westeurope"
+    nodes: int = 3
+    size: str = "Standard_B2als_v2"
+    witness_size: str = ""  # empty: as the others
+    image: str = "Canonical:ubuntu-24_04-lts:server:latest"
+    ssh_key: str = ""  # a file; empty: the first of SSH_KEYS that exists
+    http_from: tuple[str, ...] = ("Internet",)
+    ssh_from: tuple[str, ...] = (OWN_ADDRESS,)
+    peer_address: str = "public"
+    period_seconds: int = 20
+
+
+HELP = {
+    "name": "Name of the cluster and of its resource group.",
+    "region": "Azure region, e.g. westeurope.",
+    "nodes": "How many: an odd number, 3 or more.",
+    "size": "VM size of every node.",
+    "witness_size": "VM size of the last node, if not as the others.",
+    "image": "Image as PUBLISHER:OFFER:SKU:VERSION.",
+    "ssh_key": "File of the SSH public key; else id_ed25519.pub or id_rsa.pub in ~/.ssh.",
+    "http_from": "Address range that may reach HTTP, or Internet; repeat for more.",
+    "ssh_from": "Address range that may reach SSH, or the URL of a service that tells your own.",
+    "peer_address": "Which address of their peers the nodes ask: public or private.",
+    "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
+}
+
+SSH_KEYS = ("~/.ssh/id_ed25519.pub", "~/.ssh/id_rsa.pub")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def settings_options(command: Command) -> Command:
+    """Give a verb `--config` and one option for every setting, passed to it as keywords."""
+    for field in reversed(fields(Settings)):
+        many = isinstance(field.default, tuple)
+        command = click.option(
+            f"--{field.name.replace('_', '-')}",
+            type=int if isinstance(field.default, int) else str,
+            multiple=many,
+            default=None,
+            help=HELP[field.name] + shown(field.default),
+        )(command)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        help=f"File of settings.  [{SETTINGS_FILE}, if it is there]",
+    )(command)
+
+
+def shown(default: object) -> str:
+    """A default as `--help` prints it."""
+    text = ", ".join(default) if isinstance(default, tuple) else str(default)
+    return f"  [{text}]" if text else ""
+
+
+def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:
+    """Defaults, then the file, then the options that were given.
+
+    Raises `Refusal` for a file that is missing or no TOML, an unknown key, a value of another type.
+    """
+    settings = read_settings(config or SETTINGS_FILE) if config or SETTINGS_FILE.exists() else None
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    return replace(settings or Settings(), **given)
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in a TOML file; raises `Refusal` naming file, key and what would be right."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refusal(f"{path}: {error.strerror}: give a readable file of settings.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refusal(f"{path}: not TOML: {error}.") from error
+    defaults = asdict(Settings())
+    unknown = sorted(set(found) - set(defaults))
+    if unknown:
+        raise Refusal(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(defaults)}.")
+    values = {key: checked(path, key, value, defaults[key]) for key, value in found.items()}
+    return replace(Settings(), **values)
+
+
+def checked(path: Path, key: str, value: object, default: object) -> Any:
+    """The value as its default's type; one range may be written without the list around it."""
+    if isinstance(default, tuple):
+        ranges = [value] if isinstance(value, str) else value
+        if isinstance(ranges, list) and ranges and all(isinstance(item, str) for item in ranges):
+            return tuple(ranges)
+        raise Refusal(f'{path}: {key} = {value!r}: use a list like ["203.0.113.0/24"].')
+    if type(value) is not type(default):
+        wanted = "a whole number" if isinstance(default, int) else 'text in "quotes"'
+        raise Refusal(f"{path}: {key} = {value!r}: use {wanted}.")
+    return value
+
+
+def ssh_public_key(settings: Settings) -> str:
+    """The text of the operator's public key.
+
+    Raises `Refusal` if there is none, or none that Azure takes: RSA and Ed25519,
+    https://learn.microsoft.com/azure/virtual-machines/linux/mac-create-ssh-keys.
+    """
+    names = [settings.ssh_key] if settings.ssh_key else list(SSH_KEYS)
+    paths = [Path(name).expanduser() for name in names]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise Refusal(
+            f"SSH public key: no file {' or '.join(map(str, paths))}:"
+            " make one with `ssh-keygen -t ed25519`, or name yours with --ssh-key."
+        )
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"SSH public key {path}: not readable text: {error}.") from error
+    if "PRIVATE KEY" in key:
+        raise Refusal(f"SSH public key {path}: this is a private key; give the .pub beside it.")
+    kind, _, rest = key.partition(" ")
+    if kind not in ("ssh-rsa", "ssh-ed25519") or not rest or "\n" in key:
+        raise Refusal(f"SSH public key {path}: use one line of ssh-ed25519 or ssh-rsa.")
+    return key

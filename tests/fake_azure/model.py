@@ -1,0 +1,116 @@
+"""What passes between the fake's parts: requests, answers, refusals, operations, faults."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Body = dict[str, Any]
+
+
+class Refused(Exception):  # noqa: N818 - it is Azure's answer
+    """What Azure says no to, with its status, its code and its words."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came in; `path` keeps its letter case and its percent signs."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    data: bytes
+    names: Mapping[str, str] = field(default_factory=dict)  # from the route's pattern
+
+    @property
+    def body(self) -> Body:
+        """The JSON body."""
+        try:
+            body = json.loads(self.data or b"{}")
+        except ValueError as error:
+            raise Refused(400, "InvalidRequestContent", f"not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise Refused(400, "InvalidRequestContent", "the body must be an object")
+        return body
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status with a JSON body or bytes, and headers."""
+
+    status: int
+    body: Body | bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def data(self) -> bytes:
+        """The body as it goes over the wire."""
+        if isinstance(self.body, bytes):
+            return self.body
+        return b"" if self.body is None else json.dumps(self.body).encode()
+
+
+@dataclass
+class Operation:
+    """Something Azure works on; `end` runs once, when its time has come."""
+
+    name: str
+    done_at: float
+    end: Callable[[], None]
+    target: str
+    failure: tuple[str, str] | None = None  # code and message
+    ended: bool = False
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` requests that `where` picks.
+
+    `what`: "throttled", "unavailable", "busy", "fails" (the operation that it begins), "cut" (the
+    connection, before the request has any effect), "cut after", "kill" and "kill after".
+    """
+
+    where: Callable[[Request], bool]
+    what: str
+    times: int = 1
+    code: str = "AllocationFailed"
+    message: str = "Allocation failed. We do not have sufficient capacity in this zone."
+    retry_after: int = 1  # seconds, of "throttled"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A request and how it was answered."""
+
+    request: Request
+    status: int
+    answer: bytes
+    begun: float
+    ended: float
+
+    @property
+    def is_poll(self) -> bool:
+        """Whether it asks how an operation goes."""
+        return "/operations/" in self.request.path
+
+
+@dataclass
+class Log:
+    """Every request, in the order of their ends."""
+
+    records: list[Record] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, record: Record) -> None:
+        """Add one."""
+        with self.lock:
+            self.records.append(record)
+
+    def of(self, *methods: str) -> list[Request]:
+        """The requests of some methods."""
+        return [record.request for record in self.records if record.request.method in methods]

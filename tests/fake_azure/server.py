@@ -1,0 +1,177 @@
+"""The fake on HTTPS: sign-in, resource manager, storage, and the faults that tests ask for."""
+
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from tests.fake_azure.azure import TENANT, FakeAzure
+from tests.fake_azure.blobs import answer_blob, answer_web
+from tests.fake_azure.model import Answer, Record, Refused, Request
+from tests.fake_azure.routes import routes
+from tests.fake_azure.schemas import validator
+
+TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
+CLIENT, SECRET = "the-operator", "the-operators-secret"
+OWN_ADDRESS = b"192.0.2.77"
+
+BEFORE = ("throttled", "unavailable", "busy", "cut", "kill")
+AFTER = ("cut after", "kill after")
+
+
+class Cut(Exception):  # noqa: N818 - it is what happens to the connection
+    """The connection ends without an answer."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    timeout = 60
+    azure: FakeAzure
+
+    def serve(self) -> None:
+        """Read a request, answer it, write it down."""
+        begun = time.monotonic()
+        request = self.request_read()
+        try:
+            answer = self.answer_with_faults(request)
+        except Refused as refused:
+            error = {"code": refused.code, "message": refused.message}
+            answer = Answer(refused.status, {"error": error})
+        except Cut:
+            self.azure.log.add(Record(request, 0, b"", begun, time.monotonic()))
+            self.close_connection = True
+            return
+        data = answer.data()
+        self.azure.log.add(Record(request, answer.status, data, begun, time.monotonic()))
+        with contextlib.suppress(OSError):  # the client may be gone, or killed by us
+            self.write(answer, data)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve  # noqa: N815 - http.server's names
+
+    def request_read(self) -> Request:
+        """The request with its body."""
+        url = urlsplit(self.path)
+        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        query = dict(parse_qsl(url.query, keep_blank_values=True))
+        return Request(self.command, url.path, query, dict(self.headers), data)
+
+    def write(self, answer: Answer, data: bytes) -> None:
+        """Send an answer."""
+        self.send_response(answer.status)
+        headers = {"Content-Type": "application/json", **answer.headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+        self.wfile.flush()
+
+    def answer_with_faults(self, request: Request) -> Answer:
+        """The answer, unless a test wants something to go wrong before or after it."""
+        fault = self.azure.take_fault(request, BEFORE)
+        what = fault.what if fault else ""
+        if fault and what == "throttled":
+            error = {"error": {"code": "TooManyRequests", "message": "Too many requests."}}
+            return Answer(429, error, {"Retry-After": str(fault.retry_after)})
+        if what == "unavailable":
+            raise Refused(503, "ServiceUnavailable", "The service is unavailable.")
+        if what == "busy":
+            raise Refused(409, "AnotherOperationInProgress", "Another operation is in progress.")
+        self.end_here(what)
+        answer = self.answer(request)
+        fault = self.azure.take_fault(request, AFTER)
+        self.end_here(fault.what.removesuffix(" after") if fault else "")
+        return answer
+
+    def end_here(self, what: str) -> None:
+        """Kill the client, or cut its connection."""
+        if what == "kill":
+            self.azure.kill()
+        if what in ("kill", "cut"):
+            raise Cut
+
+    def answer(self, request: Request) -> Answer:
+        """Who is asked, by the path."""
+        if request.path == "/my-address":
+            return Answer(200, OWN_ADDRESS)
+        if request.path.startswith(f"/{TENANT}/"):
+            return self.sign_in(request)
+        if request.path.startswith("/blob/"):
+            with self.azure.lock:
+                return answer_blob(self.azure.accounts, request)
+        if request.path.startswith("/web/"):
+            return answer_web(self.azure.accounts, request)
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise Refused(401, "AuthenticationFailed", "Authentication failed.")
+        return self.azure.answer(request)
+
+    def sign_in(self, request: Request) -> Answer:
+        """Where tokens come from, and a token for who knows the secret."""
+        base = f"{self.azure.url}/{TENANT}"
+        if request.method == "GET":
+            return Answer(
+                200,
+                {
+                    "issuer": f"{base}/v2.0",
+                    "authorization_endpoint": f"{base}/oauth2/v2.0/authorize",
+                    "token_endpoint": f"{base}/oauth2/v2.0/token",
+                },
+            )
+        form = dict(parse_qsl(request.data.decode()))
+        right = {
+            "client_id": CLIENT,
+            "client_secret": SECRET,
+            "grant_type": "client_credentials",
+            "scope": f"{self.azure.url}/.default",
+        }
+        if not right.items() <= form.items():
+            error = {"error": "invalid_client", "error_description": "AADSTS7000215: Invalid."}
+            return Answer(401, error)
+        return Answer(200, {"token_type": "Bearer", "expires_in": 3600, "access_token": TOKEN})
+
+    def log_message(self, *_: object) -> None:
+        """The log is `FakeAzure.log`."""
+
+
+class Server(ThreadingHTTPServer):
+    """A thread a connection; one that is cut is no news."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """A client that was killed leaves its connections open."""
+
+
+@contextlib.contextmanager
+def fake_azure(certificate: Path, key: Path) -> Iterator[FakeAzure]:
+    """A fresh subscription at an address of its own, until the block ends."""
+    azure = FakeAzure()
+    for route in routes():  # the first use of the SDK's models takes a second: not during a test
+        if route.model:
+            validator(*route.model)
+    handler = type("BoundHandler", (Handler,), {"azure": azure})
+    server = Server(("127.0.0.1", 0), handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    azure.url = f"https://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield azure
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=10)

@@ -1,0 +1,171 @@
+"""What goes wrong at Azure or on the way: `up` waits or says so, and the next `up` ends it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
+pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
+
+from tests.azure_cluster import an_operator, made, mutations, snapshot
+from tests.fake_azure.model import Fault, Request
+from tests.fake_azure.operator import Operator
+
+KINDS = ("publicIPAddresses", "loadBalancers", "virtualMachines", "storageAccounts", "$web")
+
+
+def puts(end: str) -> Callable[[Request], bool]:
+    """Picks the PUT of one resource, or of a file of the web site."""
+    return lambda request: request.method == "PUT" and end in request.path.replace("%24", "$")
+
+
+class Nth:
+    """Picks the nth request that changes something."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, request: Request) -> bool:
+        reads = request.method == "GET" or request.path.endswith(("/token", "/listKeys"))
+        self.number -= not reads
+        return self.number == 0 and not reads
+
+
+@pytest.fixture(scope="module")
+def undisturbed(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with an_operator(certificate, tmp_path_factory.mktemp("undisturbed")) as operator:
+        return snapshot(made(operator))
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        (what, kind)
+        for what in ("throttled", "unavailable", "cut", "cut after")
+        for kind in KINDS
+        if (what, kind) != ("throttled", "$web")  # the blob service throttles with 503
+    ],
+)
+def test_up_waits_out_what_passes(
+    operator: Operator, undisturbed: Any, what: str, kind: str
+) -> None:
+    operator.azure.faults.append(Fault(puts(kind), what, times=2))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 0, outcome.output
+    assert operator.azure.faults[0].times == 0
+    assert snapshot(operator) == undisturbed
+
+
+def test_up_tries_again_what_a_neighbour_kept_busy(operator: Operator, undisturbed: Any) -> None:
+    operator.azure.faults.append(Fault(puts("networkInterfaces/node2-nic"), "busy", times=2))
+    made(operator)
+    assert snapshot(operator) == undisturbed
+
+
+def test_the_key_of_the_account_is_asked_again_after_a_cut(operator: Operator) -> None:
+    operator.azure.faults.append(Fault(lambda r: r.path.endswith("/listKeys"), "cut after"))
+    made(operator)
+
+
+def test_a_wait_beyond_patience_is_told_and_not_waited(operator: Operator) -> None:
+    operator.azure.faults.append(Fault(puts("virtualNetworks"), "throttled", retry_after=3600))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert outcome.seconds < 20
+    assert "deploy: network network: TooManyRequests: Too many requests." in outcome.output
+
+
+def test_a_machine_without_capacity_is_told_and_the_next_up_goes_on(
+    operator: Operator, undisturbed: Any
+) -> None:
+    operator.azure.faults.append(Fault(puts("virtualMachines/node2"), "fails"))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert (
+        "deploy: virtual machine node2: AllocationFailed: Allocation failed. We do not have"
+        " sufficient capacity in this zone.\n" in outcome.output
+    )
+    there = next(line for line in outcome.output.splitlines() if line.startswith("There and as"))
+    assert "virtual machine node1" in there
+    assert "virtual machine node2" not in there
+    assert "Run `azure up` again" in outcome.output
+    plan = operator.run("plan")
+    assert plan.code == 3
+    assert "repair    virtual machine node2" in plan.output
+    operator.azure.log.records.clear()
+    made_again = operator.run("up", "--yes")
+    assert made_again.code == 0, made_again.output
+    assert len(mutations(operator.azure)) == 1
+    assert snapshot(operator) == undisturbed
+
+
+def test_what_needs_a_failed_resource_is_not_begun_and_the_rest_is_made(
+    operator: Operator, undisturbed: Any
+) -> None:
+    operator.azure.faults.append(
+        Fault(puts("loadBalancers"), "fails", code="QuotaExceeded", message="No more of them.")
+    )
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "deploy: load balancer loadBalancer: QuotaExceeded: No more of them." in outcome.output
+    never = next(line for line in outcome.output.splitlines() if line.startswith("Not begun"))
+    assert never.count("network interface") == never.count("virtual machine") == 3
+    assert "release" not in never
+    made(operator)
+    assert snapshot(operator) == undisturbed
+
+
+def test_no_machine_is_begun_before_the_web_site_serves_its_agent(operator: Operator) -> None:
+    operator.azure.faults.append(Fault(puts("storageAccounts"), "fails", message="Not now."))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "virtualMachines" not in "".join(r.path for r in mutations(operator.azure))
+    assert operator.azure.body_of("networkInterfaces", "node3-nic")
+
+
+def test_ctrl_c_ends_up_at_once_and_the_next_up_goes_on(
+    operator: Operator, undisturbed: Any
+) -> None:
+    operator.azure.operation_seconds = 3.0
+    process, output = operator.start("up", "--yes")
+    deadline = time.monotonic() + 20
+    while len(operator.azure.operations) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    process.join(20)
+    assert process.exitcode == 130
+    assert time.monotonic() - begun < 1
+    assert "Under way at Azure: network network" in output.read_text()
+    assert "deploy: stopped at your request." in output.read_text()
+    assert "wait for  network network" in operator.run("plan").output
+    operator.azure.operation_seconds = 0
+    made(operator)
+    assert snapshot(operator) == undisturbed
+
+
+def test_after_kill_9_at_any_step_the_next_up_makes_exactly_the_same(
+    certificate: tuple[Path, Path], tmp_path: Path, undisturbed: Any
+) -> None:
+    def killed(number: int, what: str) -> str:
+        with an_operator(certificate, tmp_path / f"{what} {number}") as operator:
+            operator.azure.operation_seconds = 0.1  # so that something is under way
+            operator.azure.faults.append(Fault(Nth(number), what))
+            if operator.run("up", "--yes").code == 0:
+                return "not killed"
+            outcome = operator.run("up", "--yes")
+            same = outcome.code == 0 and snapshot(operator) == undisturbed
+            return "same" if same else f"{what} at step {number}: {outcome.output}"
+
+    steps = [(number, what) for number in range(1, 24) for what in ("kill", "kill after")]
+    with ThreadPoolExecutor(4) as pool:
+        ends = list(pool.map(lambda step: killed(*step), steps))
+    assert [end for end in ends if end not in ("same", "not killed")] == []
+    # A group, 16 resources, the web site's switch, 2 files: each of these was the last one once.
+    assert ends.count("same") == 2 * 20

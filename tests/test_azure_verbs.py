@@ -1,0 +1,409 @@
+"""What `azure up`, `plan` and `down` refuse, ask, compare and leave alone."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
+pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
+
+from tests.azure_cluster import made, mutations, snapshot
+from tests.fake_azure.azure import SUBSCRIPTION
+from tests.fake_azure.model import Body
+from tests.fake_azure.operator import CHECKOUT, NAME, SSH_KEY, Operator
+from tests.fake_azure.server import TOKEN
+
+# ---------------------------------------------------------------- what is refused
+
+
+def group(operator: Operator, **changed: object) -> Body:
+    """A resource group that somebody else made."""
+    body = {
+        "id": f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{NAME}",
+        "name": NAME,
+        "type": "Microsoft.Resources/resourceGroups",
+        "location": "westeurope",
+        "tags": {"team": "payroll"},
+        "properties": {"provisioningState": "Succeeded"},
+        **changed,
+    }
+    operator.azure.groups[NAME] = body
+    return body
+
+
+def a_resource(operator: Operator, kind: str, name: str, **more: object) -> None:
+    """A resource that somebody else put into the group."""
+    own = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{NAME}/providers/{kind}/{name}"
+    operator.azure.resources[own.lower()] = {
+        "id": own,
+        "name": name,
+        "type": kind,
+        "location": "westeurope",
+        "properties": {"provisioningState": "Succeeded"},
+        **more,
+    }
+
+
+def foreign_group(operator: Operator) -> None:
+    group(operator)
+    a_resource(operator, "Microsoft.Sql/servers", "payroll-db")
+
+
+def group_being_deleted(operator: Operator) -> None:
+    group(operator, properties={"provisioningState": "Deleting"})
+
+
+def lost_key(operator: Operator) -> None:
+    made(operator)
+    (operator.state / "cluster.key").unlink()
+
+
+def other_key(operator: Operator) -> None:
+    made(operator)
+    (operator.state / "cluster.key").write_text("ab" * 32 + "\n")
+
+
+def private_key(operator: Operator) -> None:
+    (operator.folder / "id.pub").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+
+
+def ecdsa_key(operator: Operator) -> None:
+    (operator.folder / "id.pub").write_text(SSH_KEY.replace("ssh-ed25519", "ecdsa-sha2-nistp256"))
+
+
+def no_key_file(operator: Operator) -> None:
+    (operator.folder / "id.pub").unlink()
+
+
+def not_signed_in(operator: Operator) -> None:
+    operator.environment["AZURE_CLIENT_SECRET"] = "wrong"  # noqa: S105 - it is wrong
+    operator.environment["AZURE_TOKEN_CREDENTIALS"] = "EnvironmentCredential"  # noqa: S105
+
+
+def no_echo(operator: Operator) -> None:
+    operator.settings(ssh_from=f"{operator.azure.url}/no-such-service")
+
+
+def not_allowed(operator: Operator) -> None:
+    operator.azure.allowed = ("*/read",)
+
+
+def setting(**values: object) -> Callable[[Operator], None]:
+    return lambda operator: operator.settings(**values)
+
+
+REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
+    (foreign_group, [], "was not made by this command and holds 1 resources (payroll-db"),
+    (foreign_group, ["--adopt"], "was not made by this command and holds 1 resources"),
+    (group, [], "it is empty: --adopt takes it"),  # type: ignore[list-item]
+    (group_being_deleted, [], "is being deleted: try again when it is gone"),
+    (made, ["--nodes", "5"], "was made with nodes = 3, not 5"),  # type: ignore[list-item]
+    (made, ["--period-seconds", "10"], "with period-seconds = 20, not 10"),  # type: ignore[list-item]
+    (made, ["--region", "northeurope"], "is in westeurope, not in northeurope"),  # type: ignore[list-item]
+    (lost_key, [], "cluster.key: missing; copy the file from the computer that made the cluster"),
+    (other_key, [], "cluster.key: not the key of this cluster"),
+    (private_key, [], "this is a private key; give the .pub beside it"),
+    (ecdsa_key, [], "use one line of ssh-ed25519 or ssh-rsa"),
+    (no_key_file, [], "make one with `ssh-keygen -t ed25519`"),
+    (not_signed_in, [], "Azure does not know who you are: sign in with `az login`"),
+    (no_echo, [], "give the range that may reach SSH, like --ssh-from 203.0.113.7/32"),
+    (setting(size="Standard_M8ms"), [], "Standard_M8ms is not available to you in zone 2"),
+    (setting(witness_size="Standard_None"), [], "node3: size Standard_None is not available"),
+    (setting(colour="red"), [], "unknown setting 'colour'; known are name, region, nodes,"),
+    (setting(nodes="3"), [], "nodes = '3': use a whole number"),
+    (setting(http_from=80), [], 'http_from = 80: use a list like ["203.0.113.0/24"]'),
+    (setting(), ["--nodes", "4"], "4 nodes: a majority needs an odd number of nodes, 3 or more"),
+    (setting(), ["--nodes", "255"], "the network 10.0.0.0/24 has no room for so many"),
+    (setting(), ["--name", "a/b"], "cluster name 'a/b': use letters, digits"),
+    (setting(), ["--name", ".."], "cluster name '..': use letters, digits"),
+    (setting(), ["--region", "West Europe"], "use Azure's short name, like westeurope"),
+    (setting(), ["--image", "ubuntu"], "use PUBLISHER:OFFER:SKU:VERSION"),
+    (setting(), ["--http-from", "10.0.0.1/8"], "'10.0.0.1/8' is no address range"),
+    (setting(), ["--period-seconds", "7"], "period 7 s: use a divisor of 60"),
+    (setting(), ["--peer-address", "both"], "use public or private"),
+    (setting(), ["--subscription", ""], "`az account show --query id -o tsv` prints"),
+    (setting(), ["--arm-endpoint", "http://127.0.0.1"], "begins with https://"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "options", "sentence"), REFUSALS)
+def test_up_refuses_with_one_sentence_before_it_touches_anything(
+    operator: Operator, prepare: Callable[[Operator], None], options: list[str], sentence: str
+) -> None:
+    prepare(operator)
+    operator.azure.log.records.clear()
+    before = operator.azure.snapshot()
+    outcome = operator.run("up", "--yes", *options)
+    assert outcome.code == 2, outcome.output
+    assert sentence in outcome.output
+    assert outcome.output.startswith("deploy: ")
+    assert len(outcome.output.splitlines()) == 1
+    assert mutations(operator.azure) == []
+    assert operator.azure.snapshot() == before
+
+
+def test_what_a_role_does_not_allow_is_told_in_azures_words(operator: Operator) -> None:
+    not_allowed(operator)
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "AuthorizationFailed: The client does not have authorization to perform action" in (
+        outcome.output
+    )
+
+
+def test_a_fault_of_a_region_is_told_in_azures_words(operator: Operator) -> None:
+    outcome = operator.run("up", "--yes", "--region", "atlantis")
+    assert outcome.code == 2
+    assert (
+        "LocationNotAvailableForResourceGroup: The provided location 'atlantis'" in outcome.output
+    )
+
+
+def test_an_empty_group_is_adopted_with_the_tags_it_had(operator: Operator) -> None:
+    group(operator)
+    made(operator, "--adopt")
+    assert operator.azure.groups[NAME]["tags"]["team"] == "payroll"
+    assert operator.run("plan").code == 0
+    assert operator.run("down", "--yes").code == 0
+    assert operator.azure.groups == {}
+
+
+# ---------------------------------------------------------------- plan, and what up changes
+
+
+def test_plan_changes_nothing_and_tells_by_its_exit_code(operator: Operator) -> None:
+    assert operator.run("plan").code == 3
+    assert mutations(operator.azure) == []
+    assert not operator.state.exists()
+    made(operator)
+    assert operator.run("plan").code == 0
+    assert mutations(operator.azure) == []
+    assert operator.run("plan", "--nodes", "2").code == 2
+
+
+def test_up_asks_and_no_is_no(operator: Operator) -> None:
+    outcome = operator.execute("up", typed="n\n")
+    assert outcome.code == 130
+    assert "create    virtual machine node3" in outcome.output
+    assert mutations(operator.azure) == []
+    assert operator.execute("up", typed="y\n").code == 0
+    assert len(operator.azure.resources) == 16
+
+
+def rules_of(operator: Operator, node: str) -> dict[str, Any]:
+    rules = operator.azure.body_of("networkSecurityGroups", f"{node}-nsg")["properties"]
+    return {rule["name"]: rule["properties"] for rule in rules["securityRules"]}
+
+
+def test_other_sources_change_our_rules_and_leave_those_of_others(operator: Operator) -> None:
+    made(operator)
+    theirs = {
+        "name": "AllowTheirs",
+        "properties": {
+            "priority": 200,
+            "direction": "Inbound",
+            "access": "Allow",
+            "protocol": "Tcp",
+            "sourceAddressPrefix": "Internet",
+            "sourcePortRange": "*",
+            "destinationAddressPrefix": "*",
+            "destinationPortRange": "443",
+        },
+    }
+    firewall = operator.azure.body_of("networkSecurityGroups", "node2-nsg")["properties"]
+    firewall["securityRules"].append(theirs)
+    assert operator.run("plan").code == 0
+    operator.settings(http_from=["203.0.113.0/24", "198.51.100.0/24"], ssh_from="192.0.2.0/24")
+    plan = operator.run("plan")
+    assert plan.code == 3
+    assert "securityRules[AllowHttpFromInternet]: there -> nothing" in plan.output
+    made(operator)
+    rules = rules_of(operator, "node2")
+    assert set(rules) == {
+        "AllowHttpFromRanges",
+        "AllowHttpFromPeers",
+        "AllowSshFromOperator",
+        "AllowPingFromNetwork",
+        "AllowTheirs",
+    }
+    ranges = rules["AllowHttpFromRanges"]["sourceAddressPrefixes"]
+    assert ranges == ["203.0.113.0/24", "198.51.100.0/24"]
+    assert rules["AllowSshFromOperator"]["sourceAddressPrefix"] == "192.0.2.0/24"
+    assert operator.run("plan").code == 0
+
+
+def test_nodes_behind_closed_http_let_each_others_addresses_through(operator: Operator) -> None:
+    operator.settings(http_from="203.0.113.0/24")
+    made(operator)
+    nodes = json.loads((operator.state / "nodes_info.json").read_text())
+    peers = [f"{entry['public_ip']}/32" for entry in nodes.values()]
+    assert rules_of(operator, "node1")["AllowHttpFromPeers"]["sourceAddressPrefixes"] == peers
+    operator.settings(http_from="203.0.113.0/24", peer_address="private")
+    made(operator)
+    assert "AllowHttpFromPeers" not in rules_of(operator, "node1")
+
+
+def test_what_somebody_changed_by_hand_is_put_right(operator: Operator) -> None:
+    made(operator)
+    before = snapshot(operator)
+    probe = operator.azure.body_of("loadBalancers", "loadBalancer")["properties"]["probes"][0]
+    probe["properties"]["noHealthyBackendsBehavior"] = "AllProbedUp"
+    nic = operator.azure.body_of("networkInterfaces", "node3-nic")["properties"]
+    nic["ipConfigurations"][0]["properties"]["loadBalancerBackendAddressPools"] = []
+    plan = operator.run("plan")
+    assert "probes[probe].noHealthyBackendsBehavior: AllProbedUp -> AllProbedDown" in plan.output
+    assert "loadBalancerBackendAddressPools[nodes]: nothing -> new" in plan.output
+    made(operator)
+    assert snapshot(operator) == before
+
+
+def test_a_vm_is_never_changed_in_place(operator: Operator) -> None:
+    made(operator)
+    operator.settings(size="Standard_D2s_v5")
+    outcome = operator.run("up")
+    assert outcome.code == 0
+    assert (
+        "virtual machine node1 stays, though it differs: hardwareProfile.vmSize:"
+        " Standard_B2als_v2 -> Standard_D2s_v5" in outcome.output
+    )
+    assert mutations(operator.azure) == []
+
+
+def test_a_new_agent_is_published_by_the_next_up(operator: Operator) -> None:
+    made(operator)
+    account = next(iter(operator.azure.accounts.values()))
+    account.containers["$web"]["bootstrap/loader.py"] = b"an older agent"
+    plan = operator.run("plan")
+    assert plan.code == 3
+    assert "change    release\n          bootstrap/loader.py" in plan.output
+    made(operator)
+    agent = (CHECKOUT / "agent" / "loader.py").read_bytes()
+    assert account.containers["$web"]["bootstrap/loader.py"] == agent
+
+
+def test_a_lost_state_folder_is_made_again_from_azure_and_the_key(operator: Operator) -> None:
+    made(operator)
+    before = (operator.state / "endpoints.json").read_text()
+    for name in ("endpoints.json", "nodes_info.json"):
+        (operator.state / name).unlink()
+    assert operator.run("up").code == 0
+    assert (operator.state / "endpoints.json").read_text() == before
+
+
+# ---------------------------------------------------------------- down
+
+
+def test_down_deletes_everything_and_forgets_the_cluster(operator: Operator) -> None:
+    made(operator)
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 0, outcome.output
+    assert operator.azure.groups == operator.azure.resources == {}
+    assert not operator.state.exists()
+
+
+def test_down_asks_for_the_groups_name(operator: Operator) -> None:
+    made(operator)
+    outcome = operator.execute("down", typed="yes\n")
+    assert outcome.code == 2
+    assert "that is not the group's name: nothing was deleted" in outcome.output
+    assert "node3-nic" in outcome.output
+    assert mutations(operator.azure) == []
+    assert operator.execute("down", typed=f"{NAME}\n").code == 0
+    assert operator.azure.groups == {}
+
+
+def test_down_refuses_a_group_that_is_not_ours(operator: Operator) -> None:
+    foreign_group(operator)
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 2
+    assert "was not made by `azure up`: nothing was deleted" in outcome.output
+    assert mutations(operator.azure) == []
+
+
+def test_down_refuses_a_group_that_holds_something_of_others(operator: Operator) -> None:
+    made(operator)
+    a_resource(operator, "Microsoft.Sql/servers", "payroll-db")
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 2
+    assert "holds payroll-db (Microsoft.Sql/servers), which `azure up` did not make" in (
+        outcome.output
+    )
+    assert mutations(operator.azure) == []
+
+
+def test_down_takes_disks_and_extensions_of_our_vms_along(operator: Operator) -> None:
+    made(operator)
+    owner = operator.azure.body_of("virtualMachines", "node1")["id"]
+    a_resource(operator, "Microsoft.Compute/disks", "left-over", managedBy=owner)
+    a_resource(operator, "Microsoft.Compute/disks", "node1_OsDisk_1_0123456789abcdef")
+    a_resource(operator, "Microsoft.Compute/virtualMachines/extensions", "node1/Monitor")
+    assert operator.run("down", "--yes").code == 0
+    assert operator.azure.resources == {}
+
+
+def test_down_keeps_the_key_where_there_is_no_group(operator: Operator) -> None:
+    made(operator)
+    operator.azure.groups.clear()  # as in another subscription
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 0
+    assert "nothing to remove" in outcome.output
+    assert (operator.state / "cluster.key").exists()
+
+
+# ---------------------------------------------------------------- permissions
+
+
+def role() -> list[str]:
+    """The actions of the role in docs/azure.md."""
+    text = (CHECKOUT / "docs" / "azure.md").read_text()
+    block = next(b for b in re.findall(r"```json\n(.*?)```", text, re.S) if '"Actions"' in b)
+    actions: list[str] = json.loads(block)["Actions"]
+    return actions
+
+
+def test_the_documented_role_is_enough_and_nothing_in_it_is_spare(operator: Operator) -> None:
+    operator.azure.allowed = tuple(role())
+    for name in operator.azure.providers:
+        operator.azure.providers[name] = "NotRegistered"
+    operator.azure.operation_seconds = 0.2
+    for verb in ("up", "plan", "down"):
+        outcome = operator.run(verb, *([] if verb == "plan" else ["--yes"]))
+        assert outcome.code == 0, outcome.output
+    assert sorted(operator.azure.actions_used) == sorted(role())
+
+
+AZ = """#!/bin/sh
+echo "$@" >> {folder}/az-calls
+echo '{{"accessToken": "{token}", "expires_on": 4102444800, "tokenType": "Bearer",
+  "subscription": "{subscription}", "tenant": "a-tenant"}}'
+"""
+
+
+def test_whoever_signed_in_with_az_is_asked_for_one_token(operator: Operator) -> None:
+    for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
+        del operator.environment[name]
+    az = operator.folder / "bin" / "az"
+    az.parent.mkdir()
+    az.write_text(AZ.format(folder=operator.folder, token=TOKEN, subscription=SUBSCRIPTION))
+    az.chmod(0o755)
+    operator.environment["PATH"] = f"{az.parent}:{operator.environment['PATH']}"
+    operator.environment["AZURE_TOKEN_CREDENTIALS"] = "AzureCliCredential"  # noqa: S105
+    made(operator)
+    calls = (operator.folder / "az-calls").read_text().splitlines()
+    assert len(calls) == 1
+    assert f"--resource {operator.azure.url}" in calls[0]
+
+
+def test_without_azures_packages_the_command_says_what_to_install(
+    operator: Operator, tmp_path: Path
+) -> None:
+    (tmp_path / "azure").mkdir()
+    (tmp_path / "azure" / "__init__.py").write_text("raise ModuleNotFoundError(name='azure.core')")
+    operator.environment["PYTHONPATH"] = f"{tmp_path}:{CHECKOUT}"
+    outcome = operator.execute("up")
+    assert outcome.code == 2
+    assert "pip install 'azure-active-passive-cluster[azure]'" in outcome.output

@@ -1,0 +1,84 @@
+"""Settings: a small file, options that win over it, and the plan that they describe."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from deploy import Refusal
+from deploy.plan import plan_command, plan_of
+from deploy.settings import Settings, read_settings, settings_of, ssh_public_key
+
+
+def plan_json(*options: str) -> Any:
+    result = CliRunner().invoke(plan_command, ["--json", *options])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+def test_an_option_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('region = "northeurope"\nnodes = 5\n')
+    settings = settings_of(file, {"nodes": 7, "region": None, "http_from": ()})
+    assert (settings.nodes, settings.region, settings.http_from) == (
+        7,
+        "northeurope",
+        ("Internet",),
+    )
+
+
+def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('http_from = "203.0.113.0/24"\nssh_from = ["192.0.2.1/32", "192.0.2.2/32"]\n')
+    settings = read_settings(file)
+    assert settings.http_from == ("203.0.113.0/24",)
+    assert settings.ssh_from == ("192.0.2.1/32", "192.0.2.2/32")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nodes 3", "not TOML"),
+        ("nodes = true", "nodes = True: use a whole number"),
+        ("region = 1", 'region = 1: use text in "quotes"'),
+        ("http_from = []", 'use a list like \\["203.0.113.0/24"\\]'),
+        ('peer = "public"', "unknown setting 'peer'"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text)
+    with pytest.raises(Refusal, match=sentence):
+        read_settings(file)
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="No such file or directory"):
+        settings_of(tmp_path / "none.toml", {})
+
+
+def test_the_plan_needs_no_credentials_and_has_a_smaller_witness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cluster.toml").write_text('witness_size = "Standard_B2ats_v2"\n')
+    sizes = [node["size"] for node in plan_json("--nodes", "5")["nodes"]]
+    assert sizes == ["Standard_B2als_v2"] * 4 + ["Standard_B2ats_v2"]
+
+
+def test_the_operators_own_address_is_asked_for_only_by_azure() -> None:
+    ssh = [rule for rule in plan_of(Settings()).firewall if rule.port == 22]
+    assert [rule.source for rule in ssh] == ["https://api.ipify.org"]
+
+
+def test_the_first_key_of_the_home_folder_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_rsa.pub").write_text("ssh-rsa AAAA me\n")
+    assert ssh_public_key(Settings()) == "ssh-rsa AAAA me"
