@@ -1,6 +1,7 @@
 """The lab itself: what its verbs do to this machine, and that nothing of it stays."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,10 +47,12 @@ def traces() -> list[str]:
     found += [line for line in lines("ip", "-brief", "link") if "aap-" in line]
     found += [line for line in lines("ip", "route") if "198.51.100" in line or "203.0.113" in line]
     found += [line for line in lines("cat", "/proc/mounts") if "aap-" in line or str(STATE) in line]
-    here = str(Path("/proc/self/ns/pid").stat().st_ino)
-    processes = lines("ps", "-ww", "-eo", "pidns,args")
+    of_a_container = re.compile(f"0::/.+/{process.GROUPS}")
     paths = (str(STATE), str(CACHE))
-    return found + [line for line in processes if here in line and any(p in line for p in paths)]
+    for line in lines("ps", "-ww", "-eo", "cgroup:300,args"):
+        if any(path in line for path in paths) and not of_a_container.search(line):
+            found.append(line)
+    return found
 
 
 def up_until(step: str) -> "subprocess.Popen[str]":
