@@ -93,7 +93,10 @@ def timing(period_seconds: float) -> Timing:
             margin_seconds=max(0.2, 0.05 * period_seconds),
             poll_seconds=poll_seconds,
             stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
-            end_seconds=min(0.85 * period_seconds, 0.95 * period_seconds - timeout_seconds),
+            end_seconds=min(
+                0.85 * period_seconds,
+                0.95 * period_seconds - timeout_seconds - poll_seconds - 0.05,
+            ),
             fresh_seconds=1.45 * period_seconds,
             timeout_seconds=timeout_seconds,
             connect_seconds=min(3.0, max(0.3, 0.15 * period_seconds)),

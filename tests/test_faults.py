@@ -140,14 +140,14 @@ def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: Cluster) 
 @pytest.mark.parametrize("folder", ["/var/www/html", "/run/bootstrap"])
 def test_a_disk_is_full_on_the_active_node(cluster: Cluster, folder: str) -> None:
     began = time.time()
-    small = f"cp -a {folder} /tmp/kept && mount -t tmpfs -o size=64k tmpfs {folder}"
-    fill = f"cp -a /tmp/kept/. {folder}/ && ! cat /dev/zero > {folder}/full"
+    small = f"cp -a {folder} /root/kept && mount -t tmpfs -o size=64k tmpfs {folder}"
+    fill = f"cp -a /root/kept/. {folder}/ && ! cat /dev/zero > {folder}/full"
     cluster.shell("node1", "sh", "-c", f"{small} && {fill}")
     cluster.settles_on("node2")
     assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
     log = (cluster.root("node1") / "var/log/bootstrap/logfile.log").read_text()
     assert "No space left on device, set as passive" in log
-    cluster.shell("node1", "rm", "-r", f"{folder}/full", "/tmp/kept")
+    cluster.shell("node1", "rm", "-r", f"{folder}/full", "/root/kept")
     cluster.settles_on("node1")
     cluster.off("node1")
     cluster.on("node1")
