@@ -1,6 +1,7 @@
 """The lab itself: what its verbs do to this machine, and that nothing of it stays."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,22 +35,24 @@ CURL = ["curl", "--silent", "-o/dev/null", "--max-time", "1", "--write-out", "%{
 
 
 def traces() -> list[str]:
-    """All that there is of a lab on this machine."""
+    """All that there is of a lab on this machine; that of a container on it is not ours."""
 
     def lines(*command: str) -> list[str]:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.splitlines()
+        return process.run(command).splitlines()
 
-    groups = Path("/sys/fs/cgroup").rglob(process.GROUPS)
+    groups = [Path("/sys/fs/cgroup", kind, process.GROUPS) for kind in ("", "unified", "systemd")]
     boxes = Path("/run/systemd/nspawn").rglob("aap-*")
     found = [str(path) for path in (STATE.parent, *groups, *boxes) if path.exists()]
     found += [line for line in lines("ip", "netns") if "aap-" in line]
     found += [line for line in lines("ip", "-brief", "link") if "aap-" in line]
     found += [line for line in lines("ip", "route") if "198.51.100" in line or "203.0.113" in line]
     found += [line for line in lines("cat", "/proc/mounts") if "aap-" in line or str(STATE) in line]
-    processes = lines("ps", "-ww", "-eo", "stat,args")
-    return found + [line for line in processes if str(STATE) in line or str(CACHE) in line]
+    of_a_container = re.compile(f"0::/.+/{process.GROUPS}")
+    paths = (str(STATE), str(CACHE))
+    for line in lines("ps", "-ww", "-eo", "cgroup:300,args"):
+        if any(path in line for path in paths) and not of_a_container.search(line):
+            found.append(line)
+    return found
 
 
 def up_until(step: str) -> "subprocess.Popen[str]":

@@ -68,6 +68,7 @@ def build() -> Path:
     It gets its name only when it is whole, so a build that crashed is not taken for a good one.
     Raises `Refusal` with the end of mmdebstrap's log.
     """
+    CACHE.mkdir(parents=True, exist_ok=True)
     for old in CACHE.glob("rootfs-*"):
         remove_tree(old)
     building = CACHE / "rootfs-building"

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import Refusal
-from deploy.lab import CACHE, STATE
+from deploy.lab import STATE
 from deploy.lab.cloud import ENDPOINTS
 from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
 from deploy.userdata import CHECKOUT
 
+MACHINE = "/run"
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")
 
 
@@ -94,16 +95,16 @@ def require_root() -> None:
 def lock() -> Iterator[None]:
     """Let one command at a time change the lab; raises `Refusal` while another one does.
 
-    The lock is on the folder that `lab down` leaves, so it never goes away under somebody.
+    The lock is on a folder that every machine has, so `lab down` leaves no lock file behind.
     """
     require_root()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(CACHE, os.O_RDONLY)
+    descriptor = os.open(MACHINE, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal("another `lab` command is at work: wait until it ends.") from None
         yield
-    except BlockingIOError:
-        raise Refusal("another `lab` command is changing the lab: wait until it ends.") from None
     finally:
         os.close(descriptor)
 
