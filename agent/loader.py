@@ -1410,7 +1410,6 @@ class Machine:
         self.replies: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.lines = {name: Line(name, self.replies) for name in cluster.peers}
         self.fence = Fence(paths)
-        self.never = threading.Event()
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(cluster.peers)  # have not passed the connectivity test in this run
@@ -1446,8 +1445,7 @@ class Machine:
             return drop_probe(self.paths)
         if isinstance(effect, Serve):
             return self.serve(effect)
-        # Not time.sleep: it fails under libfaketime, with which the tests step the clock.
-        return self.never.wait(effect.seconds)
+        return time.sleep(effect.seconds)
 
     def poll(self, effect: Poll) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
