@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from agent.loader import timing, worst_failover_seconds
 from deploy import Refusal
 from deploy.settings import Settings, settings_of, settings_options
 
@@ -313,6 +314,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
         f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
         f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
-        f" other's {plan.peer_address} address every {plan.period_seconds} s.",
+        f" other's {plan.peer_address} address every {plan.period_seconds} s."
+        f" Worst-case failover {worst_failover_seconds(timing(plan.period_seconds)):.1f} s, and then"
+        " the probe's interval.",
         highlight=False,
     )
