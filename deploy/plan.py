@@ -310,12 +310,12 @@ def print_plan(plan: Plan, console: Console) -> None:
         source = "your own address" if rule.source.startswith("https://") else rule.source
         rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
     console.print(rules)
+    longest_seconds = worst_failover_seconds(timing(plan.period_seconds))
     console.print(
         f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
         f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
         f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
         f" other's {plan.peer_address} address every {plan.period_seconds} s."
-        f" Worst-case failover {worst_failover_seconds(timing(plan.period_seconds)):.1f} s, and then"
-        " the probe's interval.",
+        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
         highlight=False,
     )
