@@ -1129,7 +1129,8 @@ def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = Fal
     try:
         return (yield from _settle(cluster, state, run, start))
     except OSError as error:
-        return (yield from _failed(cluster, state, run, error))
+        outcome, _ = yield from _failed(cluster, state, run, error)
+        return outcome
 
 
 def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
@@ -1173,8 +1174,7 @@ def _gave_up(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
 
     Else a node that is elected but can't serve would keep everybody's promises for good.
     """
-    outcome = yield from _failed(cluster, state, run, error)
-    moment = yield Drop()
+    outcome, moment = yield from _failed(cluster, state, run, error)
     if not moment.value:
         return outcome
     now, times = moment.boot_seconds, cluster.times
@@ -1186,12 +1186,15 @@ def _gave_up(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
     return outcome._replace(state=state)
 
 
-def _failed(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
-    yield Drop()
+def _failed(
+    cluster: Cluster, state: State, run: Run, error: OSError
+) -> Generator[Effect, Moment, tuple[Outcome, Moment]]:
+    """Drop the probe; how the run ended, and the moment that tells whether the probe is gone."""
+    moment = yield Drop()
     where = getattr(error, "filename", None)
     reason = f"can't write {where}: {error.strerror}" if where else str(error)
     state = state._replace(active=False)
-    return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive")
+    return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive"), moment
 
 
 def _begin(
