@@ -10,7 +10,6 @@ import argparse
 import os
 import platform
 import random
-import re
 import statistics
 import sys
 import time
@@ -22,7 +21,13 @@ from rich.table import Table
 from tests.cluster import Cluster, lab
 
 RUNS = 12
-UNIT = "loader.service"
+BASELINE = "baseline"
+BASELINE_SERVICE = """\
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/python3 -c 'import requests'
+CPUAccounting=yes
+"""
 
 
 def failover_and_failback(cluster: Cluster, draw: random.Random) -> tuple[float, float]:
@@ -57,21 +62,21 @@ def cold_start(cluster: Cluster) -> float:
     )
 
 
-def shown(cluster: Cluster, name: str) -> dict[str, str]:
-    """What systemd knows of the agent's last run on a node."""
+def shown(cluster: Cluster, name: str, unit: str) -> dict[str, str]:
+    """What systemd knows of a unit's last run on a node."""
     properties = "CPUUsageNSec,ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic"
-    lines = cluster.shell(name, "systemctl", "show", UNIT, "-p", properties).splitlines()
+    lines = cluster.shell(name, "systemctl", "show", unit, "-p", properties).splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
-def runs_of(cluster: Cluster, name: str) -> tuple[list[float], list[float]]:
-    """CPU seconds and wall seconds of the agent's next runs on a node."""
+def runs_of(cluster: Cluster, name: str, unit: str) -> tuple[list[float], list[float]]:
+    """CPU seconds and wall seconds of a unit's next runs on a node."""
     cpu: list[float] = []
     wall: list[float] = []
     last = ""
     deadline = time.time() + (RUNS + 3) * cluster.period_seconds
     while len(cpu) < RUNS and time.time() < deadline:
-        run = shown(cluster, name)
+        run = shown(cluster, name, unit)
         began, ended = (
             int(run[f"ExecMain{word}TimestampMonotonic"] or 0) for word in ("Start", "Exit")
         )
@@ -83,18 +88,33 @@ def runs_of(cluster: Cluster, name: str) -> tuple[list[float], list[float]]:
     return cpu, wall
 
 
-def import_cpu_seconds(cluster: Cluster, name: str) -> float:
-    """CPU of `python3 -c 'import requests'` as a unit of the node, by the same accounting."""
-    found = []
-    for _ in range(RUNS):
-        said = cluster.shell(
-            name,
-            *("systemd-run", "--wait", "-p", "CPUAccounting=yes"),
-            *("/usr/bin/python3", "-c", "import requests"),
-        )
-        value, unit = re.search(r"CPU time consumed: ([\d.]+)(ms|s)", said).groups()  # type: ignore[union-attr]
-        found.append(float(value) / (1000 if unit == "ms" else 1))
-    return statistics.median(found)
+def add_baseline(cluster: Cluster) -> None:
+    """`import requests` as a unit of every node, half a period after the agent.
+
+    At one moment on all nodes, as the agent runs: they share this machine's caches and cores.
+    """
+    period = cluster.period_seconds
+    timer = f"[Timer]\nOnCalendar=*:*:{period // 2}/{period}\nAccuracySec=10ms\n"
+    for name in cluster.nodes:
+        units = cluster.root(name) / "etc/systemd/system"
+        (units / f"{BASELINE}.service").write_text(BASELINE_SERVICE)
+        (units / f"{BASELINE}.timer").write_text(timer)
+        cluster.shell(name, "systemctl", "daemon-reload")
+        cluster.shell(name, "systemctl", "start", f"{BASELINE}.timer")
+
+
+def cost_of_runs(cluster: Cluster, table: Table) -> None:
+    """Rows with the CPU and the wall clock of a run, in an undisturbed cluster."""
+    add_baseline(cluster)
+    base = statistics.median(runs_of(cluster, "node2", f"{BASELINE}.service")[0])
+    for name, role in (("node1", "active"), ("node2", "passive")):
+        cpu, wall = runs_of(cluster, name, "loader.service")
+        of_base = [seconds / base for seconds in cpu]
+        row(table, f"a run on the {role} node: CPU, of `import requests`", of_base, "")
+        row(table, f"a run on the {role} node: wall clock", wall)
+    row(table, "`import requests` itself: CPU", [base])
+    for name in cluster.nodes:
+        cluster.shell(name, "systemctl", "stop", f"{BASELINE}.timer")
 
 
 def row(table: Table, what: str, values: Sequence[float], unit: str = "s") -> None:
@@ -111,16 +131,7 @@ def measure(cluster: Cluster, crashes: int, draw: random.Random) -> Table:
     """All figures of a lab that is up."""
     table = Table("what", "times", "median", "greatest")
     cluster.settles_on("node1")
-    base = import_cpu_seconds(cluster, "node2")
-    for name, role in (("node1", "active"), ("node2", "passive")):
-        cpu, wall = runs_of(cluster, name)
-        row(
-            table,
-            f"a run on the {role} node: CPU, of `import requests`",
-            [c / base for c in cpu],
-            "",
-        )
-        row(table, f"a run on the {role} node: wall clock", wall)
+    cost_of_runs(cluster, table)
     pairs = [failover_and_failback(cluster, draw) for _ in range(crashes)]
     if pairs:
         row(table, "failover: crash to the next 200", [pair[0] for pair in pairs])
