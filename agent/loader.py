@@ -44,8 +44,8 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     gc.disable()  # a process of a second leaves nothing to collect: a tenth of its CPU, with the end
 
-import requests  # noqa: E402
-from urllib3.exceptions import HTTPError  # noqa: E402 - what requests lets through in a body
+import requests
+from urllib3.exceptions import HTTPError  # what requests lets through while a body is read
 
 # ------------------------------------------------ settings and paths
 
@@ -490,9 +490,9 @@ def update(answer: Answer, paths: Paths) -> None:
 def keep_compiled(paths: Paths) -> None:
     """Leave `loader.py` compiled where `python3 -m loader` looks: a tenth of a run's CPU.
 
-    Checked against a hash of the source at each run (PEP 552), so that another `loader.py` is never
-    run by its predecessor's byte code, whatever the clock says. Written here and not by Python, which
-    may leave half a file on a full disk. Where it can't be written, runs compile for themselves.
+    Checked against a hash of the source at each run (PEP 552), so that another `loader.py` is
+    never run by its predecessor's byte code, whatever the clock says. Written here and not by
+    Python, which may leave half a file on a full disk. Where it can't be written, runs compile.
     """
     import importlib.util  # noqa: PLC0415 - once a boot and once an update
     import marshal  # noqa: PLC0415 - as above
