@@ -1,4 +1,4 @@
-"""What the web site serves: the agent, published to a folder that any web server can serve."""
+"""What the web site serves, published to a folder or to the storage account of a cluster."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,9 @@ from pathlib import Path
 import click
 
 from deploy import Refusal
+from deploy.azure.cli import azure_verbs, plain_console
+from deploy.azure.state import State, state_of_cluster
+from deploy.settings import Settings
 from deploy.userdata import CHECKOUT, NodesInfo, read_nodes_info
 
 
@@ -27,11 +30,16 @@ def publish(directory: Path, nodes_info: NodesInfo) -> None:
         staged.replace(path)
 
 
-@click.command("publish")
-@click.option("--to", "directory", type=Path, required=True, help="The web server's folder.")
-@click.option("--nodes-info", type=Path, default=CHECKOUT / "nodes_info.json")
-def publish_command(directory: Path, nodes_info: Path) -> None:
-    """Build the release and publish it to a folder."""
+def publish_to_account(folder: Path, nodes_info: Path | None) -> None:
+    """Upload the release to the storage account of the cluster whose state folder this is."""
+    state = State(folder)
+    endpoints = state.endpoints()
+    info = read_nodes_info(nodes_info or state.nodes_file)
+    azure_verbs().publish(endpoints, release_files(info), plain_console())
+
+
+def publish_to_folder(directory: Path, nodes_info: Path) -> None:
+    """Write the release to a folder, and say which files."""
     info = read_nodes_info(nodes_info)
     try:
         publish(directory, info)
@@ -39,3 +47,21 @@ def publish_command(directory: Path, nodes_info: Path) -> None:
         raise Refusal(f"{directory}: can't be written: {error}.") from error
     for name in release_files(info):
         click.echo(f"published {directory / name}")
+
+
+@click.command("publish")
+@click.option("--to", "directory", type=Path, help="A web server's folder; without: to Azure.")
+@click.option(
+    "--cluster",
+    type=Path,
+    default=lambda: state_of_cluster(Settings().name).folder,
+    show_default="of the cluster with the default name",
+    help="State folder of the cluster on Azure.",
+)
+@click.option("--nodes-info", type=Path, help="Other nodes than the cluster's, or the lab's.")
+def publish_command(directory: Path | None, cluster: Path, nodes_info: Path | None) -> None:
+    """Build the release and publish it, to a folder or to a cluster's storage account."""
+    if directory is None:
+        publish_to_account(cluster, nodes_info)
+    else:
+        publish_to_folder(directory, nodes_info or CHECKOUT / "nodes_info.json")

@@ -407,3 +407,45 @@ def test_without_azures_packages_the_command_says_what_to_install(
     outcome = operator.execute("up")
     assert outcome.code == 2
     assert "pip install 'azure-active-passive-cluster[azure]'" in outcome.output
+
+
+# ---------------------------------------------------------------- publish
+
+
+def web_files(operator: Operator) -> dict[str, bytes]:
+    (account,) = operator.azure.accounts.values()
+    return account.containers["$web"]
+
+
+def test_publish_uploads_to_the_clusters_web_site_what_differs_and_nothing_twice(
+    operator: Operator,
+) -> None:
+    made(operator)
+    files = web_files(operator)
+    wanted = dict(files)
+    files["bootstrap/loader.py"] = b"print('the agent before')\n"
+    first = operator.deploy("publish")
+    assert first.code == 0, first.output
+    assert re.findall(r"^(\w+) http\S*/(\w+\.\w+)$", first.output, re.MULTILINE) == [
+        ("published", "loader.py"),
+        ("unchanged", "nodes_info.json"),
+    ]
+    assert files == wanted
+    again = operator.deploy("publish", "--cluster", str(operator.state))
+    assert "unchanged" in again.output
+    assert "published" not in again.output
+    assert len(mutations(operator.azure)) == 1
+
+
+def test_publish_without_a_cluster_says_what_to_do(operator: Operator) -> None:
+    outcome = operator.deploy("publish")
+    assert outcome.code == 2
+    assert "run `azure up`, or name a cluster's state folder with --cluster" in outcome.output
+
+
+def test_publish_tells_in_azures_words_why_it_may_not(operator: Operator) -> None:
+    made(operator)
+    operator.azure.accounts.clear()
+    outcome = operator.deploy("publish")
+    assert outcome.code == 2
+    assert outcome.output.startswith("deploy: publishing to cluster")

@@ -99,7 +99,7 @@ class Cloud:
 
     def __init__(self, place: Place, group: str) -> None:
         logging.getLogger("azure").addHandler(logging.NullHandler())  # errors are told once, by us
-        self.scope = Scope(place.subscription, group)
+        self.place, self.scope = place, Scope(place.subscription, group)
         self.group_name = group
         self.credential = place.credential()
         self.token_scope = f"{place.arm_endpoint.rstrip('/')}/.default"

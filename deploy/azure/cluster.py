@@ -81,11 +81,18 @@ class Cluster:
         return nodes_info(self.plan_now(), self.cloud.scope.subscription)
 
     def endpoints(self) -> dict[str, str]:
-        """Where the cluster answers."""
-        account = self.account() or {"properties": {"primaryEndpoints": {"web": ""}}}
+        """Where the cluster answers, and whatever `publish` needs to reach its web site's files."""
+        place, account = self.cloud.place, self.account() or {}
+        storage = account.get("properties", {}).get("primaryEndpoints", {})
         return {
             "load_balancer": f"http://{self.address(BALANCER_ADDRESS)}",
-            "web_site": account["properties"]["primaryEndpoints"]["web"].rstrip("/"),
+            "web_site": storage.get("web", "").rstrip("/"),
+            "storage": storage.get("blob", ""),
+            "storage_account": self.cloud.scope.storage_account(),
+            "resource_group": self.cloud.group_name,
+            "subscription": place.subscription,
+            "arm_endpoint": place.arm_endpoint,
+            "authority": place.authority or "",
         }
 
     def release(self) -> dict[str, bytes]:

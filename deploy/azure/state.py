@@ -45,12 +45,43 @@ class State:
             self.write("cluster.key", f"{key}\n", mode=0o600)
         return key
 
+    @property
+    def nodes_file(self) -> Path:
+        """The nodes in order of preference."""
+        return self.folder / "nodes_info.json"
+
+    @property
+    def endpoints_file(self) -> Path:
+        """Where the cluster answers."""
+        return self.folder / "endpoints.json"
+
+    def endpoints(self) -> dict[str, str]:
+        """What `up` wrote about where the cluster answers.
+
+        Raises `Refusal` where there is none, or it does not lead to a storage account on Azure.
+        """
+        try:
+            found = json.loads(self.endpoints_file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise Refusal(
+                f"{self.endpoints_file}: can't be read: run `azure up`, or name a cluster's state"
+                " folder with --cluster, or a web server's folder with --to."
+            ) from error
+        wanted = {"storage", "storage_account", "resource_group", "subscription", "arm_endpoint"}
+        missing = sorted(wanted - set(found if isinstance(found, dict) else ()))
+        if missing:
+            raise Refusal(
+                f"{self.endpoints_file}: {missing[0]!r} is not in it: it takes an `azure up` to"
+                " write it."
+            )
+        return {"authority": "", "web_site": "", **found}
+
     def write_cluster(
         self, nodes: Mapping[str, Mapping[str, str]], endpoints: Mapping[str, str]
     ) -> None:
         """What `status`, `watch` and `publish` read."""
-        self.write("nodes_info.json", json.dumps(nodes, indent=2) + "\n")
-        self.write("endpoints.json", json.dumps(endpoints, indent=2) + "\n")
+        self.write(self.nodes_file.name, json.dumps(nodes, indent=2) + "\n")
+        self.write(self.endpoints_file.name, json.dumps(endpoints, indent=2) + "\n")
 
     def write(self, name: str, text: str, mode: int = 0o644) -> None:
         """A whole file or none; private from its first byte on where the mode says so."""

@@ -1,7 +1,7 @@
 """`azure up`, `azure plan` and `azure down`, from reading the settings to the last line printed."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import click
@@ -28,6 +28,7 @@ from deploy.azure.cluster import (
 )
 from deploy.azure.resources import ADMIN_NAME, Body
 from deploy.azure.state import state_of_cluster
+from deploy.azure.web_site import container, served, stale, upload
 from deploy.plan import plan_of
 from deploy.settings import Settings, ssh_public_key
 
@@ -107,6 +108,27 @@ def resolved(source: str) -> str:
             " give the range that may reach SSH, like --ssh-from 203.0.113.7/32."
         ) from error
     return f"{answer.text.strip()[:40]}/32"
+
+
+# ---------------------------------------------------------------- publish
+
+
+def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: Console) -> None:
+    """Upload to a cluster's web site what it does not serve yet; `endpoints` as `up` wrote them."""
+    authority = endpoints["authority"] or None
+    place = Place(endpoints["subscription"], endpoints["arm_endpoint"], authority)
+    account = endpoints["storage_account"]
+    try:
+        key = signed_in(place, endpoints["resource_group"]).account_key(account)
+        site = container(endpoints["storage"], account, key)
+        names = stale(files, served(site))
+        for name in names:
+            upload(site, name, files[name])
+    except (AzureError, OSError) as error:
+        raise Refusal(f"publishing to {account}: {words_of(error)}") from error
+    for name in files:
+        word = "published" if name in names else "unchanged"
+        console.print(f"{word} {endpoints['web_site']}/{name}")
 
 
 # ---------------------------------------------------------------- down

@@ -113,10 +113,14 @@ class Operator:
         return process, output
 
     def execute(self, verb: str, *more: str, typed: str = "") -> Outcome:
-        """Run a verb as `python -m deploy`, with something typed at its questions."""
+        """Run a verb of `azure` as `python -m deploy`, with something typed at its questions."""
+        return self.deploy(*self.arguments(verb, *more), typed=typed)
+
+    def deploy(self, *words: str, typed: str = "") -> Outcome:
+        """Run `python -m deploy` with these words."""
         begun, used = time.monotonic(), cpu_seconds()
         done = subprocess.run(
-            [sys.executable, "-m", "deploy", *self.arguments(verb, *more)],
+            [sys.executable, "-m", "deploy", *words],
             env=self.environment,
             cwd=self.folder,
             input=typed,
