@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -61,17 +61,13 @@ def up(count: int | None, period_seconds: int | None) -> None:
     also one that `lab off` put off; cuts and hangs stay until `lab heal` and `lab thaw`.
     """
     began = time.monotonic()
-    with lock(), stopped_by_terminate():
+    with lock(), stopped_by_terminate(), ExitStack() as unless_it_succeeds:
         lab = wanted_lab(count, period_seconds)
-        is_new = running_lab() is None
-        try:
-            if is_new:
-                tear_down()  # what a crashed `lab up` left
-            bring_up(lab)
-        except BaseException:
-            if is_new:
-                tear_down()
-            raise
+        if running_lab() is None:
+            tear_down()  # what a crashed `lab up` left
+            unless_it_succeeds.callback(tear_down)
+        bring_up(lab)
+        unless_it_succeeds.pop_all()
     console.print(f"Up after {time.monotonic() - began:.1f} s: {lab}.")
     console.print(f"Try: curl -i http://{LOAD_BALANCER}/")
     for verb in ("status", "watch", "lab off node1", "lab down"):
