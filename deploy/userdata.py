@@ -7,6 +7,7 @@ until it has succeeded.
 
 import json
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def user_data(
         ],
         "runcmd": FIRST_COMMANDS,
     }
-    return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=1000)
+    return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=sys.maxsize)
 
 
 def read_nodes_info(path: Path) -> dict[str, dict[str, str]]:

@@ -239,6 +239,7 @@ def steps(cluster: Cluster) -> list[Step]:
     group = frozenset({cluster.group_step})
     account = f"storage account {cluster.cloud.scope.storage_account()}"
     addresses = {f"public address {node.name}PublicIp" for node in cluster.plan.nodes}
+    addresses.add(f"public address {BALANCER_ADDRESS}")  # the operator's copy names it
     providers = [
         Step(f"provider {name}", partial(register, cluster, name)) for name in cluster.unregistered
     ]
