@@ -198,11 +198,11 @@ def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
 
 
 @labs((3, 2))
-def test_web_site_and_metadata_are_gone_for_a_minute(cluster: Cluster) -> None:
+def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: Cluster) -> None:
     began = time.time()
     process.kill("web-site")
     process.kill("metadata")
-    runs_later(cluster, 30, *cluster.nodes)
+    runs_later(cluster, 300 // cluster.period_seconds, *cluster.nodes)
     assert cluster.active() == {"node1"}
     assert cluster.gap_seconds(since=began) < 1
     lab("up")

@@ -36,6 +36,16 @@ def first_active_run(cluster: Cluster, name: str) -> float:
 
 
 @labs((3, 2))
+def test_cloud_init_finds_nothing_wrong_with_the_document_that_a_node_booted_from(
+    cluster: Cluster,
+) -> None:
+    document = "/var/lib/cloud/seed/nocloud/user-data"
+    said = cluster.shell("node2", "cloud-init", "schema", "--config-file", document)
+    assert said.startswith("Valid")
+    assert "status: done" in cluster.shell("node2", "cloud-init", "status")
+
+
+@labs((3, 2))
 def test_the_preferred_node_that_sees_a_majority_is_active_and_nobody_without_one(
     cluster: Cluster,
 ) -> None:
