@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -812,6 +813,42 @@ def test_bootup_removes_the_probe_and_all_markers_and_nothing_else(world: World)
     assert {path.name for path in html.iterdir()} == {*theirs, "manual.html", "lost.html"}
     assert {name: (html / name).read_text() for name in theirs} == theirs
     assert not world.paths.lease_until.exists()
+
+
+def imported_from(world: World) -> "subprocess.CompletedProcess[str]":
+    """Start the agent as loader.service does, and have Python tell where its code comes from."""
+    command = [sys.executable, "-B", "-v", "-m", "loader", "--help"]
+    return subprocess.run(
+        command, cwd=world.paths.etc, capture_output=True, text=True, timeout=30, check=True
+    )
+
+
+def test_the_byte_code_that_bootup_keeps_is_run_until_the_agent_is_another_one(
+    world: World,
+) -> None:
+    compiled = Path(cache_from_source(str(world.paths.loader)))
+    world.run("bootup")
+    assert f"code object from '{compiled}'" in imported_from(world).stderr
+    before = world.paths.loader.stat()
+    other = world.paths.loader.read_text().replace(
+        "One run of the cluster's agent", "One row of the cluster's agent"
+    )
+    world.paths.loader.write_text(other)
+    os.utime(world.paths.loader, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert world.paths.loader.stat().st_size == before.st_size
+    ran = imported_from(world)
+    assert ran.stdout.startswith("One row")
+    assert f"code object from '{compiled}'" not in ran.stderr
+    world.run("bootup")
+    ran = imported_from(world)
+    assert ran.stdout.startswith("One row")
+    assert f"code object from '{compiled}'" in ran.stderr
+
+
+def test_byte_code_that_cant_be_kept_is_no_failure(world: World) -> None:
+    world.paths.etc.joinpath("__pycache__").touch()
+    assert world.run("bootup").code == 0
+    assert imported_from(world).stdout.startswith("One run")
 
 
 def test_after_a_boot_the_first_run_holds_its_vote_from_when_bootup_ran(world: World) -> None:
