@@ -14,8 +14,8 @@ systemd starts this file on every node at the same seconds of each minute. One r
 Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
 Rules are numbered as in docs/protocol.md, which also says why two nodes are never active.
 
-Files of ours: /etc/bootstrap/loader.py, /var/www/html/{<peer>,probe}.html and status.json,
-/run/bootstrap (this boot's promises and leases), /var/log/bootstrap/logfile.log.
+Files of ours: /etc/bootstrap/loader.py and its byte code, /var/www/html/{<peer>,probe}.html and
+status.json, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap/logfile.log.
 
     loader.py             one run, as the timer starts it
     loader.py --dry-run   print what this node sees and would do; change nothing
