@@ -95,12 +95,10 @@ def runs_of(cluster: Cluster, name: str, unit: str) -> tuple[list[float], list[f
     period = cluster.period_seconds
     properties = "CPUUsageNSec,ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic"
     looks = 4 * min(RUNS, LOOK_SECONDS // period)
-    loop = (
-        f"for i in $(seq {looks}); do systemctl show {unit} -p {properties}; echo; sleep {{}}; done"
-    )
+    look = f"systemctl show {unit} -p {properties}; echo; sleep {period / 4}"
     found: dict[int, tuple[float, float]] = {}
     for _ in range(-(-4 * RUNS // looks)):
-        said = cluster.shell(name, "sh", "-c", loop.format(period / 4))
+        said = cluster.shell(name, "sh", "-c", f"for i in $(seq {looks}); do {look}; done")
         for block in said.strip().split("\n\n"):
             run = dict(line.split("=", 1) for line in block.splitlines())
             began, ended = (

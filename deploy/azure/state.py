@@ -96,8 +96,8 @@ class State:
 
     def remove(self) -> None:
         """Forget the cluster; the folder goes if nothing else is in it."""
-        for name in ("nodes_info.json", "endpoints.json", "cluster.key"):
-            (self.folder / name).unlink(missing_ok=True)
+        for file in (self.nodes_file, self.endpoints_file, self.key_file):
+            file.unlink(missing_ok=True)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 

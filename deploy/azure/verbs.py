@@ -1,4 +1,4 @@
-"""`azure up`, `azure plan` and `azure down`, from reading the settings to the last line printed."""
+"""The verbs that talk to Azure, `azure up`, `plan` and `down` and `publish`, to their last line."""
 
 import time
 from collections.abc import Iterable, Mapping
