@@ -30,6 +30,7 @@ def test_up_creates_the_cluster_of_the_plan(operator: Operator) -> None:
         "loadBalancers": 1,
         "networkInterfaces": 3,
         "virtualMachines": 3,
+        "disks": 3,  # Azure makes them with the machines
         "storageAccounts": 1,
     }
     probe = azure.body_of("loadBalancers", "loadBalancer")["properties"]["probes"][0]["properties"]

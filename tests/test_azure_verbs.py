@@ -191,7 +191,7 @@ def test_up_asks_and_no_is_no(operator: Operator) -> None:
     assert "create    virtual machine node3" in outcome.output
     assert mutations(operator.azure) == []
     assert operator.execute("up", typed="y\n").code == 0
-    assert len(operator.azure.resources) == 16
+    assert len(operator.azure.resources) == 16 + len(disks(operator))
 
 
 def rules_of(operator: Operator, node: str) -> dict[str, Any]:
@@ -335,14 +335,70 @@ def test_down_refuses_a_group_that_holds_something_of_others(operator: Operator)
     assert mutations(operator.azure) == []
 
 
-def test_down_takes_disks_and_extensions_of_our_vms_along(operator: Operator) -> None:
+def test_down_takes_the_machines_own_disks_and_extensions_along(operator: Operator) -> None:
     made(operator)
-    owner = operator.azure.body_of("virtualMachines", "node1")["id"]
-    a_resource(operator, "Microsoft.Compute/disks", "left-over", managedBy=owner)
-    a_resource(operator, "Microsoft.Compute/disks", "node1_OsDisk_1_0123456789abcdef")
-    a_resource(operator, "Microsoft.Compute/virtualMachines/extensions", "node1/Monitor")
-    assert operator.run("down", "--yes").code == 0
+    assert len(disks(operator)) == 3
+    machine = operator.azure.body_of("virtualMachines", "node1")["id"].split("/providers/")[1]
+    a_resource(operator, f"{machine}/extensions", "Monitor", type=f"{MACHINES}/extensions")
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 0, outcome.output
     assert operator.azure.resources == {}
+
+
+MACHINES = "Microsoft.Compute/virtualMachines"
+
+
+def disks(operator: Operator) -> list[Body]:
+    every = operator.azure.resources.values()
+    return [body for body in every if body["type"] == "Microsoft.Compute/disks"]
+
+
+def attached(operator: Operator) -> Body:
+    return {"managedBy": operator.azure.body_of("virtualMachines", "node1")["id"]}
+
+
+def attached_as_new(operator: Operator) -> Body:
+    """As `az vm disk attach --new` makes one: with the tags of the machine."""
+    return {**attached(operator), "tags": disks(operator)[0]["tags"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "more"),
+    [
+        ("Microsoft.Compute/disks", "billing-data", attached),
+        ("Microsoft.Compute/disks", "billing-data", attached_as_new),
+        ("Microsoft.Compute/disks", "node1_OsDisk_1_0123456789abcdef", lambda _: {}),
+        ("Microsoft.Compute/disks", "node1_disk2", lambda _: {}),
+        (f"{MACHINES}/node1-of-others/extensions", "Monitor", lambda _: {}),
+        ("Microsoft.Compute/snapshots", "node1_snapshot", attached_as_new),
+    ],
+)
+def test_down_refuses_what_the_operator_put_beside_the_machines(
+    operator: Operator, kind: str, name: str, more: Callable[[Operator], Body]
+) -> None:
+    made(operator)
+    a_resource(operator, kind, name, **more(operator))
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 2
+    assert f"holds {name} ({kind}), which `azure up` did not make" in outcome.output
+    assert mutations(operator.azure) == []
+    assert operator.state.exists()
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_what_comes_while_down_asks_is_not_deleted(operator: Operator, *, tagged: bool) -> None:
+    made(operator)
+    address = operator.azure.body_of("publicIPAddresses", "node1PublicIp")
+    tags = {"tags": address["tags"]} if tagged else {}
+
+    def somebody_adds_one() -> None:
+        a_resource(operator, "Microsoft.Network/publicIPAddresses", "shop", **tags)
+
+    outcome = operator.answer_late("down", "delete all of this: ", somebody_adds_one)
+    assert outcome.code == 2
+    assert "shop (Microsoft.Network/publicIPAddresses)" in outcome.output
+    assert "nothing was deleted" in outcome.output.replace("\n", " ")
+    assert mutations(operator.azure) == []
 
 
 def test_down_keeps_the_key_where_there_is_no_group(operator: Operator) -> None:

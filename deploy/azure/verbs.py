@@ -26,13 +26,15 @@ from deploy.azure.cluster import (
     refuse_unsound,
     steps,
 )
-from deploy.azure.resources import ADMIN_NAME, Body
+from deploy.azure.resources import ADMIN_NAME, TYPES, Body
 from deploy.azure.state import state_of_cluster
 from deploy.azure.web_site import container, served, stale, upload
 from deploy.plan import plan_of
 from deploy.settings import Settings, ssh_public_key
 
 OWN_ADDRESS_SECONDS = 10
+KINDS = frozenset(kind.lower() for kind in TYPES.values())
+MACHINES = TYPES["virtual machine"].lower()
 
 
 def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
@@ -137,18 +139,15 @@ def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: C
 def down(place: Place, name: str, console: Console, *, yes: bool) -> None:
     """Delete the resource group, if it is ours and everything in it is."""
     cloud, state = signed_in(place, name), state_of_cluster(name)
-    try:
-        group = cloud.group()
-        inside = cloud.everything() if group else []
-    except AzureError as error:
-        raise Refusal(f"Azure: {words_of(error)}") from error
-    if group is None:  # perhaps it is in another subscription: its key stays
+    inside = deletable(cloud)
+    if inside is None:  # perhaps it is in another subscription: its key stays
         console.print(f"There is no resource group {name}: nothing to remove.")
         return
-    refuse_to_delete(group, inside)
     print_inside(name, inside, console)
-    if not yes and click.prompt("Its name, to delete all of this") != name:
-        raise Refusal("that is not the group's name: nothing was deleted.")
+    if not yes:
+        if click.prompt("Its name, to delete all of this") != name:
+            raise Refusal("that is not the group's name: nothing was deleted.")
+        refuse_more(inside, deletable(cloud) or [])
     begun = time.monotonic()
     try:
         with console.status(f"deleting {name} ..."):
@@ -159,12 +158,28 @@ def down(place: Place, name: str, console: Console, *, yes: bool) -> None:
     console.print(f"Deleted in {time.monotonic() - begun:.0f} s.")
 
 
-def refuse_to_delete(group: Body, inside: list[Body]) -> None:
+def deletable(cloud: Cloud) -> list[Body] | None:
+    """What the group holds, None without one; raises `Refusal` where something is not ours."""
+    try:
+        group = cloud.group()
+        if group is None:
+            return None
+        inside = cloud.everything()
+        has_machines = any(body["type"].lower() == MACHINES for body in inside)
+        machines = [*cloud.all_of("virtual machine").values()] if has_machines else []
+    except AzureError as error:
+        raise Refusal(f"Azure: {words_of(error)}") from error
+    refuse_to_delete(group, inside, machines)
+    return inside
+
+
+def refuse_to_delete(group: Body, inside: list[Body], machines: list[Body]) -> None:
     """Refuse a group that is not ours, or that holds what we did not make."""
     name = group["name"]
     if not is_ours(group):
         raise Refusal(f"resource group {name} was not made by `azure up`: nothing was deleted.")
-    foreign = [body for body in inside if not belongs(body, inside)]
+    ours = [machine for machine in machines if is_ours(machine)]
+    foreign = [body for body in inside if not belongs(body, ours)]
     if foreign:
         kind = foreign[0]["type"]
         raise Refusal(
@@ -173,18 +188,35 @@ def refuse_to_delete(group: Body, inside: list[Body]) -> None:
         )
 
 
-def belongs(body: Body, inside: Iterable[Body]) -> bool:
-    """Ours by its tag, or part of what is: a disk of our VM, an extension in it."""
-    ours = [other for other in inside if is_ours(other)]
-    vm_names = [
-        other["name"].lower() for other in ours if "virtualmachines" in other["type"].lower()
-    ]
-    name, owner = body["name"].lower(), str(body.get("managedBy") or "").lower()
-    return (
-        is_ours(body)
-        or owner in [other["id"].lower() for other in ours]
-        or any(name.startswith((f"{vm}/", f"{vm}_osdisk", f"{vm}_disk")) for vm in vm_names)
+def refuse_more(shown: list[Body], now: list[Body]) -> None:
+    """Refuse what came after the operator was shown what would go."""
+    before = {body["id"].lower() for body in shown}
+    more = [body for body in now if body["id"].lower() not in before]
+    if more:
+        raise Refusal(
+            f"{more[0]['name']} ({more[0]['type']}) came while you were asked: nothing was"
+            " deleted; run `azure down` again to see all of it."
+        )
+
+
+def belongs(body: Body, machines: Iterable[Body]) -> bool:
+    """Of a kind that we make and with our tag, or our machine's system disk or extension.
+
+    The tag alone says little: what is made with a machine, like a new data disk, inherits it.
+    """
+    if body["type"].lower() in KINDS:
+        return is_ours(body)
+    own = body["id"].lower()
+    return any(
+        own == system_disk(machine) or own.startswith(f"{machine['id'].lower()}/extensions/")
+        for machine in machines
     )
+
+
+def system_disk(machine: Body) -> str:
+    """The id of the disk that a machine boots from; Azure gives one disk's in two letter cases."""
+    disk = machine["properties"].get("storageProfile", {}).get("osDisk", {})
+    return str(disk.get("managedDisk", {}).get("id", "")).lower()
 
 
 def print_inside(name: str, inside: list[Body], console: Console) -> None:

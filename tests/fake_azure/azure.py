@@ -133,8 +133,8 @@ class FakeAzure:
         self.need(ACTIONS[route.handler].format(type=kind, namespace=namespace), request.path)
         if route.handler != "put":
             return
-        for _, named in references(request.body.get("properties", {})):
-            if not named.lower().startswith(request.path.lower()):
+        for key, named in references(request.body.get("properties", {})):
+            if key != "managedDisk" and not named.lower().startswith(request.path.lower()):
                 parts = named.split("/providers/")[-1].split("/")
                 self.need("/".join([parts[0], *parts[1::2], "join/action"]), named)
         if kind.lower().endswith("/virtualmachines"):
@@ -405,12 +405,32 @@ class FakeAzure:
             old = before["properties"]["osProfile"] if before else {}
             properties["osProfile"] = {**old, **properties.get("osProfile", {})}
             properties["vmId"] = secrets.token_hex(8)
+            self.give_os_disk(body)
         if "storageAccounts" in full_type:
             properties["primaryEndpoints"] = {
                 "blob": f"{self.url}/blob/{body['name']}/",
                 "web": f"{self.url}/web/{body['name']}/",
             }
         return body
+
+    def give_os_disk(self, machine: Body) -> None:
+        """A machine's disk is a resource of its own, with the machine's tags and place.
+
+        Its id says the group in capitals, as Azure's do (Azure/bicep issue 2729).
+        """
+        digest = hashlib.sha256(machine["id"].lower().encode()).hexdigest()[:32]
+        name = f"{machine['name']}_OsDisk_1_{digest}"
+        parts = machine["id"].split("/")
+        own = "/".join([*parts[:4], parts[4].upper(), *parts[5:7], "disks", name])
+        self.resources[own.lower()] = {
+            **{key: copy.deepcopy(machine.get(key)) for key in ("location", "zones", "tags")},
+            **{"id": own, "name": name, "type": "Microsoft.Compute/disks"},
+            "managedBy": machine["id"],
+            "properties": {"provisioningState": "Succeeded", "diskState": "Attached"},
+        }
+        os_disk = machine["properties"]["storageProfile"].setdefault("osDisk", {})
+        os_disk["name"] = name
+        os_disk["managedDisk"] = {**os_disk.get("managedDisk", {}), "id": own}
 
     def begun(self, request: Request, namespace: str, *, created: bool) -> Answer:
         """The answer to a PUT; what it began ends when its time has come."""
@@ -443,8 +463,12 @@ class FakeAzure:
         return Answer(202, None, self.headers_of(operation, "Location", namespace))
 
     def forget(self, own: str) -> None:
-        """The end of a deletion."""
-        self.accounts.pop(self.resources.pop(own)["name"], None)
+        """The end of a deletion; a machine's disk goes along where the machine says so."""
+        body = self.resources.pop(own)
+        self.accounts.pop(body["name"], None)
+        disk = body["properties"].get("storageProfile", {}).get("osDisk", {})
+        if disk.get("deleteOption") == "Delete":
+            del self.resources[disk["managedDisk"]["id"].lower()]
 
     # ------------------------------------------------------------ storage accounts
 

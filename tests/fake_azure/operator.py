@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,30 @@ class Operator:
     def execute(self, verb: str, *more: str, typed: str = "") -> Outcome:
         """Run a verb of `azure` as `python -m deploy`, with something typed at its questions."""
         return self.deploy(*self.arguments(verb, *more), typed=typed)
+
+    def answer_late(self, verb: str, question: str, meanwhile: Callable[[], None]) -> Outcome:
+        """Run a verb that asks; what happens meanwhile happens before the answer, the name."""
+        begun = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy", *self.arguments(verb)],
+            env=self.environment,
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+        )
+        limit = threading.Timer(LIMIT_SECONDS, process.kill)
+        limit.start()
+        assert process.stdout is not None
+        asked = b""
+        while not asked.endswith(question.encode()) and (more := process.stdout.read(1)):
+            asked += more
+        meanwhile()
+        rest, _ = process.communicate(f"{NAME}\n".encode())
+        limit.cancel()
+        output = (asked + rest).decode()
+        return Outcome(process.returncode, output, time.monotonic() - begun)
 
     def deploy(self, *words: str, typed: str = "") -> Outcome:
         """Run `python -m deploy` with these words."""
