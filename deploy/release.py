@@ -1,6 +1,8 @@
 """What the web site serves, published to a folder or to the storage account of a cluster."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -14,10 +16,17 @@ from deploy.userdata import CHECKOUT, NodesInfo, read_nodes_info
 
 def release_files(nodes_info: NodesInfo) -> dict[str, bytes]:
     """The content of the web site, by path under its root."""
+    nodes = {name: for_everybody(entry) for name, entry in nodes_info.items()}
     return {
         "bootstrap/loader.py": (CHECKOUT / "agent" / "loader.py").read_bytes(),
-        "bootstrap/nodes_info.json": (json.dumps(nodes_info, indent=2) + "\n").encode(),
+        "bootstrap/nodes_info.json": (json.dumps(nodes, indent=2) + "\n").encode(),
     }
+
+
+def for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
+    """A node without its subscription's id: anybody may read the web site, nobody needs it."""
+    key = "network_interface_id"
+    return {**entry, key: re.sub("(?i)^/subscriptions/[^/]*", "", entry[key])}
 
 
 def publish(directory: Path, nodes_info: NodesInfo) -> None:

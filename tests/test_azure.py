@@ -14,6 +14,7 @@ pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`
 
 from deploy.userdata import user_data
 from tests.azure_cluster import decoded, made, mutations, snapshot
+from tests.fake_azure.azure import SUBSCRIPTION
 from tests.fake_azure.operator import Operator
 
 # ---------------------------------------------------------------- up
@@ -66,12 +67,26 @@ def test_up_leaves_what_status_needs_and_the_web_site_serves_the_agent(operator:
     endpoints = json.loads((operator.state / "endpoints.json").read_text())
     balancer = operator.azure.body_of("publicIPAddresses", "loadBalancerPublicIp")
     assert endpoints["load_balancer"] == f"http://{balancer['properties']['ipAddress']}"
-    for name, served in (
-        ("loader.py", Path("agent/loader.py").read_bytes()),
-        ("nodes_info.json", (operator.state / "nodes_info.json").read_bytes()),
-    ):
-        url = f"{endpoints['web_site']}/bootstrap/{name}"
-        assert requests.get(url, verify=str(operator.certificate), timeout=5).content == served
+    served = {
+        name: requests.get(
+            f"{endpoints['web_site']}/bootstrap/{name}", verify=str(operator.certificate), timeout=5
+        ).content
+        for name in ("loader.py", "nodes_info.json")
+    }
+    assert served["loader.py"] == Path("agent/loader.py").read_bytes()
+    # Anybody may read it: it names the nodes as the operator's file does, but no subscription.
+    own = (operator.state / "nodes_info.json").read_text()
+    assert f"/subscriptions/{SUBSCRIPTION}/" in own
+    assert served["nodes_info.json"].decode() == own.replace(f"/subscriptions/{SUBSCRIPTION}/", "/")
+
+
+def test_nothing_that_everybody_may_read_names_the_subscription(operator: Operator) -> None:
+    made(operator)
+    operator.deploy("publish")
+    (account,) = operator.azure.accounts.values()
+    assert len(account.containers["$web"]) == 2
+    for name, data in account.containers["$web"].items():
+        assert SUBSCRIPTION.encode() not in data, name
 
 
 def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Operator) -> None:

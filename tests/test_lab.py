@@ -45,6 +45,21 @@ def test_cloud_init_finds_nothing_wrong_with_the_document_that_a_node_booted_fro
     assert "status: done" in cluster.shell("node2", "cloud-init", "status")
 
 
+KEY_HUNT = """
+key=$(cat /etc/bootstrap/cluster.key)
+find / -xdev -type f -perm /o+r -size -4M -exec grep -lF "$key" {} +
+find /run /tmp /dev/shm -type f -perm /o+r -exec grep -lF "$key" {} +
+true
+"""
+
+
+@labs((3, 2))
+def test_the_key_is_in_no_file_that_others_than_root_may_read(cluster: Cluster) -> None:
+    assert cluster.shell("node1", "sh", "-c", KEY_HUNT) == ""
+    document = "var/lib/cloud/seed/nocloud/user-data"
+    assert all((cluster.root(n) / document).stat().st_mode & 0o777 == 0o600 for n in cluster.nodes)
+
+
 @labs((3, 2))
 def test_the_preferred_node_that_sees_a_majority_is_active_and_nobody_without_one(
     cluster: Cluster,

@@ -13,6 +13,7 @@ import yaml
 
 from agent import loader
 from deploy.__main__ import main
+from deploy.lab.node import write_seed
 from deploy.release import publish
 from deploy.userdata import CHECKOUT, UNITS, read_nodes_info, user_data
 
@@ -207,9 +208,26 @@ def test_the_verb_publishes_the_agent_and_the_nodes(run: Run, tmp_path: Path) ->
     assert [f"published {tmp_path / name}" for name in found] == out.splitlines()
     assert found["bootstrap/loader.py"] == (CHECKOUT / "agent" / "loader.py").read_bytes()
     nodes = loader.parse_nodes_info(found["bootstrap/nodes_info.json"].decode())
-    assert list(nodes.items()) == list(NODES.items())
+    assert list(nodes) == list(NODES)
+    group = "/resourceGroups/active-passive-cluster/providers/Microsoft.Network"
+    assert nodes["node1"]["network_interface_id"] == f"{group}/networkInterfaces/node1-nic"
+    kept = ("ip_configuration_name", "private_ip", "public_ip")
+    assert [[e[k] for k in kept] for e in nodes.values()] == [
+        [e[k] for k in kept] for e in NODES.values()
+    ]
     modes = {stat.S_IMODE(path.stat().st_mode) & 0o444 for path in tmp_path.rglob("*.*")}
     assert modes == {0o444}  # a web server may read them
+
+
+def test_the_labs_copy_of_the_document_is_for_root_alone_also_where_it_was_not(
+    tmp_path: Path,
+) -> None:
+    document = tmp_path / "user-data"
+    document.write_text("of a lab before")
+    document.chmod(0o644)
+    write_seed(tmp_path, "node1", "#cloud-config\n")
+    assert stat.S_IMODE(document.stat().st_mode) == 0o600
+    assert document.read_text() == "#cloud-config\n"
 
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:

@@ -40,10 +40,17 @@ def install(node: Node, lower: Path, user_data: str) -> None:
     https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html
     """
     container.mount(box(node), lower)
-    seed = box(node).root / "var/lib/cloud/seed/nocloud"
+    write_seed(box(node).root / "var/lib/cloud/seed/nocloud", node.name, user_data)
+
+
+def write_seed(seed: Path, name: str, user_data: str) -> None:
+    """The files that cloud-init reads; the document holds the cluster's key: for root alone."""
     seed.mkdir(parents=True, exist_ok=True)
-    (seed / "meta-data").write_text(f"instance-id: {node.name}\nlocal-hostname: {node.name}\n")
-    (seed / "user-data").write_text(user_data)
+    (seed / "meta-data").write_text(f"instance-id: {name}\nlocal-hostname: {name}\n")
+    document = seed / "user-data"
+    document.unlink(missing_ok=True)
+    document.touch(mode=0o600, exist_ok=False)
+    document.write_text(user_data)
 
 
 def power_on(node: Node) -> None:
