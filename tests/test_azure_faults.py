@@ -1,7 +1,9 @@
 """What goes wrong at Azure or on the way: `up` waits or says so, and the next `up` ends it."""
 
+import base64
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
+from deploy.azure.state import fingerprint
 from tests.azure_cluster import an_operator, made, mutations, snapshot
 from tests.fake_azure.model import Fault, Request
-from tests.fake_azure.operator import Operator
+from tests.fake_azure.operator import NAME, Operator
 
 KINDS = ("publicIPAddresses", "loadBalancers", "virtualMachines", "storageAccounts", "$web")
 
@@ -148,6 +152,73 @@ def test_ctrl_c_ends_up_at_once_and_the_next_up_goes_on(
     operator.azure.operation_seconds = 0
     made(operator)
     assert snapshot(operator) == undisturbed
+
+
+def keys_of_machines(operator: Operator) -> set[str]:
+    every = [*operator.azure.resources.values()]
+    machines = [body["properties"] for body in every if body["type"].endswith("virtualMachines")]
+    sent = [base64.b64decode(machine["osProfile"]["customData"]) for machine in machines]
+    files = [file for document in sent for file in yaml.safe_load(document)["write_files"]]
+    contents = [file["content"] for file in files if file["path"] == "/etc/bootstrap/cluster.key"]
+    return {content.strip() for content in contents}
+
+
+def key_of(operator: Operator) -> str:
+    return (operator.state / "cluster.key").read_text().strip()
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 3])
+def test_two_ups_at_the_same_time_make_one_key(operator: Operator, attempt: int) -> None:
+    operator.azure.operation_seconds = 0.1 * attempt
+    processes = [operator.start("up", "--yes") for _ in range(2)]
+    for process, _ in processes:
+        process.join(60)
+    said = [output.read_text() for _, output in processes]
+    assert sorted(process.exitcode for process, _ in processes) == [0, 2], said
+    assert sum("another `azure up` or `down` is at work" in text for text in said) == 1
+    assert keys_of_machines(operator) == {key_of(operator)}
+
+
+def test_down_waits_for_no_up_that_is_at_work_and_takes_nothing(operator: Operator) -> None:
+    operator.azure.operation_seconds = 1.0
+    process, output = operator.start("up", "--yes")
+    deadline = time.monotonic() + 20
+    while len(operator.azure.operations) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 2
+    assert "is at work on this cluster: wait until it ends" in outcome.output
+    process.join(60)
+    assert process.exitcode == 0, output.read_text()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_two_computers_that_make_the_same_cluster_make_machines_with_one_key(
+    certificate: tuple[Path, Path], tmp_path: Path, seconds: float
+) -> None:
+    with an_operator(certificate, tmp_path / "one") as one:
+        one.azure.operation_seconds = seconds
+        two = Operator(one.azure, tmp_path / "two", certificate[0])
+        looks = threading.Barrier(2, timeout=30)
+
+        def both_have_looked(request: Request) -> None:
+            if request.method == "PUT" and request.path.lower().endswith(f"/{NAME}"):
+                looks.wait()  # neither writes its tag before the other has looked
+
+        one.azure.gate = both_have_looked
+        processes = [each.start("up", "--yes") for each in (one, two)]
+        for process, _ in processes:
+            process.join(60)
+        said = [output.read_text() for _, output in processes]
+        tag = one.azure.groups[NAME]["tags"]["key"]
+        winner = next(each for each in (one, two) if tag == fingerprint(key_of(each)))
+        assert keys_of_machines(one) <= {key_of(winner)}, said
+        if not seconds:  # else a resource that the other one is making may be the first reason
+            assert any("perhaps by another `azure up`" in text for text in said), said
+        one.azure.operation_seconds = 0
+        one.azure.gate = lambda _: None
+        made(winner)
+        assert keys_of_machines(one) == {key_of(winner)}
 
 
 def test_after_kill_9_at_any_step_the_next_up_makes_exactly_the_same(

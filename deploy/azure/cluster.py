@@ -25,6 +25,7 @@ from deploy.release import release_files
 from deploy.userdata import user_data
 
 WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
+CHANGED = "the resource group was changed meanwhile, perhaps by another `azure up`"
 SETTLED = frozenset({"Succeeded", "Failed", "Canceled"})
 
 
@@ -273,6 +274,8 @@ def ensure_group(cluster: Cluster) -> str:
     """Create the group, or make an empty one ours."""
     if cluster.group is not None and is_ours(cluster.group):
         return "left"
+    if cluster.cloud.group() != cluster.group:
+        raise Refusal(CHANGED)
     key = cluster.state.key_made_if_missing()
     tags = {**MADE_BY, **fixed(cluster.plan), "key": fingerprint(key)}
     before = cluster.group or {"location": cluster.plan.region}
@@ -307,8 +310,19 @@ def creation(cluster: Cluster, resource: Resource) -> Body:
     body: Body = merged(resource.at_creation, resource.body)
     if resource.kind == "virtual machine":
         key = cluster.state.key_made_if_missing()
+        require_own_group(cluster, key)
         body = merged(custom_data(cluster.document(resource.name, key)), body)
     return body
+
+
+def require_own_group(cluster: Cluster, key: str) -> None:
+    """Refuse to make a machine with a key that is not, by now, the group's: two are no cluster.
+
+    Whoever wrote the group's tag last goes on, be it from another computer.
+    """
+    tags = (cluster.cloud.group() or {}).get("tags") or {}
+    if tags.get("key") != fingerprint(key):
+        raise Refusal(CHANGED)
 
 
 def settled(cloud: Cloud, resource: Resource, body: Body | None) -> Body | None:

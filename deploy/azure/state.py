@@ -4,7 +4,9 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -38,12 +40,57 @@ class State:
         return key
 
     def key_made_if_missing(self) -> str:
-        """The cluster's key; made now if there is none."""
+        """The cluster's key; made now if there is none, and never in place of another."""
         key = self.key()
-        if key is None:
-            key = secrets.token_hex(32)
-            self.write("cluster.key", f"{key}\n", mode=0o600)
-        return key
+        if key is not None:
+            return key
+        part = self.part("cluster.key", f"{secrets.token_hex(32)}\n", mode=0o600)
+        try:
+            with suppress(FileExistsError):  # somebody else's, made meanwhile, counts
+                os.link(part, self.key_file)
+        finally:
+            part.unlink()
+        return self.key() or self.key_made_if_missing()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one command at a time work on the cluster; raises `Refusal` while another one does.
+
+        The lock ends with its process, however that ends. A folder with nothing else in it goes.
+        """
+        try:
+            descriptor = self.lock_taken()
+        except OSError as error:
+            raise Refusal(f"{self.folder}: can't be locked: {error}.") from error
+        try:
+            yield
+        finally:
+            self.remove_if_empty()  # while the lock is held, so that nobody waits for a lost file
+            os.close(descriptor)
+            if sys.platform == "win32":  # which removes no file that is open
+                self.remove_if_empty()
+
+    def lock_taken(self) -> int:
+        """The descriptor of the lock; a file that was removed before it was locked is no lock."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                lock(descriptor)
+            except OSError:
+                os.close(descriptor)
+                raise Refusal(
+                    f"{self.folder}: another `azure up` or `down` is at work on this cluster:"
+                    " wait until it ends."
+                ) from None
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+            os.close(descriptor)
+
+    @property
+    def lock_file(self) -> Path:
+        """Says nothing; it is there to be locked."""
+        return self.folder / ".lock"
 
     @property
     def nodes_file(self) -> Path:
@@ -84,7 +131,11 @@ class State:
         self.write(self.endpoints_file.name, json.dumps(endpoints, indent=2) + "\n")
 
     def write(self, name: str, text: str, mode: int = 0o644) -> None:
-        """A whole file or none; private from its first byte on where the mode says so."""
+        """A whole file or none."""
+        self.part(name, text, mode).replace(self.folder / name)
+
+    def part(self, name: str, text: str, mode: int) -> Path:
+        """A new file beside its place; private from its first byte on where the mode says so."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         part = self.folder / f".{name}.{os.getpid()}"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -92,14 +143,31 @@ class State:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(self.folder / name)
+        return part
 
     def remove(self) -> None:
-        """Forget the cluster; the folder goes if nothing else is in it."""
+        """Forget the cluster; the folder goes with the lock, if nothing else is in it."""
         for file in (self.nodes_file, self.endpoints_file, self.key_file):
             file.unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
-            self.folder.rmdir()
+
+    def remove_if_empty(self) -> None:
+        """Remove a folder that holds nothing but the lock."""
+        with suppress(OSError):
+            if [*self.folder.iterdir()] == [self.lock_file]:
+                self.lock_file.unlink()
+                self.folder.rmdir()
+
+
+def lock(descriptor: int) -> None:
+    """Lock a file for this process alone; raises `OSError` at once where another has it."""
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415 - each is only there on its own system
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # noqa: PLC0415
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def state_of_cluster(name: str) -> State:

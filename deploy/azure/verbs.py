@@ -27,7 +27,7 @@ from deploy.azure.cluster import (
     steps,
 )
 from deploy.azure.resources import ADMIN_NAME, TYPES, Body
-from deploy.azure.state import state_of_cluster
+from deploy.azure.state import State, state_of_cluster
 from deploy.azure.web_site import container, served, stale, upload
 from deploy.plan import plan_of
 from deploy.settings import Settings, ssh_public_key
@@ -38,7 +38,13 @@ MACHINES = TYPES["virtual machine"].lower()
 
 
 def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
-    """Create what is missing, change what differs, leave the rest."""
+    """Create what is missing, change what differs, leave the rest; one `up` at a time."""
+    with state_of_cluster(plan_of(settings).name).locked():
+        up_alone(place, settings, console, adopt=adopt, yes=yes)
+
+
+def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
+    """As `up`, with the cluster's lock held."""
     cluster, planned = compared(place, settings, adopt=adopt)
     if all(change.verb == "leave" for change in planned):
         cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
@@ -138,7 +144,14 @@ def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: C
 
 def down(place: Place, name: str, console: Console, *, yes: bool) -> None:
     """Delete the resource group, if it is ours and everything in it is."""
-    cloud, state = signed_in(place, name), state_of_cluster(name)
+    state = state_of_cluster(name)
+    with state.locked():
+        down_alone(signed_in(place, name), state, console, yes=yes)
+
+
+def down_alone(cloud: Cloud, state: State, console: Console, *, yes: bool) -> None:
+    """As `down`, with the cluster's lock held."""
+    name = cloud.group_name
     inside = deletable(cloud)
     if inside is None:  # perhaps it is in another subscription: its key stays
         console.print(f"There is no resource group {name}: nothing to remove.")

@@ -63,6 +63,7 @@ class FakeAzure:
     actions_used: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
     kill: Callable[[], None] = lambda: None
+    gate: Callable[[Request], object] = lambda _: None  # each request passes it, several at once
     log: Log = field(default_factory=Log)
     providers: dict[str, str] = field(
         default_factory=lambda: dict.fromkeys(NAMESPACES, "Registered")

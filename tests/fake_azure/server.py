@@ -40,6 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         """Read a request, answer it, write it down."""
         begun = time.monotonic()
         request = self.request_read()
+        self.azure.gate(request)
         try:
             answer = self.answer_with_faults(request)
         except Refused as refused:
