@@ -15,7 +15,6 @@ from tests.azure_cluster import made, mutations, snapshot
 from tests.fake_azure.azure import SUBSCRIPTION
 from tests.fake_azure.model import Body
 from tests.fake_azure.operator import CHECKOUT, NAME, SSH_KEY, Operator
-from tests.fake_azure.server import TOKEN
 
 # ---------------------------------------------------------------- what is refused
 
@@ -81,7 +80,6 @@ def no_key_file(operator: Operator) -> None:
 
 def not_signed_in(operator: Operator) -> None:
     operator.environment["AZURE_CLIENT_SECRET"] = "wrong"  # noqa: S105 - it is wrong
-    operator.environment["AZURE_TOKEN_CREDENTIALS"] = "EnvironmentCredential"  # noqa: S105
 
 
 def no_echo(operator: Operator) -> None:
@@ -109,7 +107,7 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (private_key, [], "this is a private key; give the .pub beside it"),
     (ecdsa_key, [], "use one line of ssh-ed25519 or ssh-rsa"),
     (no_key_file, [], "make one with `ssh-keygen -t ed25519`"),
-    (not_signed_in, [], "Azure does not know who you are: sign in with `az login`"),
+    (not_signed_in, [], "service principal the-operator (AZURE_CLIENT_ID) was refused: correct"),
     (no_echo, [], "give the range that may reach SSH, like --ssh-from 203.0.113.7/32"),
     (setting(size="Standard_M8ms"), [], "Standard_M8ms is not available to you in zone 2"),
     (setting(witness_size="Standard_None"), [], "node3: size Standard_None is not available"),
@@ -430,28 +428,6 @@ def test_the_documented_role_is_enough_and_nothing_in_it_is_spare(operator: Oper
         outcome = operator.run(verb, *([] if verb == "plan" else ["--yes"]))
         assert outcome.code == 0, outcome.output
     assert sorted(operator.azure.actions_used) == sorted(role())
-
-
-AZ = """#!/bin/sh
-echo "$@" >> {folder}/az-calls
-echo '{{"accessToken": "{token}", "expires_on": 4102444800, "tokenType": "Bearer",
-  "subscription": "{subscription}", "tenant": "a-tenant"}}'
-"""
-
-
-def test_whoever_signed_in_with_az_is_asked_for_one_token(operator: Operator) -> None:
-    for name in ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"):
-        del operator.environment[name]
-    az = operator.folder / "bin" / "az"
-    az.parent.mkdir()
-    az.write_text(AZ.format(folder=operator.folder, token=TOKEN, subscription=SUBSCRIPTION))
-    az.chmod(0o755)
-    operator.environment["PATH"] = f"{az.parent}:{operator.environment['PATH']}"
-    operator.environment["AZURE_TOKEN_CREDENTIALS"] = "AzureCliCredential"  # noqa: S105
-    made(operator)
-    calls = (operator.folder / "az-calls").read_text().splitlines()
-    assert len(calls) == 1
-    assert f"--resource {operator.azure.url}" in calls[0]
 
 
 def test_without_azures_packages_the_command_says_what_to_install(

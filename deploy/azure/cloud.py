@@ -1,25 +1,35 @@
 """The one place that talks to Azure: one client a service, waits that end, errors in its words."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from azure.core.credentials import AccessToken, TokenCredential
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
 from azure.core.pipeline import PipelineResponse
-from azure.core.pipeline.policies import RetryPolicy
+from azure.core.pipeline.policies import (
+    ContentDecodePolicy,
+    HeadersPolicy,
+    ProxyPolicy,
+    RedirectPolicy,
+    RequestIdPolicy,
+    RetryPolicy,
+    SensitiveHeaderCleanupPolicy,
+    UserAgentPolicy,
+)
 from azure.core.polling import LROPoller
-from azure.identity import DefaultAzureCredential
 from azure.mgmt.compute import ComputeManagementClient
+from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 from azure.mgmt.network import NetworkManagementClient
 from azure.mgmt.resource.resources import ResourceManagementClient
 from azure.mgmt.storage import StorageManagementClient
 from azure.mgmt.storage.models import BlobServiceProperties
 
+from deploy.azure.identity import Identity, advice, ways
 from deploy.azure.resources import Body, Resource, Scope
+
+Client = TypeVar("Client")
 
 PUBLIC_CLOUD = "https://management.azure.com"
 
@@ -58,25 +68,6 @@ class BoundedRetry(RetryPolicy[Any, Any]):
         return super().is_retry(settings, response)
 
 
-class OneToken:
-    """A credential that asks for a token once, however many clients need it at the same time.
-
-    `az` takes a second for each token, and remembers none between calls.
-    """
-
-    def __init__(self, credential: TokenCredential) -> None:
-        self.credential = credential
-        self.lock = threading.Lock()
-        self.token: AccessToken | None = None
-
-    def get_token(self, *scopes: str, **options: Any) -> AccessToken:
-        """The token, while it has five minutes left."""
-        with self.lock:
-            if self.token is None or self.token.expires_on < time.time() + 300:
-                self.token = self.credential.get_token(*scopes, **options)
-            return self.token
-
-
 @dataclass(frozen=True)
 class Place:
     """Which Azure, and whose subscription."""
@@ -85,13 +76,9 @@ class Place:
     arm_endpoint: str = PUBLIC_CLOUD
     authority: str | None = None
 
-    def credential(self) -> OneToken:
-        """Whoever is signed in here: environment, workload identity, `az login`, ...
-
-        An authority of the operator's is not one that Microsoft's directory of clouds lists.
-        """
-        known = {"authority": self.authority, "disable_instance_discovery": True}
-        return OneToken(DefaultAzureCredential(**(known if self.authority else {})))
+    def identity(self) -> Identity:
+        """Whoever is signed in here: by the environment, `az login`, ..."""
+        return Identity(ways(self.subscription, self.authority))
 
 
 class Cloud:
@@ -101,23 +88,12 @@ class Cloud:
         logging.getLogger("azure").addHandler(logging.NullHandler())  # errors are told once, by us
         self.place, self.scope = place, Scope(place.subscription, group)
         self.group_name = group
-        self.credential = place.credential()
+        self.identity = place.identity()
         self.token_scope = f"{place.arm_endpoint.rstrip('/')}/.default"
-        common: dict[str, Any] = {
-            "base_url": place.arm_endpoint.rstrip("/"),
-            "credential_scopes": [self.token_scope],
-            "polling_interval": POLL_SECONDS,
-            "connection_timeout": 10,
-            "read_timeout": 60,
-            "retry_policy": BoundedRetry(
-                retry_total=RETRIES, retry_status=RETRIES, timeout=REQUEST_SECONDS
-            ),
-        }
-        who = (self.credential, place.subscription)
-        self.groups = ResourceManagementClient(*who, **common)
-        self.compute = ComputeManagementClient(*who, **common)
-        self.storage = StorageManagementClient(*who, **common)
-        network = NetworkManagementClient(*who, **common)
+        self.groups = self.client(ResourceManagementClient)
+        self.compute = self.client(ComputeManagementClient)
+        self.storage = self.client(StorageManagementClient)
+        network = self.client(NetworkManagementClient)
         accounts = self.storage.storage_accounts
         self.verbs = {
             "network": verbs_of(network.virtual_networks),
@@ -131,9 +107,28 @@ class Cloud:
             ),
         }
 
+    def client(self, kind: Callable[..., Client]) -> Client:
+        """A client of one service; each has policies of its own, because they are chained."""
+        return kind(
+            self.identity,
+            self.place.subscription,
+            base_url=self.place.arm_endpoint.rstrip("/"),
+            credential_scopes=[self.token_scope],
+            polling_interval=POLL_SECONDS,
+            connection_timeout=10,
+            read_timeout=60,
+            policies=policies(self.identity, self.token_scope),
+        )
+
     def sign_in(self) -> None:
         """Fetch the token now, so that a missing sign-in is the first thing told."""
-        self.credential.get_token(self.token_scope)
+        self.identity.get_token(self.token_scope)
+
+    def words(self, error: Exception) -> str:
+        """Azure's words, and as whom it was asked where that may be why."""
+        words = words_of(error)
+        code = code_of(error) if isinstance(error, HttpResponseError) else ""
+        return words + advice(code, words, self.identity.whose)
 
     # ------------------------------------------------------------ the group
 
@@ -207,6 +202,25 @@ class Cloud:
         skus = self.compute.resource_skus.list(filter=f"location eq '{region}'")
         machines = (body for body in listed(skus) if body["resourceType"] == "virtualMachines")
         return {body["name"]: allowed_zones(body) for body in machines}
+
+
+def policies(identity: Identity, scope: str) -> list[Any]:
+    """What every request passes, from the outside in.
+
+    The SDK's own list has a policy more, which registers a provider that is missing: also for who
+    only looks.
+    """
+    return [
+        RequestIdPolicy(),
+        HeadersPolicy(),
+        UserAgentPolicy("azure-active-passive-cluster"),
+        ProxyPolicy(),
+        ContentDecodePolicy(),
+        RedirectPolicy(),
+        BoundedRetry(retry_total=RETRIES, retry_status=RETRIES, timeout=REQUEST_SECONDS),
+        ARMChallengeAuthenticationPolicy(identity, scope),
+        SensitiveHeaderCleanupPolicy(),
+    ]
 
 
 def verbs_of(operations: Any) -> Verbs:

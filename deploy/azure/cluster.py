@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy import Refusal
 from deploy.azure.apply import Result, Step, Watch, run_steps
-from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud, words_of
+from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud
 from deploy.azure.compare import differences, merged
 from deploy.azure.resources import (
     BALANCER_ADDRESS,
@@ -130,7 +130,7 @@ def look(cluster: Cluster) -> None:
         ),
         Step("release", partial(look_at_release, cluster, account), frozenset({"storage account"})),
     ]
-    raise_first(run_steps([*kinds, *of_account], Watch()))
+    raise_first(run_steps([*kinds, *of_account], Watch()), cluster.cloud)
 
 
 def look_at_kind(cluster: Cluster, kind: str) -> None:
@@ -159,12 +159,12 @@ def container_of(cluster: Cluster) -> Any:
     return container(endpoint, name, cluster.cloud.account_key(name))
 
 
-def raise_first(result: Result) -> None:
+def raise_first(result: Result, cloud: Cloud) -> None:
     """Turn what failed into one sentence of Azure's own words."""
     if result.interrupted:
         raise KeyboardInterrupt
     for name, error in result.failed.items():
-        raise Refusal(f"{name}: {words_of(error)}") from error
+        raise Refusal(f"{name}: {cloud.words(error)}") from error
 
 
 def provisioning(body: Body) -> str:
@@ -442,5 +442,5 @@ def look_at_providers(cluster: Cluster, planned: list[Change]) -> None:
     }
     asks = [Step(name, partial(cluster.cloud.is_registered, name)) for name in sorted(needed)]
     result = run_steps(asks, Watch())
-    raise_first(result)
+    raise_first(result, cluster.cloud)
     cluster.unregistered = frozenset(name for name, known in result.done.items() if not known)

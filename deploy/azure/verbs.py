@@ -58,7 +58,7 @@ def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool,
     with shown_progress(console) as progress:
         result = run_steps(steps(cluster), Report(progress))
     if result.failed or result.interrupted:
-        stop(result, planned, console)
+        stop(result, planned, cluster.cloud, console)
     console.print(f"Done in {time.monotonic() - begun:.0f} s.")
     print_cluster(cluster, console)
 
@@ -75,7 +75,8 @@ def compared(place: Place, settings: Settings, *, adopt: bool) -> tuple[Cluster,
     settings = replace(settings, ssh_from=tuple(map(resolved, settings.ssh_from)))
     wanted = plan_of(settings)
     key = ssh_public_key(settings)
-    cluster = Cluster(signed_in(place, wanted.name), wanted, key, state_of_cluster(wanted.name))
+    cloud = signed_in(place, wanted.name)
+    cluster = Cluster(cloud, wanted, key, state_of_cluster(wanted.name))
     refuse_document(cluster)
     try:
         look(cluster)
@@ -84,7 +85,7 @@ def compared(place: Place, settings: Settings, *, adopt: bool) -> tuple[Cluster,
         look_at_providers(cluster, planned)
         refuse_sizes(cluster, planned)
     except (AzureError, OSError) as error:
-        raise Refusal(f"Azure: {words_of(error)}") from error
+        raise Refusal(f"Azure: {cloud.words(error)}") from error
     return cluster, changes(cluster)
 
 
@@ -94,10 +95,7 @@ def signed_in(place: Place, group: str) -> Cloud:
         cloud = Cloud(place, group)
         cloud.sign_in()
     except ClientAuthenticationError as error:
-        raise Refusal(
-            "Azure does not know who you are: sign in with `az login`, or set AZURE_TENANT_ID,"
-            f" AZURE_CLIENT_ID and AZURE_CLIENT_SECRET. ({words_of(error)[:300]})"
-        ) from error
+        raise Refusal(words_of(error)) from error
     except (AzureError, ValueError) as error:
         raise Refusal(f"signing in to Azure: {words_of(error)}") from error
     return cloud
@@ -126,14 +124,15 @@ def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: C
     authority = endpoints["authority"] or None
     place = Place(endpoints["subscription"], endpoints["arm_endpoint"], authority)
     account = endpoints["storage_account"]
+    cloud = signed_in(place, endpoints["resource_group"])
     try:
-        key = signed_in(place, endpoints["resource_group"]).account_key(account)
+        key = cloud.account_key(account)
         site = container(endpoints["storage"], account, key)
         names = stale(files, served(site))
         for name in names:
             upload(site, name, files[name])
     except (AzureError, OSError) as error:
-        raise Refusal(f"publishing to {account}: {words_of(error)}") from error
+        raise Refusal(f"publishing to {account}: {cloud.words(error)}") from error
     for name in files:
         word = "published" if name in names else "unchanged"
         console.print(f"{word} {endpoints['web_site']}/{name}")
@@ -166,7 +165,7 @@ def down_alone(cloud: Cloud, state: State, console: Console, *, yes: bool) -> No
         with console.status(f"deleting {name} ..."):
             cloud.delete_group()
     except (AzureError, TimeoutError) as error:
-        raise Refusal(f"deleting {name}: {words_of(error)}") from error
+        raise Refusal(f"deleting {name}: {cloud.words(error)}") from error
     state.remove()
     console.print(f"Deleted in {time.monotonic() - begun:.0f} s.")
 
@@ -181,7 +180,7 @@ def deletable(cloud: Cloud) -> list[Body] | None:
         has_machines = any(body["type"].lower() == MACHINES for body in inside)
         machines = [*cloud.all_of("virtual machine").values()] if has_machines else []
     except AzureError as error:
-        raise Refusal(f"Azure: {words_of(error)}") from error
+        raise Refusal(f"Azure: {cloud.words(error)}") from error
     refuse_to_delete(group, inside, machines)
     return inside
 
@@ -277,8 +276,8 @@ def shown_progress(console: Console) -> Progress:
 
 def print_changes(cluster: Cluster, planned: Iterable[Change], console: Console) -> None:
     """Where, what will be done, and how much is left as it is."""
-    subscription = cluster.cloud.scope.subscription
-    console.print(f"In {cluster.plan.region}, subscription {subscription}:")
+    subscription, whose = cluster.cloud.scope.subscription, cluster.cloud.identity.whose
+    console.print(f"In {cluster.plan.region}, subscription {subscription}, as {whose}:")
     left = 0
     for change in planned:
         left += change.verb == "leave"
@@ -291,7 +290,7 @@ def print_changes(cluster: Cluster, planned: Iterable[Change], console: Console)
         console.print(f"{left} are left as they are.")
 
 
-def stop(result: Result, planned: list[Change], console: Console) -> None:
+def stop(result: Result, planned: list[Change], cloud: Cloud, console: Console) -> None:
     """Say what exists, what failed and in whose words, what is under way; then end the command."""
     names = [change.step for change in planned]
     never = [n for n in names if n not in {*result.done, *result.failed, *result.running}]
@@ -304,11 +303,11 @@ def stop(result: Result, planned: list[Change], console: Console) -> None:
             console.print(f"{title}: {', '.join(these)}.")
     (name, error), *others = [*result.failed.items()] or [("", Refusal())]
     for other, why in others:
-        console.print(f"Failed: {other}: {words_of(why)}")
+        console.print(f"Failed: {other}: {cloud.words(why)}")
     console.print("Run `azure up` again: it goes on from here.")
     if result.interrupted:
         raise click.Abort
-    raise Refusal(f"{name}: {words_of(error)}")
+    raise Refusal(f"{name}: {cloud.words(error)}")
 
 
 def print_cluster(cluster: Cluster, console: Console) -> None:

@@ -61,6 +61,8 @@ class FakeAzure:
     poll_seconds: float = 0.05  # what Retry-After of an operation in progress says; 0: nothing
     allowed: tuple[str, ...] = ("*",)
     actions_used: set[str] = field(default_factory=set)
+    claims: str = ""  # what a token must hold for a change: JSON, like that of MFA
+    tenant: str = TENANT  # whose tokens the subscription takes
     faults: list[Fault] = field(default_factory=list)
     kill: Callable[[], None] = lambda: None
     gate: Callable[[Request], object] = lambda _: None  # each request passes it, several at once

@@ -1,6 +1,8 @@
 """The fake on HTTPS: sign-in, resource manager, storage, and the faults that tests ask for."""
 
+import base64
 import contextlib
+import json
 import ssl
 import threading
 import time
@@ -16,11 +18,46 @@ from tests.fake_azure.routes import routes
 from tests.fake_azure.schemas import validator
 
 TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
+TOKEN_OF_MACHINE = "a-token-of-the-machine"  # noqa: S105 - as above
+TOKEN_WITH_CLAIMS = "a-token-with-claims"  # noqa: S105
 CLIENT, SECRET = "the-operator", "the-operators-secret"
 OWN_ADDRESS = b"192.0.2.77"
 
 BEFORE = ("throttled", "unavailable", "busy", "cut", "kill")
 AFTER = ("cut after", "kill after")
+
+
+BEARER = {"token_type": "Bearer", "expires_in": 3600, "expires_on": 4102444800}
+
+
+def claims_challenge(claims: str) -> Answer:
+    """What the resource manager says to a change by somebody who signed in without MFA.
+
+    https://learn.microsoft.com/entra/identity/authentication/concept-mandatory-multifactor-authentication
+    and Azure/azure-dev issue 5425.
+    """
+    encoded = base64.b64encode(claims.encode()).decode()
+    challenge = (
+        'Bearer realm="", authorization_uri="https://login.microsoftonline.com/common/oauth2/'
+        f'authorize", error="insufficient_claims", claims="{encoded}"'
+    )
+    message = "Resource was disallowed by Azure: Users must use MFA for Create operation."
+    error = {"code": "RequestDisallowedByAzure", "message": message}
+    return Answer(401, {"error": error}, {"WWW-Authenticate": challenge})
+
+
+def wrong_tenant(tenant: str) -> Answer:
+    """What it says to a token of another tenant (Azure/azure-dev issue 1409)."""
+    message = (
+        f"The access token is from the wrong issuer 'https://sts.windows.net/{TENANT}/'. It must"
+        f" match the tenant 'https://sts.windows.net/{tenant}/' associated with this subscription."
+        f" Please use the authority (URL) 'https://login.windows.net/{tenant}' to get the token."
+    )
+    challenge = f'Bearer authorization_uri="https://login.windows.net/{tenant}"'
+    error = {"code": "InvalidAuthenticationTokenTenant", "message": message}
+    return Answer(
+        401, {"error": error}, {"WWW-Authenticate": f'{challenge}, error="invalid_token"'}
+    )
 
 
 class Cut(Exception):  # noqa: N818 - it is what happens to the connection
@@ -111,8 +148,19 @@ class Handler(BaseHTTPRequestHandler):
                 return answer_blob(self.azure.accounts, request)
         if request.path.startswith("/web/"):
             return answer_web(self.azure.accounts, request)
-        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if request.path.startswith("/msi/"):
+            return Answer(200, {**BEARER, "access_token": TOKEN_OF_MACHINE, "resource": "x"})
+        return self.answer_of_manager(request)
+
+    def answer_of_manager(self, request: Request) -> Answer:
+        """The resource manager, to whoever has a token that it takes."""
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in (TOKEN, TOKEN_OF_MACHINE, TOKEN_WITH_CLAIMS):
             raise Refused(401, "AuthenticationFailed", "Authentication failed.")
+        if self.azure.tenant != TENANT:
+            return wrong_tenant(self.azure.tenant)
+        if self.azure.claims and request.method != "GET" and token != TOKEN_WITH_CLAIMS:
+            return claims_challenge(self.azure.claims)
         return self.azure.answer(request)
 
     def sign_in(self, request: Request) -> Answer:
@@ -137,7 +185,11 @@ class Handler(BaseHTTPRequestHandler):
         if not right.items() <= form.items():
             error = {"error": "invalid_client", "error_description": "AADSTS7000215: Invalid."}
             return Answer(401, error)
-        return Answer(200, {"token_type": "Bearer", "expires_in": 3600, "access_token": TOKEN})
+        wanted = json.loads(form.get("claims") or "{}").get("access_token", {})
+        demanded = json.loads(self.azure.claims or "{}").get("access_token", {})
+        with_claims = bool(demanded) and demanded.items() <= wanted.items()
+        token = TOKEN_WITH_CLAIMS if with_claims else TOKEN
+        return Answer(200, {**BEARER, "access_token": token})
 
     def log_message(self, *_: object) -> None:
         """The log is `FakeAzure.log`."""
