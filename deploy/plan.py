@@ -43,6 +43,7 @@ RULE_NAMES = frozenset(
 )
 """Every name that a firewall rule of a plan may have."""
 
+INTERNET = "Internet"
 NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 RESERVED_NAMES = frozenset({"index", "probe"})
 """A node's marker is `<name>.html`: these names would overwrite the node's own pages."""
@@ -154,8 +155,8 @@ def firewall(
     http_from: Iterable[str], ssh_from: Iterable[str], network: str
 ) -> tuple[FirewallRule, ...]:
     """Who may reach what on a node, one rule for every source."""
-    http, ssh = tuple(http_from), tuple(ssh_from)
-    http_name = "AllowHttpFromInternet" if http == ("Internet",) else "AllowHttpFromRanges"
+    http, ssh = together("http_from", http_from), together("ssh_from", ssh_from)
+    http_name = "AllowHttpFromInternet" if http == (INTERNET,) else "AllowHttpFromRanges"
     return (
         *(FirewallRule(http_name, 100, "Tcp", 80, source) for source in http),
         *(FirewallRule("AllowSshFromOperator", 110, "Tcp", 22, source) for source in ssh),
@@ -163,10 +164,43 @@ def firewall(
     )
 
 
+def together(setting: str, sources: Iterable[str]) -> tuple[str, ...]:
+    """Sources as one rule of Azure takes them: none twice, none within another, written as CIDR.
+
+    Raises `Refusal` for what is no range, and for `Internet` beside ranges. A URL, which is an
+    address that is not known yet, stays as it is.
+    """
+    given = dict.fromkeys(sources)
+    if INTERNET in given and len(given) > 1:
+        raise Refusal(
+            f"{setting} = {', '.join(given)}: use {INTERNET} alone, or ranges without it."
+        )
+    open_ends = [source for source in given if source == INTERNET or is_url(source)]
+    ranges = dict.fromkeys(address_range(setting, s) for s in given if s not in open_ends)
+    outer = [r for r in ranges if not any(r != other and r.subnet_of(other) for other in ranges)]
+    return (*map(str, outer), *open_ends)
+
+
+def is_url(source: str) -> bool:
+    """Whether somebody else is to be asked for the address."""
+    return source.startswith("https://")
+
+
+def address_range(where: str, source: str) -> ipaddress.IPv4Network:
+    """The range that is meant; raises `Refusal` for anything else."""
+    try:
+        return ipaddress.IPv4Network(source)
+    except ValueError as error:
+        raise Refusal(
+            f"{where}: {source!r} is no address range ({error}):"
+            f" use one like 203.0.113.0/24, or {INTERNET}."
+        ) from error
+
+
 def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
     """Lets nodes that ask each other's public addresses through where the Internet may not."""
     sources = {rule.source for rule in plan.firewall if rule.port == plan.probe.port}
-    if plan.peer_address == "private" or "Internet" in sources:
+    if plan.peer_address == "private" or INTERNET in sources:
         return ()
     return tuple(
         FirewallRule("AllowHttpFromPeers", 130, "Tcp", plan.probe.port, f"{node.public_ip}/32")
@@ -242,15 +276,8 @@ def check_nodes(plan: Plan) -> None:
 
 def check_source(rule: FirewallRule) -> None:
     """Refuse a source that is no address range; a URL is an address that is not known yet."""
-    if rule.source == "Internet" or rule.source.startswith("https://"):
-        return
-    try:
-        ipaddress.IPv4Network(rule.source)
-    except ValueError as error:
-        raise Refusal(
-            f"{rule.name}: {rule.source!r} is no address range ({error}):"
-            " use one like 203.0.113.0/24, or Internet."
-        ) from error
+    if rule.source != INTERNET and not is_url(rule.source):
+        address_range(rule.name, rule.source)
 
 
 def nodes_info(plan: Plan, subscription: str = NO_SUBSCRIPTION) -> dict[str, dict[str, str]]:
@@ -307,7 +334,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     rules = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
     for rule in plan.firewall:
         port = "any" if rule.port is None else str(rule.port)
-        source = "your own address" if rule.source.startswith("https://") else rule.source
+        source = "your own address" if is_url(rule.source) else rule.source
         rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
     console.print(rules)
     longest_seconds = worst_failover_seconds(timing(plan.period_seconds))

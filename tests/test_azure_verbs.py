@@ -86,6 +86,10 @@ def no_echo(operator: Operator) -> None:
     operator.settings(ssh_from=f"{operator.azure.url}/no-such-service")
 
 
+def echo_of_ipv6(operator: Operator) -> None:
+    operator.azure.own_address = b"2001:db8::7"
+
+
 def not_allowed(operator: Operator) -> None:
     operator.azure.allowed = ("*/read",)
 
@@ -120,7 +124,15 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (setting(), ["--name", ".."], "cluster name '..': use letters, digits"),
     (setting(), ["--region", "West Europe"], "use Azure's short name, like westeurope"),
     (setting(), ["--image", "ubuntu"], "use PUBLISHER:OFFER:SKU:VERSION"),
-    (setting(), ["--http-from", "10.0.0.1/8"], "'10.0.0.1/8' is no address range"),
+    (setting(), ["--http-from", "10.0.0.1/8"], "http_from: '10.0.0.1/8' is no address range"),
+    (setting(http_from=["Internet", "198.51.100.0/24"]), [], "http_from = Internet, 198.51.100.0"),
+    (
+        setting(ssh_from=["Internet", "198.51.100.0/24"]),
+        [],
+        "use Internet alone, or ranges without",
+    ),
+    (setting(ssh_from=["*"]), [], "ssh_from: '*' is no address range"),
+    (echo_of_ipv6, [], "ssh_from: '2001:db8::7/32' is no address range"),
     (setting(), ["--period-seconds", "7"], "period 7 s: use a divisor of 60"),
     (setting(), ["--peer-address", "both"], "use public or private"),
     (setting(), ["--subscription", ""], "`az account show --query id -o tsv` prints"),
@@ -231,6 +243,34 @@ def test_other_sources_change_our_rules_and_leave_those_of_others(operator: Oper
     ranges = rules["AllowHttpFromRanges"]["sourceAddressPrefixes"]
     assert ranges == ["203.0.113.0/24", "198.51.100.0/24"]
     assert rules["AllowSshFromOperator"]["sourceAddressPrefix"] == "192.0.2.0/24"
+    assert operator.run("plan").code == 0
+
+
+RANGES: list[tuple[list[str], list[str]]] = [
+    (["198.51.100.0/24", "198.51.100.0/24"], ["198.51.100.0/24"]),
+    (["198.51.100.7", "198.51.100.0/24"], ["198.51.100.0/24"]),
+    (["198.51.100.0/25", "198.51.100.128/25"], ["198.51.100.0/25", "198.51.100.128/25"]),
+    (["203.0.113.0/255.255.255.0", "198.51.100.7"], ["203.0.113.0/24", "198.51.100.7/32"]),
+    (["203.0.113.0/24", "0.0.0.0/0", "198.51.100.0/24"], ["0.0.0.0/0"]),
+    (["192.0.2.0/24", "https://ME"], ["192.0.2.0/24"]),
+    (["203.0.113.0/24", "https://ME"], ["203.0.113.0/24", "192.0.2.77/32"]),
+    (["https://ME", "192.0.2.77", "https://ME"], ["192.0.2.77/32"]),
+]
+
+
+@pytest.mark.parametrize(("given", "sent"), RANGES)
+def test_ranges_are_sent_as_one_rule_takes_them(
+    operator: Operator, given: list[str], sent: list[str]
+) -> None:
+    """Also with what this computer's own address turned out to be; and once, not at every `up`."""
+    own = f"{operator.azure.url}/my-address"
+    operator.settings(
+        http_from=[source for source in given if source != "https://ME"] or ["Internet"],
+        ssh_from=[own if source == "https://ME" else source for source in given],
+    )
+    made(operator)
+    ssh = rules_of(operator, "node1")["AllowSshFromOperator"]
+    assert ssh.get("sourceAddressPrefixes", [ssh.get("sourceAddressPrefix")]) == sent
     assert operator.run("plan").code == 0
 
 

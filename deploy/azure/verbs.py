@@ -29,7 +29,7 @@ from deploy.azure.cluster import (
 from deploy.azure.resources import ADMIN_NAME, TYPES, Body
 from deploy.azure.state import State, state_of_cluster
 from deploy.azure.web_site import container, served, stale, upload
-from deploy.plan import plan_of
+from deploy.plan import is_url, plan_of
 from deploy.settings import Settings, ssh_public_key
 
 OWN_ADDRESS_SECONDS = 10
@@ -103,7 +103,7 @@ def signed_in(place: Place, group: str) -> Cloud:
 
 def resolved(source: str) -> str:
     """An address range; a URL becomes the address from which this computer reaches it."""
-    if not source.startswith("https://"):
+    if not is_url(source):
         return source
     try:
         answer = requests.get(source, timeout=OWN_ADDRESS_SECONDS)

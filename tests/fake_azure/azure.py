@@ -61,6 +61,7 @@ class FakeAzure:
     poll_seconds: float = 0.05  # what Retry-After of an operation in progress says; 0: nothing
     allowed: tuple[str, ...] = ("*",)
     actions_used: set[str] = field(default_factory=set)
+    own_address: bytes = b"192.0.2.77"  # what a service that tells one's address answers
     claims: str = ""  # what a token must hold for a change: JSON, like that of MFA
     tenant: str = TENANT  # whose tokens the subscription takes
     faults: list[Fault] = field(default_factory=list)

@@ -7,6 +7,7 @@ and the overviews of each service.
 import base64
 import binascii
 import ipaddress
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ NAMES = {
     "microsoft.storage/storageaccounts": r"[a-z0-9]{3,24}",
 }
 ZONES = ("1", "2", "3")
+SOURCE_TAGS = ("*", "Internet", "VirtualNetwork", "AzureLoadBalancer")
 IMAGES = {("canonical", "ubuntu-24_04-lts", "server"), ("debian", "debian-12", "12-gen2")}
 ADMIN_NAMES_TAKEN = {"admin", "administrator", "root", "user", "test", "guest", "azure"}
 PLATFORM_ADDRESS = ipaddress.ip_address("168.63.129.16")
@@ -82,18 +84,43 @@ def firewall(own: str, body: Body, resources: Resources) -> None:
             bool(one) == bool(many), "SecurityRuleInvalidAddressPrefix", f"{name}: {one}, {many}"
         )
         for source in many or [one]:
-            refuse(not is_source(source), "SecurityRuleInvalidAddressPrefix", f"{name}: {source}")
+            refuse(
+                not is_range(source) and source not in SOURCE_TAGS,
+                "SecurityRuleInvalidAddressPrefix",
+                f"Security rule {name} has invalid Address prefix. Value provided: {source}",
+            )
+        check_together(name, many or [])
 
 
-def is_source(source: str) -> bool:
-    """A tag or a range."""
-    if source in ("*", "Internet", "VirtualNetwork", "AzureLoadBalancer"):
-        return True
+def check_together(name: str, sources: list[str]) -> None:
+    """Several sources of one rule are ranges that have no address in common.
+
+    kubernetes-sigs/cloud-provider-azure issue 6775, ansible-collections/azure issue 639.
+    """
+    for source in sources:
+        refuse(
+            source in SOURCE_TAGS,
+            "SecurityRuleParameterContainsUnsupportedValue",
+            f"Security rule parameter SourceAddressPrefixes for rule {name} cannot specify existing"
+            " VIRTUALNETWORK, INTERNET, AZURELOADBALANCER, '*' or system tags. Unsupported value"
+            f" used: {source}.",
+        )
+    for one, other in itertools.combinations(map(ipaddress.ip_network, sources), 2):
+        refuse(
+            one.overlaps(other),
+            "OverlappingSubnetsNotPermittedInSecurityRule",
+            f"Security rule parameter SourceAddressPrefixes for rule {name} has overlapping subnets"
+            f" {one} and {other}.",
+        )
+
+
+def is_range(source: str) -> bool:
+    """An address, or a range whose length is a number of bits."""
     try:
         ipaddress.ip_network(source)
     except ValueError:
         return False
-    return True
+    return re.fullmatch(r"[^/]+(/\d+)?", source) is not None
 
 
 def public_address(own: str, body: Body, resources: Resources) -> None:

@@ -21,7 +21,6 @@ TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
 TOKEN_OF_MACHINE = "a-token-of-the-machine"  # noqa: S105 - as above
 TOKEN_WITH_CLAIMS = "a-token-with-claims"  # noqa: S105
 CLIENT, SECRET = "the-operator", "the-operators-secret"
-OWN_ADDRESS = b"192.0.2.77"
 
 BEFORE = ("throttled", "unavailable", "busy", "cut", "kill")
 AFTER = ("cut after", "kill after")
@@ -140,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, request: Request) -> Answer:
         """Who is asked, by the path."""
         if request.path == "/my-address":
-            return Answer(200, OWN_ADDRESS)
+            return Answer(200, self.azure.own_address)
         if request.path.startswith(f"/{TENANT}/"):
             return self.sign_in(request)
         if request.path.startswith("/blob/"):
