@@ -1,7 +1,11 @@
-"""Fixtures: booted nodes on this machine, and operators of a fake Azure, where tests say so."""
+"""What surrounds every test: default signals, booted nodes, operators of a fake Azure."""
 
+import locale
 import os
+import re
 import shutil
+import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,38 @@ from tests.cluster import Cluster, lab
 
 NO_LAB = None
 """As a parameter of `machine`: no lab is up."""
+
+OF_THE_STARTER = re.compile(
+    r"LANG|LANGUAGE|LC_.*|TERM|COLUMNS|LINES|FORCE_COLOR|NO_COLOR|CLICOLOR.*|TTY_.*"
+    r"|XDG_.*|AZURE_.*|PYTHON(UTF8|IOENCODING|COERCECLOCALE|WARNINGS|PATH)"
+)
+"""Variables that say who started the run, and from where: no test may depend on them."""
+
+OWN_ADDRESSES = "localhost,127.0.0.0/8,169.254.169.254,198.51.100.0/24,203.0.113.0/24"
+
+
+def pytest_configure() -> None:
+    """Tests find the same surroundings from a terminal, a batch job, cron or a strict shell."""
+    hand_on_default_signals()
+    os.umask(0o022)
+    for name in filter(OF_THE_STARTER.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ |= {"LANG": "C.UTF-8", "TERM": "dumb"}
+    os.environ |= {"no_proxy": OWN_ADDRESSES, "NO_PROXY": OWN_ADDRESSES}
+    os.environ.setdefault("HOME", tempfile.gettempdir())
+    locale.setlocale(locale.LC_ALL, "")
+
+
+def hand_on_default_signals() -> None:
+    """What a test starts ends by any signal, also where this run ignores it (`nohup`, `&`).
+
+    A new program goes on ignoring what is ignored, and begins anew what has a handler.
+    """
+    by_python = {signal.SIGPIPE, signal.SIGXFSZ}  # which subprocess takes care of
+    for number in signal.valid_signals() - by_python:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def why_no_lab() -> str:

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 AZURITE = Path.home() / ".cache" / "azure-active-passive-cluster" / "azurite"
 
+INSTALL_TRIES = 3
+
 
 def azurite_command() -> str:
     """Azurite's command, installed outside the checkout where npm can."""
@@ -33,20 +36,24 @@ def azurite_command() -> str:
         pytest.skip("needs npm for Azurite")
     command = AZURITE / "node_modules" / ".bin" / "azurite-blob"
     if not command.exists():
-        install = [
-            npm,
-            "install",
-            "--prefix",
-            str(AZURITE),
-            "--no-audit",
-            "--fetch-retries=0",
-            "azurite@3",
-        ]
-        try:
-            subprocess.run(install, check=True, capture_output=True, timeout=240)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            pytest.skip(f"npm cannot install Azurite: {error}")
+        install(npm)
     return str(command)
+
+
+def install(npm: str) -> None:
+    """Have npm install Azurite: where Node is there, a download that fails is no reason to skip."""
+    command = [npm, "install", "--prefix", str(AZURITE), "--no-audit", "--no-fund", "azurite@3"]
+    said = ""
+    for _ in range(INSTALL_TRIES):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        except subprocess.TimeoutExpired as late:
+            said = str(late)
+            continue
+        if done.returncode == 0:
+            return
+        said = done.stderr
+    pytest.fail(f"npm cannot install Azurite, tried {INSTALL_TRIES} times: {said}")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,40 @@ def site() -> Iterator[ContainerClient]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+NPM = """#!/bin/sh
+echo once >>"$0.tries"
+[ "$(wc -l <"$0.tries")" -ge {good} ] || {{ echo ECONNRESET >&2; exit 1; }}
+mkdir -p "$3/node_modules/.bin"
+touch "$3/node_modules/.bin/azurite-blob"
+"""
+"""An npm whose first downloads fail; its third argument is the folder to install to."""
+
+
+def flaky_npm(folder: Path, monkeypatch: pytest.MonkeyPatch, *, good: int) -> Path:
+    npm = folder / "npm"
+    npm.write_text(NPM.format(good=good))
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(sys.modules[__name__], "AZURITE", folder / "azurite")
+    return npm
+
+
+def test_a_download_that_fails_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaky_npm(tmp_path, monkeypatch, good=2)
+    assert Path(azurite_command()).exists()
+
+
+def test_where_node_is_there_a_download_that_always_fails_is_no_reason_to_skip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm = flaky_npm(tmp_path, monkeypatch, good=99)
+    with pytest.raises(pytest.fail.Exception, match="ECONNRESET"):
+        azurite_command()
+    assert npm.with_name("npm.tries").read_text().count("once") == INSTALL_TRIES
 
 
 def answers(port: int) -> bool:

@@ -184,7 +184,6 @@ def run_deploy(arguments: list[str], environment: Mapping[str, str], output: str
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.argv = ["deploy", *arguments]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal's, not a batch job's
     from deploy.__main__ import main  # noqa: PLC0415 - loaded before the fork
 
     sys.exit(main())

@@ -1,0 +1,55 @@
+"""However a run of the tests is started, its tests find the same surroundings."""
+
+import locale
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+
+STARTED = {
+    "as a batch job": "trap '' INT QUIT",
+    "by nohup": "trap '' HUP",
+    "by a job runner that ignores what it can": "trap '' INT HUP TERM QUIT USR1",
+    "by a strict shell": "umask 077",
+    "behind a proxy": "export http_proxy=http://127.0.0.1:9 no_proxy=example.org",
+    "in a small terminal": "export COLUMNS=20 LINES=5 FORCE_COLOR=1 TERM=dumb",
+    "without a locale": "export LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii",
+    "without a home": "unset HOME",
+    "by an operator of a cluster": "export AZURE_SUBSCRIPTION_ID=1 XDG_STATE_HOME=/nowhere",
+    "with its standard input closed": "exec <&-",
+}
+
+
+@pytest.mark.parametrize("how", STARTED)
+def test_tests_find_the_same_surroundings_when_started(how: str) -> None:
+    inner = f"{Path(__file__).name}::test_what_a_test_starts_has_the_surroundings_of_any_other"
+    command = f'{STARTED[how]}; exec "$0" -m pytest -q -p no:cacheprovider "tests/{inner}"'
+    ran = subprocess.run(
+        ["sh", "-c", command, sys.executable],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_what_a_test_starts_has_the_surroundings_of_any_other() -> None:
+    status = subprocess.run(
+        ["cat", "/proc/self/status"], capture_output=True, text=True, timeout=10, check=True
+    ).stdout
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert int(fields["SigIgn"], 16) == 0
+    assert int(fields["SigBlk"], 16) == 0
+    assert fields["Umask"] == "0022"
+    assert locale.getpreferredencoding(do_setlocale=False) == "UTF-8"
+    known = {"COLUMNS", "FORCE_COLOR", "LC_ALL", "AZURE_SUBSCRIPTION_ID", "XDG_STATE_HOME"}
+    assert not known & set(os.environ)
+    assert os.environ["no_proxy"].startswith("localhost,127.0.0.0/8")
+    assert Path.home().is_absolute()
