@@ -24,7 +24,6 @@ status.json, /run/bootstrap (this boot's promises and leases), /var/log/bootstra
 """
 
 import contextlib
-import fcntl
 import gc
 import hashlib
 import hmac
@@ -1896,6 +1895,8 @@ def dry_run(paths: Paths, settings: Settings) -> None:
 
 def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
     """The lock of a run, to be kept open until it ends. Raises `Busy` while another runs."""
+    import fcntl  # noqa: PLC0415 - `deploy` reads this file too, where there is no Linux
+
     paths.run.mkdir(parents=True, exist_ok=True)
     lock = paths.lock.open("w")
     deadline = time.monotonic() + patience_seconds

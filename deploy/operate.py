@@ -475,7 +475,7 @@ def changes(before: View | None, after: View) -> list[str]:
 cluster_option = click.option(
     "--cluster",
     "state",
-    type=click.Path(path_type=Path),
+    type=Path,
     default=LAB_STATE,
     show_default=True,
     help="The cluster's state folder, with nodes_info.json and endpoints.json.",

@@ -10,15 +10,16 @@ import click
 from deploy import Refusal
 from deploy.azure.cli import azure_verbs, plain_console
 from deploy.azure.state import State, state_of_cluster
+from deploy.files import write_whole
 from deploy.settings import Settings
-from deploy.userdata import CHECKOUT, NodesInfo, read_nodes_info
+from deploy.userdata import CHECKOUT, NodesInfo, part_of_checkout, read_nodes_info
 
 
 def release_files(nodes_info: NodesInfo) -> dict[str, bytes]:
     """The content of the web site, by path under its root."""
     nodes = {name: for_everybody(entry) for name, entry in nodes_info.items()}
     return {
-        "bootstrap/loader.py": (CHECKOUT / "agent" / "loader.py").read_bytes(),
+        "bootstrap/loader.py": part_of_checkout("agent/loader.py").encode(),
         "bootstrap/nodes_info.json": (json.dumps(nodes, indent=2) + "\n").encode(),
     }
 
@@ -30,13 +31,9 @@ def for_everybody(entry: Mapping[str, str]) -> dict[str, str]:
 
 
 def publish(directory: Path, nodes_info: NodesInfo) -> None:
-    """Write the release under `directory`, each file whole or not at all. Raises `OSError`."""
+    """Write the release under `directory`, for a web server of any user. Raises `OSError`."""
     for name, content in release_files(nodes_info).items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(f".{path.name}.tmp")
-        staged.write_bytes(content)
-        staged.replace(path)
+        write_whole(directory / name, content)
 
 
 def publish_to_account(folder: Path, nodes_info: Path | None) -> None:
@@ -63,14 +60,13 @@ def publish_to_folder(directory: Path, nodes_info: Path) -> None:
 @click.option(
     "--cluster",
     type=Path,
-    default=lambda: state_of_cluster(Settings().name).folder,
     show_default="of the cluster with the default name",
     help="State folder of the cluster on Azure.",
 )
 @click.option("--nodes-info", type=Path, help="Other nodes than the cluster's, or the lab's.")
-def publish_command(directory: Path | None, cluster: Path, nodes_info: Path | None) -> None:
+def publish_command(directory: Path | None, cluster: Path | None, nodes_info: Path | None) -> None:
     """Build the release and publish it, to a folder or to a cluster's storage account."""
     if directory is None:
-        publish_to_account(cluster, nodes_info)
+        publish_to_account(cluster or state_of_cluster(Settings().name).folder, nodes_info)
     else:
         publish_to_folder(directory, nodes_info or CHECKOUT / "nodes_info.json")

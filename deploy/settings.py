@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from deploy import Refusal
+from deploy.files import expanded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,7 +71,7 @@ def settings_options(command: Command) -> Command:
         )(command)
     return click.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=Path,
         help=f"File of settings.  [{SETTINGS_FILE}, if it is there]",
     )(command)
 
@@ -127,7 +128,7 @@ def ssh_public_key(settings: Settings) -> str:
     https://learn.microsoft.com/azure/virtual-machines/linux/mac-create-ssh-keys.
     """
     names = [settings.ssh_key] if settings.ssh_key else list(SSH_KEYS)
-    paths = [Path(name).expanduser() for name in names]
+    paths = [expanded(name) for name in names]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise Refusal(

@@ -103,9 +103,14 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
     }
 
 
+def part_of_checkout(name: str) -> str:
+    """A text of the checkout that nodes get, with their line ends, whatever the checkout's are."""
+    return (CHECKOUT / name).read_text(encoding="utf-8")
+
+
 def units(period_seconds: int) -> dict[str, str]:
     """Every unit and drop-in of a node, by its path."""
-    repository = {name: (CHECKOUT / "systemd" / name).read_text() for name in UNITS}
+    repository = {name: part_of_checkout(f"systemd/{name}") for name in UNITS}
     found = {
         **repository,
         **period_dropins(period_seconds),
@@ -137,15 +142,14 @@ def user_data(
         f"[loader]\nperiod_seconds = {period_seconds}\npeer_address = {peer_address}\n"
         f"bootstrap_url = {bootstrap_url}\n"
     )
-    agent = CHECKOUT / "agent"
     files = {
         "/etc/bootstrap/nodes_info.json": json.dumps(nodes_info, indent=2) + "\n",
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
-        "/etc/bootstrap/index.html": (agent / "index.html").read_text().replace("@NODE@", node),
+        "/etc/bootstrap/index.html": part_of_checkout("agent/index.html").replace("@NODE@", node),
         "/etc/bootstrap/install.sh": INSTALL_SCRIPT.format(url=bootstrap_url),
-        "/etc/apache2/conf-available/bootstrap.conf": (agent / "apache.conf").read_text(),
-        "/etc/logrotate.d/bootstrap": (agent / "logrotate.conf").read_text(),
+        "/etc/apache2/conf-available/bootstrap.conf": part_of_checkout("agent/apache.conf"),
+        "/etc/logrotate.d/bootstrap": part_of_checkout("agent/logrotate.conf"),
     } | units(period_seconds)
     document = {
         "hostname": node,
@@ -194,4 +198,4 @@ def user_data_command(
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
-    click.echo(document, nl=False)
+    click.echo(document.encode(), nl=False)  # bytes: Windows would end its lines in its own way

@@ -36,8 +36,16 @@ def pytest_configure() -> None:
         del os.environ[name]
     os.environ |= {"LANG": "C.UTF-8", "TERM": "dumb"}
     os.environ |= {"no_proxy": OWN_ADDRESSES, "NO_PROXY": OWN_ADDRESSES}
-    os.environ.setdefault("HOME", tempfile.gettempdir())
+    os.environ.setdefault("HOME", str(home()))
     locale.setlocale(locale.LC_ALL, "")
+
+
+def home() -> Path:
+    """The user's home, also where nobody says it, or the user has none."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 def hand_on_default_signals() -> None:

@@ -43,6 +43,7 @@ def azurite_command() -> str:
 def install(npm: str) -> None:
     """Have npm install Azurite: where Node is there, a download that fails is no reason to skip."""
     command = [npm, "install", "--prefix", str(AZURITE), "--no-audit", "--no-fund", "azurite@3"]
+    command += ["--fetch-retries=1", "--fetch-retry-mintimeout=2000"]
     said = ""
     for _ in range(INSTALL_TRIES):
         try:

@@ -63,7 +63,7 @@ def plan_command(config: Path | None, *, adopt: bool, **options: Any) -> None:
 
 
 @azure.command("down")
-@click.option("--config", type=click.Path(path_type=Path), help="File of settings, for the name.")
+@click.option("--config", type=Path, help="File of settings, for the name.")
 @click.option("--name", help="Name of the cluster and of its resource group.")
 @place_options
 @click.option("--yes", is_flag=True, help="Do not ask for the name.")

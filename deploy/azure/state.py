@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.files import expanded
 
 PROJECT = "azure-active-passive-cluster"
 
@@ -171,9 +172,14 @@ def lock(descriptor: int) -> None:
 
 
 def state_of_cluster(name: str) -> State:
-    """The folder of a cluster, below XDG_STATE_HOME (https://specifications.freedesktop.org/basedir-spec)."""
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return State(Path(home) / PROJECT / name)
+    """The folder of a cluster, where this computer keeps the state of programs.
+
+    On Linux https://specifications.freedesktop.org/basedir-spec says where that is.
+    """
+    home = os.environ.get("XDG_STATE_HOME")
+    if sys.platform == "win32":
+        home = home or os.environ.get("LOCALAPPDATA")
+    return State((Path(home) if home else expanded("~/.local/state")) / PROJECT / name)
 
 
 def fingerprint(key: str) -> str:

@@ -7,12 +7,11 @@ import sys
 import time
 from pathlib import Path
 
-import requests
-
 from deploy import Refusal
 from deploy.lab import LOAD_BALANCER, PROBE_SOURCE, STATE, WEB_SITE, container, process
 from deploy.lab.container import Container
 from deploy.lab.network import FABRIC
+from deploy.operate import get
 from deploy.plan import Plan
 
 SITE = STATE / "site"
@@ -66,15 +65,23 @@ def start_load_balancer(lower: Path, plan: Plan, period_seconds: int) -> None:
 
 
 def wait_until_served() -> None:
-    """Wait until web site and load balancer answer, and the metadata service runs."""
+    """Wait until web site and load balancer answer, and the metadata service runs.
+
+    Raises `Refusal` with the end of the log of what does not: the log itself may go with the lab.
+    """
     deadline = time.monotonic() + READY_SECONDS
-    for url in (ENDPOINTS["web_site"], ENDPOINTS["load_balancer_stats"]):
-        while not _answers(url):
+    for url, box in (
+        (f"{ENDPOINTS['web_site']}/bootstrap/nodes_info.json", "web-site"),
+        (ENDPOINTS["load_balancer_stats"], "load-balancer"),
+    ):
+        while (answer := get(url)).code != 200:
             if time.monotonic() > deadline:
-                raise Refusal(f"{url} does not answer; the lab's logs are below {STATE}.")
+                said = process.tail(Container(box, FABRIC).folder / "console.log")
+                raise Refusal(f"{url}: {answer.words}; the log of the {box} ends:\n{said}")
             time.sleep(process.POLL_SECONDS)
     if not process.is_running("metadata"):
-        raise Refusal(f"the metadata service ended; its log is {STATE / 'metadata.log'}.")
+        said = process.tail(STATE / "metadata.log")
+        raise Refusal(f"the metadata service ended; its log ends:\n{said}")
 
 
 def probe_seconds(plan: Plan, period_seconds: int) -> float:
@@ -122,12 +129,5 @@ def _serve(box: Container, lower: Path, config: str, command: str, *options: str
     if box.is_running:
         return
     container.mount(box, lower)
-    (box.root / "etc/lab.conf").write_text(config)
+    (box.root / "etc/lab.conf").write_text(config, encoding="utf-8")
     container.start(box, *options, "--as-pid2", *command.split(), "/etc/lab.conf")
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=1).ok or "stats" not in url
-    except requests.ConnectionError:
-        return False

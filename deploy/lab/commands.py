@@ -49,6 +49,11 @@ console = Console(highlight=False, soft_wrap=True)
 @click.group("lab")
 def lab_command() -> None:
     """A whole cluster on this machine: booted nodes, their network, a load balancer."""
+    if sys.platform != "linux":
+        raise Refusal(
+            "the lab needs Linux, for its network and nodes: Debian 12, Ubuntu 22.04 or newer."
+        )
+    os.umask(0o022)  # whatever is made here, users of the nodes' own read it
 
 
 @lab_command.command("up")
@@ -228,7 +233,7 @@ def make_network(plan: Plan) -> None:
 
 def boot_nodes(lab: Lab, lower: Path) -> None:
     """Boot the nodes that do not run, all at the same time, and wait for them."""
-    key = (STATE / "cluster.key").read_text().strip()
+    key = (STATE / "cluster.key").read_text(encoding="utf-8").strip()
     for each in lab.plan.nodes:
         document = user_data(
             each.name,
@@ -285,7 +290,15 @@ def stopped_by_terminate() -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if not is_ignored(number)]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_ignored(number: signal.Signals) -> bool:
+    """Whether who started us wants us to go on after this signal, as `nohup` does."""
+    return signal.getsignal(number) is signal.SIG_IGN

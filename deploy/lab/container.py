@@ -112,7 +112,7 @@ def _leader(container: Container) -> int:
 
 def _is_first_of_its_namespace(pid: int) -> bool:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return False  # it ended meanwhile
     numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()

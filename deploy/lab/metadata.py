@@ -189,7 +189,7 @@ def server(address: str, port: int, plan: Plan) -> ThreadingHTTPServer:
 @click.argument("nodes_info", type=click.Path(exists=True, path_type=Path))
 def main(nodes_info: Path) -> None:
     """Serve the metadata of the nodes in NODES_INFO, until killed."""
-    plan = plan_from_nodes_info(json.loads(nodes_info.read_text()))
+    plan = plan_from_nodes_info(json.loads(nodes_info.read_text(encoding="utf-8")))
     server(METADATA, 80, plan).serve_forever()
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.files import make_folder
 from deploy.lab.process import run
 
 
@@ -11,7 +12,7 @@ def mount_overlay(lower: Path, folder: Path) -> Path:
     """Mount `folder`/root: what `lower` holds, with what was changed kept in `folder`/upper."""
     root, upper, work = folder / "root", folder / "upper", folder / "work"
     for path in (root, upper, work):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     if root not in mounts_below(folder):
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
         run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)])
@@ -20,7 +21,7 @@ def mount_overlay(lower: Path, folder: Path) -> Path:
 
 def mounts_below(folder: Path) -> list[Path]:
     """What is mounted at `folder` or below it, the innermost first."""
-    lines = Path("/proc/self/mounts").read_text().splitlines()
+    lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     mounted = [Path(line.split()[1].replace("\\040", " ")) for line in lines]
     return [path for path in reversed(mounted) if path.is_relative_to(folder)]
 

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.files import write_whole
 from deploy.lab import container, network, process
 from deploy.lab.container import Container
 from deploy.plan import Node
@@ -45,12 +46,9 @@ def install(node: Node, lower: Path, user_data: str) -> None:
 
 def write_seed(seed: Path, name: str, user_data: str) -> None:
     """The files that cloud-init reads; the document holds the cluster's key: for root alone."""
-    seed.mkdir(parents=True, exist_ok=True)
-    (seed / "meta-data").write_text(f"instance-id: {name}\nlocal-hostname: {name}\n")
-    document = seed / "user-data"
-    document.unlink(missing_ok=True)
-    document.touch(mode=0o600, exist_ok=False)
-    document.write_text(user_data)
+    identity = f"instance-id: {name}\nlocal-hostname: {name}\n"
+    write_whole(seed / "meta-data", identity.encode())
+    write_whole(seed / "user-data", user_data.encode(), mode=0o600)
 
 
 def power_on(node: Node) -> None:
@@ -76,7 +74,8 @@ def wait_until_booted(node: Node, deadline: float) -> str:
     while state not in ("running", "degraded"):
         left = deadline - time.monotonic()
         if left <= 0 or not box(node).is_running:
-            raise Refusal(f"{node.name} did not finish its boot; its console ends:\n{_tail(node)}")
+            said = process.tail(box(node).folder / "console.log")
+            raise Refusal(f"{node.name} did not finish its boot; its console ends:\n{said}")
         # It fails at once as long as there is no D-Bus to ask.
         state = _inside(
             node, f"timeout {left:.1f} systemctl is-system-running --wait || true", left + 5
@@ -107,8 +106,3 @@ def _inside(node: Node, script: str, seconds: float = 20) -> str:
     """What a shell script prints that runs in the node. Raises `Refusal` if it fails."""
     command = container.command_inside(box(node), ("sh", "-c", script))
     return process.run(command, seconds=seconds).strip()
-
-
-def _tail(node: Node) -> str:
-    console = box(node).folder / "console.log"
-    return "\n".join(console.read_text(errors="replace").splitlines()[-15:])

@@ -31,10 +31,18 @@ def run(
         command = _entering(group, command)
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=seconds, check=False
+            command,
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise Refusal(f"`{words}` did not end within {seconds:g} s.") from None
+    except OSError as error:
+        raise Refusal(f"`{words}` can't be run: {error.strerror}.") from error
     if done.returncode != 0:
         said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
         raise Refusal(f"`{words}` failed: {said}")
@@ -60,22 +68,29 @@ def start(group: str, command: Sequence[str], *, log: Path, folder: Path = Path(
         time.sleep(POLL_SECONDS)
 
 
+def tail(log: Path) -> str:
+    """The last lines of a log; empty where there is none."""
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+
+
 def is_running(group: str) -> bool:
     """Whether any process of the group is alive."""
     events = _groups() / group / "cgroup.events"
-    return events.exists() and "populated 1" in events.read_text()
+    return events.exists() and "populated 1" in events.read_text(encoding="utf-8")
 
 
 def pids(group: str) -> Iterator[int]:
     """The processes of the group and of the groups below it."""
     for listing in sorted((_groups() / group).rglob("cgroup.procs")):
         with contextlib.suppress(OSError):  # the group has gone meanwhile
-            yield from map(int, listing.read_text().split())
+            yield from map(int, listing.read_text(encoding="utf-8").split())
 
 
 def freeze(group: str, frozen: bool) -> None:
     """Stop every process of the group where it stands, or let them go on."""
-    (_groups() / group / "cgroup.freeze").write_text("1" if frozen else "0")
+    (_groups() / group / "cgroup.freeze").write_text("1" if frozen else "0", encoding="ascii")
 
 
 def kill(group: str) -> None:
@@ -86,7 +101,7 @@ def kill(group: str) -> None:
     path = _groups() / group
     if not path.exists():
         return
-    (path / "cgroup.kill").write_text("1")
+    (path / "cgroup.kill").write_text("1", encoding="ascii")
     deadline = time.monotonic() + KILL_SECONDS
     while is_running(group):
         if time.monotonic() > deadline:
@@ -111,7 +126,7 @@ def _entering(group: str, command: Sequence[str]) -> list[str]:
 
 def _groups() -> Path:
     """The folder of the lab's groups; raises `Refusal` on a machine without cgroup2."""
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
         _, mount, kind, *_ = line.split()
         if kind == "cgroup2":
             return Path(mount) / GROUPS

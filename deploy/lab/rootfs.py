@@ -9,9 +9,10 @@ import platform
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.files import make_folder
 from deploy.lab import CACHE
 from deploy.lab.mounts import remove_tree
-from deploy.lab.process import run
+from deploy.lab.process import run, tail
 
 PACKAGES = [
     *("systemd", "systemd-sysv", "dbus", "cloud-init", "netbase", "tzdata", "ca-certificates"),
@@ -58,7 +59,9 @@ BUILD_SECONDS = 1200
 
 def path() -> Path:
     """Where the root file system of this recipe, this release and these sources is or will be."""
-    recipe = "\0".join([release(), platform.machine(), _sources().read_text(), *PACKAGES, *HOOKS])
+    recipe = "\0".join(
+        [release(), platform.machine(), _sources().read_text(encoding="utf-8"), *PACKAGES, *HOOKS]
+    )
     return CACHE / f"rootfs-{release()}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
@@ -68,11 +71,12 @@ def build() -> Path:
     It gets its name only when it is whole, so a build that crashed is not taken for a good one.
     Raises `Refusal` with the end of mmdebstrap's log.
     """
-    CACHE.mkdir(parents=True, exist_ok=True)
+    make_folder(CACHE)
     for old in CACHE.glob("rootfs-*"):
         remove_tree(old)
     building = CACHE / "rootfs-building"
     log = CACHE / "rootfs.log"
+    log.unlink(missing_ok=True)
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--logfile={log}"]
     command += ['--aptopt=APT::Install-Recommends "false"', f"--include={','.join(PACKAGES)}"]
     command += [f"--customize-hook={hook}" for hook in HOOKS]
@@ -82,11 +86,9 @@ def build() -> Path:
             seconds=BUILD_SECONDS,
             group="rootfs",
         )
-    except Refusal:
-        tail = "\n".join(log.read_text().splitlines()[-15:]) if log.exists() else ""
-        raise Refusal(
-            f"mmdebstrap could not build {building}; its log {log} ends:\n{tail}"
-        ) from None
+    except Refusal as refusal:
+        said = tail(log) or str(refusal)
+        raise Refusal(f"mmdebstrap could not build {building}; {log} ends:\n{said}") from None
     return building.rename(path())
 
 
@@ -100,6 +102,6 @@ def release() -> str:
 
 def _sources() -> Path:
     for candidate in SOURCES:
-        if candidate.exists() and "deb" in candidate.read_text():
+        if candidate.exists() and "deb" in candidate.read_text(encoding="utf-8"):
             return candidate
     raise Refusal(f"no package sources in {', '.join(map(str, SOURCES))}: apt needs one of them.")

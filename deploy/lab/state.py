@@ -1,6 +1,5 @@
 """What a running lab is made of, kept in files, and the lock that one command at a time holds."""
 
-import fcntl
 import json
 import os
 import secrets
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.files import write_whole
 from deploy.lab import STATE
 from deploy.lab.cloud import ENDPOINTS
 from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
@@ -42,7 +42,6 @@ class Lab:
 
 def save(lab: Lab) -> None:
     """Keep what the lab is, and make its cluster key. Not yet what says that it is up."""
-    STATE.mkdir(parents=True, exist_ok=True)
     settings = {"period_seconds": lab.period_seconds, "checkout": str(lab.checkout)}
     _write("settings.json", json.dumps(settings, indent=2))
     _write("nodes_info.json", json.dumps(nodes_info(lab.plan), indent=2))
@@ -64,8 +63,8 @@ def running_lab() -> Lab | None:
     """The lab that is up; None where there is none, or only what a crashed `lab up` left."""
     if not (STATE / "endpoints.json").exists():
         return None
-    settings = json.loads((STATE / "settings.json").read_text())
-    info = json.loads((STATE / "nodes_info.json").read_text())
+    settings = json.loads((STATE / "settings.json").read_text(encoding="utf-8"))
+    info = json.loads((STATE / "nodes_info.json").read_text(encoding="utf-8"))
     checkout = Path(settings["checkout"])
     return Lab(plan_from_nodes_info(info), settings["period_seconds"], checkout)
 
@@ -97,6 +96,8 @@ def lock() -> Iterator[None]:
 
     The lock is on a folder that every machine has, so `lab down` leaves no lock file behind.
     """
+    import fcntl  # noqa: PLC0415 - the other verbs are for any computer
+
     require_root()
     descriptor = os.open(MACHINE, os.O_RDONLY)
     try:
@@ -110,8 +111,4 @@ def lock() -> Iterator[None]:
 
 
 def _write(name: str, text: str, *, mode: int = 0o644) -> None:
-    new = STATE / f".{name}.new"
-    new.touch(mode=0o600)
-    new.write_text(text + "\n")
-    new.chmod(mode)
-    new.rename(STATE / name)
+    write_whole(STATE / name, f"{text}\n".encode(), mode=mode)

@@ -23,7 +23,7 @@ NAME = "active-passive-cluster"
 
 FORKS = multiprocessing.get_context("forkserver")
 """A process a command, without the second that loading the SDK takes."""
-FORKS.set_forkserver_preload(["deploy.__main__", "deploy.azure.verbs", "tests.fake_azure.operator"])
+FORKS.set_forkserver_preload(["deploy.verbs", "deploy.azure.verbs", "tests.fake_azure.operator"])
 START = threading.Lock()
 
 

@@ -1,0 +1,46 @@
+"""Files and folders that others read: whole or not at all, with modes that no umask narrows."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from deploy import Refusal
+
+
+def write_whole(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that it appears whole or not at all, in a folder made where there is none.
+
+    It is staged under a name that nobody can have known, and private until it is whole.
+    """
+    make_folder(path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    staged = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.chmod(mode)
+        staged.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say of which file
+        raise
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path, *, mode: int = 0o755) -> None:
+    """Make a folder and those above it that are missing; what is there keeps its mode."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent, mode=mode)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(mode)
+
+
+def expanded(path: str) -> Path:
+    """The path with `~` as the operator's home; raises `Refusal` where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise Refusal(f"{path}: whose home that is, is not known: set HOME to a folder.") from error
