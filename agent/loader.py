@@ -38,7 +38,8 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin
 
 if __name__ == "__main__":
     gc.disable()  # a process of a second: with `gc.freeze` at its end a tenth of its CPU
@@ -79,8 +80,16 @@ READY_RUNS = 2
 """Runs with a majority before a node may take the role from an active one (K)."""
 
 
-REST_PERIODS = 15
-"""A node that was elected and could not serve does not stand for so long."""
+COMMIT_TRIES = 3
+"""So often in a row a node that was elected may fail to serve before it frees its voters."""
+
+
+def runs_to_prefer(failures: int) -> int:
+    """How many good runs in a row bring a preference back that so many failures have cost.
+
+    Few enough that a node that is well again is preferred within five periods.
+    """
+    return min(READY_RUNS + failures - 1, 4) if failures else 0
 
 
 def lease_of(promise_seconds: float) -> float:
@@ -183,6 +192,8 @@ class Paths:
         self.lease_until = self.run / "lease_until"
         self.state = self.run / "state.json"
         self.booted = self.run / "booted"
+        self.promised = self.etc / "promise_seconds"
+        self.role = self.run / "role"
         self.identity = self.run / "identity.json"
         self.release = self.run / "release.json"
         self.lock = self.run / "lock"
@@ -516,7 +527,7 @@ class Grant(NamedTuple):
     epoch: str
     stamp: int
     promise_seconds: float
-    left_seconds: float = 0.0  # for people only
+    left_seconds: float  # for people only
 
 
 class Marker(NamedTuple):
@@ -533,8 +544,9 @@ class Marker(NamedTuple):
     released: int
     active: bool
     yields_to: str | None
-    generation: str = ""
-    at: str = ""
+    heard: dict[str, int]  # epoch -> newest stamp of the receiver's that the sender has read
+    generation: str
+    at: str
 
 
 class Cluster(NamedTuple):
@@ -598,7 +610,7 @@ def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
     text = answer.body.decode("utf-8", "replace")
     _, found, rest = text.partition(MARKER_OPEN)
     if not found:
-        raise OlderAgent("its marker carries no vote: an older agent")
+        raise BadInput("its page about us is no marker")
     try:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
         mac = fields.pop("mac")
@@ -612,14 +624,30 @@ def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
         if fields.pop(name, None) != right:
             raise BadInput(f"its marker is for another {name}")
     try:
-        vote = fields.pop("vote")
-        return Marker(sender, cluster.me, vote=Grant(**vote) if vote else None, **fields)
+        vote = fields["vote"]
+        fields |= {"vote": vote and Grant(**typed(Grant, vote))}
+        return Marker(**typed(Marker, fields | {"sender": sender, "receiver": cluster.me}))
     except (TypeError, KeyError) as error:
-        raise BadInput("its marker has other fields: another version of the agent") from error
+        raise BadInput(f"its marker is of another version of the agent: {error}") from error
 
 
-class OlderAgent(BadInput):
-    """A marker of an agent that knows no votes."""
+def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that `kind` has, each of the type that it says; those of a later version are left.
+
+    Raises `KeyError` for one that is missing, `TypeError` for text where a number belongs or a
+    number that no clock shows.
+    """
+    found = {name: fields[name] for name in kind.__annotations__}
+    for name, value in found.items():
+        wanted = kind.__annotations__[name]
+        kinds = (
+            get_args(wanted) if isinstance(wanted, UnionType) else (get_origin(wanted) or wanted,)
+        )
+        number = type(value) in (int, float)
+        fits = type(value) in kinds or (number and kinds == (float,))
+        if not fits or (number and not 0 <= value < 1e12):
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return found
 
 
 # ------------------------------------------------ what this boot has promised
@@ -633,15 +661,14 @@ class Vote(NamedTuple):
     stamp: int
     until_seconds: float
     promise_seconds: float  # D when it was given
+    earlier_until_seconds: float = 0.0  # a promise to another boot of the candidate binds as well
 
 
 class Record(NamedTuple):
-    """The newest marker seen of a peer: to know an unchanged one, and an older one, again."""
+    """The newest marker seen of one boot of a peer: to know it, and an older one, again."""
 
-    epoch: str
     stamp: int
     changed_seconds: float  # on our boot clock
-    retired: tuple[str, ...] = ()  # epochs of the peer's earlier boots
 
 
 class State(NamedTuple):
@@ -652,8 +679,6 @@ class State(NamedTuple):
 
     epoch: str
     hold_until_seconds: float
-    barred_until_seconds: float = 0.0  # an older agent is active: neither vote nor stand
-    stands_from_seconds: float = 0.0  # it could not serve lately: it votes, but does not stand
     vote: Vote | None = None
     granted: Mapping[str, tuple[str, int]] = {}  # candidate -> epoch and stamp last granted
     released: int = 0
@@ -664,13 +689,17 @@ class State(NamedTuple):
     quorum_runs: int = 0
     yields_to: str | None = None  # whom this voter would rather vote for
     sees: tuple[str, ...] = ()  # peers that have a marker here
-    records: Mapping[str, Record] = {}
-    wall_offset_seconds: float | None = None  # wall clock minus boot clock
-    role: str = "passive"
+    records: Mapping[str, Mapping[str, Record]] = {}  # peer -> epoch -> its newest marker
+    wall_offset_seconds: float | None = None  # wall clock minus boot clock, as last read
+    wall_read_seconds: float = 0.0
+    # Preference, which nothing in the argument for safety depends on (section 11).
+    finished: bool = True  # False while a run is under way, and after one that was killed
+    failures: int = 0  # how often this node asked for votes, or had them, and could not serve
+    in_vain: Mapping[str, int] = {}  # candidate -> how often our vote for it came to nothing
 
     def holding(self, now: float) -> bool:
         """Whether this node may not vote yet."""
-        return now < max(self.hold_until_seconds, self.barred_until_seconds)
+        return now < self.hold_until_seconds
 
 
 def read_json(path: Path) -> Any:
@@ -693,16 +722,39 @@ def load_state(paths: Paths, times: Timing, now: float) -> State:
     except (TypeError, KeyError, AttributeError, ValueError):
         booted = read_json(paths.booted)
         known = isinstance(booted, int | float) and booted <= now
-        epoch = os.urandom(8).hex()
-        return first_state(epoch, booted if known else now, times)
+        epoch, promised = os.urandom(8).hex(), promised_seconds(paths)
+        return first_state(epoch, booted if known else now, times, promised)
 
 
-def first_state(epoch: str, since_seconds: float, times: Timing) -> State:
+def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
     """The state of a boot that has promised nothing since `since_seconds` on its boot clock.
 
-    What was promised before is forgotten, and has run out when the hold ends.
+    What was promised before, for `promised` seconds at most, is forgotten, and has run out when
+    the hold ends.
     """
-    return State(epoch=epoch, hold_until_seconds=since_seconds + times.promise_seconds)
+    hold_seconds = max(times.promise_seconds, promised)
+    return State(epoch=epoch, hold_until_seconds=since_seconds + hold_seconds)
+
+
+def promised_seconds(paths: Paths) -> float:
+    """For how long a vote of an earlier boot may bind; the longest there is where it is unclear."""
+    try:
+        return min(float(paths.promised.read_text(encoding="ascii")), timing(60).promise_seconds)
+    except FileNotFoundError:
+        return 0.0
+    except (OSError, ValueError):
+        return timing(60).promise_seconds
+
+
+def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None:
+    """Note on the disk, before any vote, for how long one binds: a reboot forgets the settings too.
+
+    A shorter time is noted only when no longer promise can be left. Raises `OSError`.
+    """
+    known, promise = promised_seconds(paths), times.promise_seconds
+    bound = state.vote.promise_seconds if state.vote else 0.0
+    if known < promise or (known > promise >= bound and not state.holding(now)):
+        write_atomic(paths.promised, f"{promise:g}", sync=True)
 
 
 def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -712,8 +764,8 @@ def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
         "grants": {name: (stamp, promise) for name, (stamp, promise) in found["grants"].items()},
         "sees": tuple(found["sees"]),
         "records": {
-            name: Record(epoch, stamp, changed, tuple(retired))
-            for name, (epoch, stamp, changed, retired) in found["records"].items()
+            name: {epoch: Record(*record) for epoch, record in epochs.items()}
+            for name, epochs in found["records"].items()
         },
     }
 
@@ -732,6 +784,7 @@ class Run(NamedTuple):
     last_stamps: Mapping[str, tuple[str, int]] = {}  # as last seen in the run before
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
+    fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
 
 
 class Reply(NamedTuple):
@@ -739,7 +792,6 @@ class Reply(NamedTuple):
 
     connected: bool
     marker: Answer | None = None
-    serves_probe: bool = False  # asked only where the marker is an older agent's
     why: str = ""
 
 
@@ -748,7 +800,7 @@ def observe(
 ) -> tuple[State, Run]:
     """Take in the replies of one poll; who gave none keeps what it last said in this run."""
     markers, records = dict(run.markers), dict(state.records)
-    notes, first = dict(run.notes), dict(run.first_stamps)
+    notes, first, in_vain = dict(run.notes), dict(run.first_stamps), dict(state.in_vain)
     for name, reply in replies.items():
         if not reply.connected or reply.marker is None:
             continue
@@ -756,19 +808,18 @@ def observe(
         notes[name] = ""
         try:
             marker = read_marker(cluster, name, reply.marker)
-            records[name] = newer_record(records.get(name), marker, now)
+            records[name] = newer_records(cluster, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
-            if isinstance(absent, OlderAgent) and reply.serves_probe:
-                until = now + cluster.times.promise_seconds
-                state = state._replace(barred_until_seconds=until)
             continue
         markers[name] = marker
-        first.setdefault(name, (marker.epoch, marker.stamp))
+        if name not in first:
+            first[name] = (marker.epoch, marker.stamp)
+            in_vain[name] = times_in_vain(state, marker, now)
     answered = run.answered | {name for name, reply in replies.items() if reply.connected}
     sees = tuple(name for name in cluster.peers if name in answered or name in state.sees)
     run = run._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
-    return state._replace(records=records, sees=sees), run
+    return state._replace(records=records, sees=sees, in_vain=in_vain), run
 
 
 def read_marker(cluster: Cluster, name: str, answer: Answer) -> Marker:
@@ -778,19 +829,32 @@ def read_marker(cluster: Cluster, name: str, answer: Answer) -> Marker:
     return parse_marker(cluster, name, answer)
 
 
-def newer_record(record: Record | None, marker: Marker, now: float) -> Record:
-    """The record after this marker. Raises `BadInput` for one that was replayed."""
-    if record is None:
-        return Record(marker.epoch, marker.stamp, now)
-    if marker.epoch in record.retired:
-        raise BadInput("its marker is of an earlier boot: replayed")
-    if marker.epoch != record.epoch:
-        return Record(marker.epoch, marker.stamp, now, (*record.retired[-7:], record.epoch))
-    if marker.stamp < record.stamp:
-        raise BadInput("its marker is older than one already seen: replayed")
-    if marker.stamp == record.stamp:
-        return record
-    return record._replace(stamp=marker.stamp, changed_seconds=now)
+def newer_records(
+    cluster: Cluster, known: Mapping[str, Record], marker: Marker, now: float
+) -> Mapping[str, Record]:
+    """A peer's records after this marker. Raises `BadInput` for one older than another seen.
+
+    Each boot's newest is kept for as long as one of its markers could count as fresh: no replay
+    of another boot makes this node forget it.
+    """
+    before = known.get(marker.epoch)
+    if before and marker.stamp <= before.stamp:
+        if marker.stamp < before.stamp:
+            raise BadInput("its marker is older than one already seen: replayed")
+        return known
+    horizon = now - cluster.times.fresh_seconds
+    recent = sorted((r.changed_seconds, e) for e, r in known.items() if r.changed_seconds > horizon)
+    kept = {epoch: known[epoch] for _, epoch in recent[-31:]}
+    return {**kept, marker.epoch: Record(marker.stamp, now)}
+
+
+def times_in_vain(state: State, marker: Marker, now: float) -> int:
+    """How often in a row our vote bound us until the next run to somebody who never served."""
+    times, vote = state.in_vain.get(marker.sender, 0), state.vote
+    if marker.active:
+        return 0
+    bound = vote and vote[:2] == (marker.sender, marker.epoch) and now < vote.until_seconds
+    return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
 class View(NamedTuple):
@@ -811,11 +875,17 @@ class View(NamedTuple):
 def view_of(
     cluster: Cluster, state: State, run: Run, now: float, *, probe_there: bool, stepped: bool
 ) -> View:
-    """The view of this moment: markers that have not changed for too long count as absent."""
+    """The view of this moment.
+
+    A marker counts as absent if it has not changed for too long, or does not answer a request of
+    this node's that is as new: so nothing that was recorded before speaks for a peer.
+    """
+    changed = {n: state.records[n][m.epoch].changed_seconds for n, m in run.markers.items()}
+    oldest = now - cluster.times.fresh_seconds
     fresh = {
         name: marker
         for name, marker in run.markers.items()
-        if now - state.records[name].changed_seconds <= cluster.times.fresh_seconds
+        if changed[name] >= oldest and heard_seconds(state, marker) >= oldest
     }
     live = frozenset(
         name
@@ -823,8 +893,13 @@ def view_of(
         if run.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and run.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    changed = {name: state.records[name].changed_seconds for name in fresh}
     return View(now, fresh, live, changed, probe_there, run.leaving, stepped, run.started_seconds)
+
+
+def heard_seconds(state: State, marker: Marker) -> float:
+    """The newest request of ours that the sender had read, as a moment of our boot clock."""
+    stamp = marker.heard.get(state.epoch)
+    return stamp / 1000 if type(stamp) is int else float("-inf")
 
 
 # ------------------------------------------------ decide: pure, section 3
@@ -856,31 +931,20 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     electors = sum(not m.holding for m in view.markers.values()) + (not state.holding(now))
     has_quorum = electors >= cluster.majority
     higher = higher_candidates(cluster, state, view)
-    barred = now < state.barred_until_seconds
-    rests = now < state.stands_from_seconds
     steps_down = state.active and (
-        bool(higher)
-        or view.leaving
-        or view.clock_stepped
-        or barred
-        or outvoted(cluster, state, view)
+        bool(higher) or view.leaving or view.clock_stepped or outvoted(cluster, state, view)
     )
-    wants = (
-        has_quorum
-        and not higher
-        and not view.leaving
-        and not steps_down
-        and not barred
-        and not rests
-    )
+    kept_back = view.leaving or steps_down or bool(rests(cluster, state, view))
+    wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(cluster, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
     state = count(cluster, state, view)
-    lease = lease_end_seconds(cluster, state)
-    fence = lease - times.margin_seconds
+    fence = lease_end_seconds(cluster, state) - times.margin_seconds
     drop, serve = False, None
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, release(state, now)._replace(active=False)
+        if has_quorum and not steps_down:
+            state = failed(state)
     elif wants and now < fence:
         serve = fence
     elif not state.active and state.grants and (not wants or asked_to_yield(cluster, view)):
@@ -892,9 +956,44 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     return decision._replace(settled=settled, reason=reason_of(cluster, decision, view))
 
 
+def failed(state: State) -> State:
+    """The state of a node that had votes and could not serve, or whose run never ended."""
+    return state._replace(failures=state.failures + 1, quorum_runs=0)
+
+
+def rests(cluster: Cluster, state: State, view: View) -> str:
+    """Why this node leaves the role to others, "" if it does not (section 11).
+
+    Who failed lately stands again after some good runs, and where nobody else does.
+    """
+    times, left = cluster.times, runs_to_prefer(state.failures) - state.quorum_runs
+    if state.active:
+        return ""
+    if times.end_seconds < times.period_seconds / 4:
+        return "began too late to stand in this run"
+    others = any(marker.candidate or marker.active for marker in view.markers.values())
+    if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
+        return ""
+    return f"failed lately, leaves the role to others for {left} good runs more"
+
+
+def preference(cluster: Cluster, state: State, view: View) -> tuple[str, ...]:
+    """The order of nodes as this one heeds it: who was voted for in vain comes last.
+
+    Until it shows as many good runs in a row as it takes (section 11).
+    """
+    last = {
+        name
+        for name, marker in view.markers.items()
+        if marker.quorum_runs < runs_to_prefer(state.in_vain.get(name, 0)) and not marker.active
+    }
+    return tuple(sorted(cluster.order, key=last.__contains__))
+
+
 def higher_candidates(cluster: Cluster, state: State, view: View) -> list[str]:
     """Candidates before me; while I am active only those that are ready to take over."""
-    before = cluster.order[: cluster.order.index(cluster.me)]
+    order = preference(cluster, state, view)
+    before = order[: order.index(cluster.me)]
     return [
         name
         for name in before
@@ -924,7 +1023,7 @@ def asked_to_yield(cluster: Cluster, view: View) -> bool:
 def claims(cluster: Cluster, state: State, view: View) -> dict[str, Claim]:
     """Who asks for votes now, most preferred first."""
     found = {}
-    for name in cluster.order:
+    for name in preference(cluster, state, view):
         marker = view.markers.get(name)
         if marker is not None and marker.candidate:
             found[name] = Claim(marker.epoch, marker.stamp, marker.active, is_ready(marker, view))
@@ -938,7 +1037,9 @@ def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | 
     """Rule Vote 1 to 3: the state with this node's promise, and whom it would rather vote for."""
     now, vote = view.now_seconds, state.vote
     if vote is not None and (now >= vote.until_seconds or is_released(cluster, state, view, vote)):
-        vote = None
+        # Another boot of the candidate gave that up, not the one that was voted for before.
+        earlier_until = vote.earlier_until_seconds
+        vote = vote._replace(until_seconds=earlier_until) if now < earlier_until else None
     state = state._replace(vote=vote)
     if state.holding(now):
         return state, None
@@ -956,8 +1057,11 @@ def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | 
     epoch, stamp = state.granted.get(choice, ("", 0))
     if epoch == claim.epoch and stamp >= claim.stamp:
         return state, None  # granted once: seeing it again extends nothing
-    promise = cluster.times.promise_seconds
-    vote = Vote(choice, claim.epoch, claim.stamp, now + promise, promise)
+    promise, earlier_until = cluster.times.promise_seconds, 0.0
+    if vote is not None:
+        same = vote.epoch == claim.epoch
+        earlier_until = vote.earlier_until_seconds if same else vote.until_seconds
+    vote = Vote(choice, claim.epoch, claim.stamp, now + promise, promise, earlier_until)
     granted = {**state.granted, choice: (claim.epoch, claim.stamp)}
     return state._replace(vote=vote, granted=granted), None
 
@@ -975,7 +1079,7 @@ def count(cluster: Cluster, state: State, view: View) -> State:
     grants = dict(state.grants)
     shown = {name: m.vote for name, m in view.markers.items() if m.vote is not None}
     if (own := state.vote) is not None:
-        shown[cluster.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds)
+        shown[cluster.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
         mine = vote.candidate == cluster.me and vote.epoch == state.epoch
         newest = grants.get(voter, (state.released, 0.0))[0]
@@ -1041,16 +1145,6 @@ def active_node(cluster: Cluster, state: State, view: View) -> str | None:
     return next((n for n in cluster.order if n in view.markers and view.markers[n].active), None)
 
 
-def kept_back(state: State, now: float) -> str:
-    """Why a node with a majority does not stand, "" if nothing keeps it back."""
-    if now < state.barred_until_seconds:
-        return "sees an older agent serve probe.html"
-    left_seconds = state.stands_from_seconds - now
-    return (
-        f"failed lately, does not stand for {left_seconds:.0f} s more" if left_seconds > 0 else ""
-    )
-
-
 def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
     """Why this node is what it is, in the words that the log has always used, and the votes."""
     state, me, now = decision.state, cluster.me, view.now_seconds
@@ -1060,8 +1154,8 @@ def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
         return f"Node {me} is leaving, set as passive"
     if not len(view.markers) + 1 >= cluster.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
-    if back := kept_back(state, now):
-        return f"Node {me} {back}, set as passive"
+    if not state.candidate and (why := rests(cluster, state, view)):
+        return f"Node {me} {why}, set as passive"
     if not state.candidate and decision.has_quorum:
         return f"Node {me} reachability reach quorum but not preferred, set as passive"
     promised = [
@@ -1145,21 +1239,27 @@ Steps = Generator[Effect, Moment, Outcome]
 def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = False) -> Steps:
     """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
 
-    A file that can't be written ends the run without the probe: the promises that others made to
-    this node run out by themselves.
+    What can't be done is tried again at the next poll: the fence that is armed already ends the
+    lease if it never can. Only a probe that can't be removed ends the run.
     """
-    last_stamps = {name: (r.epoch, r.stamp) for name, r in state.records.items()}
+    last_stamps = {
+        name: (epoch, record.stamp)
+        for name, epochs in state.records.items()
+        for epoch, record in list(epochs.items())[-1:]
+    }
     run = Run(start.boot_seconds, leaving, last_stamps=last_stamps)
     try:
         return (yield from _settle(cluster, state, run, start))
     except OSError as error:
-        outcome, _ = yield from _failed(cluster, state, run, error)
-        return outcome
+        yield Drop()
+        return Outcome(
+            state._replace(active=False), run, trouble_of(cluster, error, "set as passive")
+        )
 
 
 def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
     state, moment = yield from _begin(cluster, state, moment)
-    times, first = cluster.times, True
+    times, first, tries = cluster.times, True, 0
     slow = frozenset(cluster.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
         moment = yield Poll(first, frozenset(cluster.peers) - slow)
@@ -1168,57 +1268,39 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
         if asleep_seconds > times.timeout_seconds + times.poll_seconds:
             return (yield from _overslept(cluster, state, run, moment))
         slow = frozenset(cluster.peers) - {n for n, r in moment.value.items() if r.connected}
-        state, run = observe(cluster, state, run, moment.value, moment.boot_seconds)
-        state, stepped = note_wall_clock(state, moment)
-        view = view_of(
-            cluster,
-            state,
-            run,
-            moment.boot_seconds,
-            probe_there=moment.probe_there,
-            stepped=stepped,
-        )
-        decision = decide(cluster, state, view)
-        if decision.has_quorum and not run.had_quorum:
-            run = run._replace(had_quorum=True)
-            runs = decision.state.quorum_runs + 1
-            decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
-        try:
-            state = yield from _apply(cluster, decision)
-        except OSError as error:
-            return (yield from _gave_up(cluster, decision.state, run, error))
-        if decision.settled or moment.boot_seconds - run.started_seconds >= times.end_seconds:
-            run = run._replace(markers=view.markers)  # what was too old did not count
-            return (yield from _finish(cluster, state, run, decision))
+        decision, run = look(cluster, state, run, moment)
+        state, trouble = yield from _apply(cluster, decision, tries)
+        tries, reason = (tries + 1 if trouble else 0), decision.reason
+        if trouble:  # an active node keeps its probe, which the fence takes in time
+            then = "is active until its lease ends" if state.active else "set as passive"
+            reason = trouble_of(cluster, trouble, then)
+            logging.warning("%s; trying again", reason)
+        if moment.boot_seconds - run.started_seconds >= times.end_seconds or (
+            decision.settled and not tries
+        ):
+            return (yield from _finish(cluster, state, run, reason))
         yield Pause(times.poll_seconds)
 
 
-def _gave_up(cluster: Cluster, state: State, run: Run, error: OSError) -> Steps:
-    """Free the voters at the next run, and leave the role to others for a while.
-
-    Else a node that is elected but can't serve would keep everybody's promises for good.
-    """
-    outcome, moment = yield from _failed(cluster, state, run, error)
-    if not moment.value:
-        return outcome
-    now, times = moment.boot_seconds, cluster.times
-    state = release(outcome.state, now)._replace(
-        candidate=False, stands_from_seconds=now + REST_PERIODS * times.period_seconds
-    )
-    with contextlib.suppress(OSError):
-        yield Save(state)
-    return outcome._replace(state=state)
+def look(cluster: Cluster, state: State, run: Run, moment: Moment) -> tuple[Decision, Run]:
+    """What follows from the replies of one poll."""
+    now = moment.boot_seconds
+    state, run = observe(cluster, state, run, moment.value, now)
+    state, stepped = note_wall_clock(state, moment)
+    view = view_of(cluster, state, run, now, probe_there=moment.probe_there, stepped=stepped)
+    decision = decide(cluster, state, view)
+    if decision.has_quorum and not run.had_quorum:
+        runs = decision.state.quorum_runs + 1
+        decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
+    had_quorum = run.had_quorum or decision.has_quorum
+    return decision, run._replace(had_quorum=had_quorum, fresh=view.markers)
 
 
-def _failed(
-    cluster: Cluster, state: State, run: Run, error: OSError
-) -> Generator[Effect, Moment, tuple[Outcome, Moment]]:
-    """Drop the probe; how the run ended, and the moment that tells whether the probe is gone."""
-    moment = yield Drop()
+def trouble_of(cluster: Cluster, error: OSError, then: str) -> str:
+    """What could not be done, and what became of the role."""
     where = getattr(error, "filename", None)
-    reason = f"can't write {where}: {error.strerror}" if where else str(error)
-    state = state._replace(active=False)
-    return Outcome(state, run, f"Node {cluster.me} {reason}, set as passive"), moment
+    what = f"can't write {where}: {error.strerror}" if where else str(error)
+    return f"Node {cluster.me} {what}, {then}"
 
 
 def _begin(
@@ -1229,39 +1311,72 @@ def _begin(
     now = moment.boot_seconds
     late = now >= lease_end_seconds(cluster, state) - cluster.times.margin_seconds
     rightful = state.active and moment.probe_there and not late and not stepped
+    lost = state.active and not rightful and not stepped and state.quorum_runs > 0
     if (state.active or moment.probe_there) and not rightful:
         if not (yield Drop()).value:
             raise OSError("can't remove probe.html")
         if state.active:
             state = release(state, now)._replace(active=False)
-    state = state._replace(stamp=max(state.stamp, int(now * 1000)))
-    yield Save(state)
-    moment = yield Publish(markers_of(cluster, state, moment))
+    if lost or not state.finished:
+        state = failed(state)
+    stands = state.quorum_runs >= runs_to_prefer(state.failures)
+    state = state._replace(
+        stamp=max(state.stamp, int(now * 1000)),
+        candidate=state.candidate and (stands or state.active),
+        finished=False,
+    )
+    with contextlib.suppress(OSError):  # tried again after the first poll
+        yield Save(state)
+        moment = yield Publish(markers_of(cluster, state, moment))
     return state, moment
 
 
 def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
-    """The state with the distance of the two clocks, and whether it jumped since the last poll."""
-    offset = moment.wall_seconds - moment.boot_seconds
+    """The state with the distance of the two clocks, and whether it jumped since the last poll.
+
+    A time daemon may move it slowly, by up to a tenth of the time that passed (chrony: 83,333 ppm).
+    """
+    offset, now = moment.wall_seconds - moment.boot_seconds, moment.boot_seconds
     before = state.wall_offset_seconds
-    stepped = before is not None and abs(offset - before) > 1
+    allowed = max(1.0, 0.1 * (now - state.wall_read_seconds))
+    stepped = before is not None and abs(offset - before) > allowed
     if stepped:
         logging.warning("The wall clock was stepped by %.0f s", offset - (before or 0))
-    return state._replace(wall_offset_seconds=offset), stepped
+    return state._replace(wall_offset_seconds=offset, wall_read_seconds=now), stepped
 
 
-def _apply(cluster: Cluster, decision: Decision) -> Generator[Effect, Moment, State]:
-    """Drop, save, serve, publish: in this order, so that nothing is shown before it holds."""
+def _apply(
+    cluster: Cluster, decision: Decision, tries: int
+) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
+    """Drop, save, serve, publish: in this order, so that nothing is shown before it holds.
+
+    The state to go on with, and what could not be done; of that, nothing was published.
+    """
     state = decision.state
-    if decision.drop and not (yield Drop()).value:
+    try:
+        if decision.drop and not (yield Drop()).value:
+            raise OSError("can't remove probe.html")
+        moment = yield Save(state)
+        if decision.serve_until_seconds is not None:
+            moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
+            if bool(moment.value) != state.active:
+                state = state._replace(active=bool(moment.value))
+                moment = yield Save(state)
+        yield Publish(markers_of(cluster, state, moment))
+    except OSError as error:
+        if not state.active:
+            state = yield from _withdraw(decision, state, tries + 1)
+        return state, error
+    return state, None
+
+
+def _withdraw(decision: Decision, state: State, tries: int) -> Generator[Effect, Moment, State]:
+    """Remove what may be staged; elected in vain for long enough, free the voters at once."""
+    moment = yield Drop()
+    if not moment.value:
         raise OSError("can't remove probe.html")
-    moment = yield Save(state)
-    if decision.serve_until_seconds is not None:
-        moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
-        if bool(moment.value) != state.active:
-            state = state._replace(active=bool(moment.value))
-            moment = yield Save(state)
-    yield Publish(markers_of(cluster, state, moment))
+    if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
+        state = failed(release(state, moment.boot_seconds))._replace(candidate=False)
     return state
 
 
@@ -1276,16 +1391,36 @@ def _overslept(cluster: Cluster, state: State, run: Run, moment: Moment) -> Step
     return Outcome(state, run, f"Node {cluster.me} was stopped for a while, {then}")
 
 
-def _finish(cluster: Cluster, state: State, run: Run, decision: Decision) -> Steps:
+def _finish(cluster: Cluster, state: State, run: Run, reason: str) -> Steps:
     """Peers that answered nothing in the whole run lose their marker."""
+    run = run._replace(markers=run.fresh)  # what was too old did not count
     sees = tuple(name for name in cluster.peers if name in run.answered)
-    quorum_runs = state.quorum_runs if run.had_quorum else 0
-    role = "active" if state.active else "passive"
-    last = state._replace(sees=sees, quorum_runs=quorum_runs, role=role)
-    moment = yield Save(last)
-    if (sees, quorum_runs) != (state.sees, state.quorum_runs):
-        yield Publish(markers_of(cluster, last, moment))
-    return Outcome(last, run, decision.reason)
+    last = state._replace(sees=sees, finished=True)
+    try:
+        if state.failures and run.had_quorum and not state.active:
+            yield from _rehearse()
+        if not run.had_quorum:
+            last = last._replace(quorum_runs=0)
+        elif state.active:
+            last = last._replace(failures=max(0, state.failures - 1))
+        moment = yield Save(last)
+        if (last.sees, last.quorum_runs) != (state.sees, state.quorum_runs):
+            yield Publish(markers_of(cluster, last, moment))
+    except OSError as error:  # to the next run this one never ended
+        logging.warning("%s", trouble_of(cluster, error, "the run ends"))
+        return Outcome(state, run, reason)
+    return Outcome(last, run, reason)
+
+
+def _rehearse() -> Generator[Effect, Moment, None]:
+    """Arm a fence as if to serve: a node that failed is well only when it can do that.
+
+    For a moment within this second of the wall clock, so that Apache refuses every probe.
+    """
+    moment = yield Pause(0)
+    left_seconds = 0.9 * (1 - moment.wall_seconds % 1)
+    yield Serve(moment.boot_seconds + left_seconds, commit=False)
+    yield Drop()
 
 
 def markers_of(cluster: Cluster, state: State, moment: Moment) -> dict[str, Marker | None]:
@@ -1306,11 +1441,16 @@ def markers_of(cluster: Cluster, state: State, moment: Moment) -> dict[str, Mark
         released=state.released,
         active=state.active,
         yields_to=state.yields_to,
+        heard={},
         generation=cluster.generation,
         at=utc(moment.wall_seconds),
     )
     return {
-        name: marker._replace(receiver=name) if name in state.sees else None
+        name: marker._replace(
+            receiver=name, heard={e: r.stamp for e, r in state.records.get(name, {}).items()}
+        )
+        if name in state.sees
+        else None
         for name in cluster.peers
     }
 
@@ -1513,11 +1653,7 @@ class Machine:
             marker = fetch(session, f"{url}/{me}.html", timeout_seconds=patience)
             if marker.status not in (200, 404):
                 return Reply(connected=False, why=f"status {marker.status}")
-            older = marker.status == 200 and MARKER_OPEN.encode() not in marker.body
-            probe = fetch(session, f"{url}/probe.html", timeout_seconds=patience) if older else None
-            return Reply(
-                connected=True, marker=marker, serves_probe=bool(probe and probe.status == 200)
-            )
+            return Reply(connected=True, marker=marker)
 
         return ask
 
@@ -1684,12 +1820,13 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     machine = Machine(cluster, addresses, paths)
     start = machine.moment()
     state = load_state(paths, times, start.boot_seconds)
+    keep_promised(paths, state, times, start.boot_seconds)
     # The unit's time limit counts from the beginning, not from the first poll.
     left_seconds = started_seconds + times.end_seconds - start.boot_seconds
     in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
     outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
-    report(paths, identity, machine, state.role, outcome)
+    report(paths, identity, machine, outcome)
     if not updated:
         left_seconds = started_seconds + times.end_seconds - boot_seconds()
         take_update(ahead, paths, min(2.0, left_seconds))
@@ -1763,7 +1900,7 @@ def status_of(
     times, boot = cluster.times, now.boot_seconds
     vote = state.vote if state.vote and boot < state.vote.until_seconds else None
     lease = lease_end_seconds(cluster, state) - boot
-    hold = max(state.hold_until_seconds, state.barred_until_seconds) - boot
+    hold = state.hold_until_seconds - boot
     shown = {name: marker.vote for name, marker in run.markers.items()}
     return {
         "node": cluster.me,
@@ -1793,19 +1930,24 @@ def status_of(
     }
 
 
-def report(
-    paths: Paths, identity: Identity, machine: Machine, role_before: str, outcome: Outcome
-) -> None:
-    """status.json, and one line in the journal; a WARNING when the role changed."""
+def report(paths: Paths, identity: Identity, machine: Machine, outcome: Outcome) -> None:
+    """status.json, and what `tell_role` tells."""
     status = status_of(identity, machine, outcome, machine.moment())
     try:
         write_atomic(paths.status, json.dumps(status))
     except OSError as error:
         logging.error("Can't write %s: %s", paths.status, error.strerror)
-    changed = status["role"] != role_before
-    if changed:
-        logging.warning("Role changed from %s to %s", role_before, status["role"])
-    tell_journal(f"{status['role']}: {outcome.reason}", warning=changed)
+    tell_role(paths, status["role"], outcome.reason)
+
+
+def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) -> None:
+    """One line in the journal; a WARNING when the role is not the one reported last."""
+    before = read_json(paths.role) or "passive"
+    if role != before:
+        logging.warning("Role changed from %s to %s", before, role)
+        with contextlib.suppress(OSError):
+            write_atomic(paths.role, json.dumps(role))
+    tell_journal(f"{role}: {reason}", warning=warning or role != before)
 
 
 def tell_journal(sentence: str, *, warning: bool = False) -> None:
@@ -1970,7 +2112,7 @@ def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
         return code
     logging.error("%s, set as passive", reason)
     drop_probe(paths)
-    tell_journal(f"passive: {reason}", warning=True)
+    tell_role(paths, "passive", reason, warning=True)
     return code
 
 

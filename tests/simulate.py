@@ -124,7 +124,6 @@ class Simulation:
         self.clusters = {
             name: agent.Cluster(name, self.order, KEY, self.times) for name in self.order
         }
-        self.older: set[str] = set()  # nodes that still run an agent without votes
         self.left: set[str] = set()
         self.leaving: set[str] = set()  # the next run hands over, and is the last
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
@@ -228,11 +227,6 @@ class Simulation:
         node.steps = None
         node.lines = {}
 
-    def update_agent(self, name: str) -> None:
-        """The agent without votes makes room for this one, which knows no promise of this boot."""
-        self.older.discard(name)
-        self.lose_state(name)
-
     def lose_state(self, name: str) -> None:
         """/run/bootstrap/state.json vanishes without a reboot."""
         self.nodes[name].state = None
@@ -272,13 +266,10 @@ class Simulation:
         self.at(self.now + self.world.period_seconds / 40, self._sample)
 
     def note_served(self, node: Node) -> None:
-        """Check the rule whenever a node may have begun to answer 200. Raises `TwoActive`.
-
-        An agent without votes keeps no rule: one of its kind may be active beside anybody.
-        """
-        if not self.served(node) or node.name in self.older:
+        """Check the rule whenever a node may have begun to answer 200. Raises `TwoActive`."""
+        if not self.served(node):
             return
-        others = [name for name in self.active() if name != node.name and name not in self.older]
+        others = [name for name in self.active() if name != node.name]
         if others:
             self.double.append((self.now, node.name, others[0]))
             raise TwoActive(f"{node.name} and {others[0]} are active at {self.now:.3f} s")
@@ -297,9 +288,6 @@ class Simulation:
     def _tick(self, name: str) -> None:
         node = self.nodes[name]
         if not node.up or node.frozen or node.hung or node.steps is not None:
-            return
-        if name in self.older:
-            self._older_run(node)
             return
         if name in self.left:
             return
@@ -320,18 +308,6 @@ class Simulation:
         run_id = node.run_id
         self.at(self.now + limit, lambda: self._time_limit(node, run_id))
         self._step(node, lambda: next(node.steps))
-
-    def _older_run(self, node: Node) -> None:
-        """The rule without votes: a majority that I see and that sees me, and I am the first."""
-        node.markers = {p: "seen" for p in self.order if p != node.name and self._hears(node, p)}
-        mutual = {p for p in node.markers if node.name in self.nodes[p].markers} | {node.name}
-        first = next(name for name in self.order if name in mutual)
-        node.probe = len(mutual) > len(self.order) // 2 and first == node.name
-        node.lease_until = float("inf")  # its Apache knows no limit
-
-    def _hears(self, node: Node, peer: str) -> bool:
-        target = self.nodes[peer]
-        return (node.name, peer) not in self.cuts and target.up and target.apache
 
     def _time_limit(self, node: Node, run_id: int) -> None:
         """systemd kills a run at the time limit of its unit, a hung one too."""
@@ -477,8 +453,7 @@ class Simulation:
                 when, answer = self.now + back, self._refused
             else:
                 content = target.markers.get(node.name)
-                older = peer in self.older and self.served(target)
-                when, answer = self.now + back, lambda: self._reply_of(content, serves_probe=older)
+                when, answer = self.now + back, lambda: self._reply_of(content)
             goes_on = page and not silent and target.apache
 
             def arrived() -> None:
@@ -499,11 +474,11 @@ class Simulation:
             node.poll.replies[peer] = reply
             self._poll_answered(node, node.poll)
 
-    def _reply_of(self, content: str | None, *, serves_probe: bool) -> Any:
+    def _reply_of(self, content: str | None) -> Any:
         answer = self.agent.Answer(
             404 if content is None else 200, (content or "").encode(), {}, True
         )
-        return self.agent.Reply(True, answer, serves_probe)
+        return self.agent.Reply(True, answer)
 
     def _refused(self) -> Any:
         return self.agent.Reply(False, why="no connection")

@@ -184,64 +184,6 @@ def test_a_planned_stop_hands_over_within_one_tick() -> None:
     assert simulation.elections[-1][0] - simulation.losses[-1][0] < 4
 
 
-# ------------------------------------------------ beside an agent without votes
-
-
-def update_all(seed: int, order: tuple[str, ...], agent: Any = AGENT) -> tuple[int, float]:
-    """Update a cluster of agents without votes, node after node, each when the one before has run
-    twice: at most how many nodes were active at a time, and for how many seconds nobody was.
-    """
-    simulation = Simulation(CALM, seed, agent)
-    simulation.older = set(simulation.order)
-    simulation.run_for(61)
-    assert simulation.active() == ["node1"]
-    most, without = 0, 0.0
-    for name in order:
-        simulation.run_for(simulation.random.uniform(40, 60))
-        simulation.update_agent(name)
-        for _ in range(400):
-            simulation.run_for(0.25)
-            most = max(most, len(simulation.active()))
-            without += 0.25 * (not simulation.active())
-    assert simulation.active() == ["node1"]
-    assert simulation.older == set()
-    return most, without
-
-
-@pytest.mark.parametrize("seed", range(1, 21))
-def test_an_update_from_the_least_preferred_node_on_never_has_two_active(seed: int) -> None:
-    most, without = update_all(seed, ("node3", "node2", "node1"))
-    assert most == 1
-    assert without <= 35
-
-
-def test_an_agent_that_heeds_no_older_one_would_be_active_beside_it() -> None:
-    heedless = load_agent(("state = state._replace(barred_until_seconds=until)", "pass"))
-    assert update_all(1, ("node3", "node2", "node1"), heedless)[0] == 2
-
-
-def test_the_other_order_leaves_the_cluster_without_an_active_node_for_minutes() -> None:
-    """What the README warns of; and that the count of seconds above can count."""
-    most, without = update_all(1, ("node1", "node2", "node3"))
-    assert most == 1
-    assert without > 90
-
-
-@pytest.mark.parametrize("older", [{"node1"}, {"node2"}, {"node3"}, {"node1", "node3"}])
-def test_beside_agents_without_votes_at_most_one_of_the_others_is_active(older: set[str]) -> None:
-    for seed in range(1, 6):
-        simulation = Simulation(World(nodes=5), seed, AGENT)
-        simulation.older = set(older)
-        simulation.crash("node1")  # an older one that is active keeps all others from standing
-        simulation.run_for(300)
-        assert simulation.elections or "node2" in older
-        simulation.boot("node1")
-        faults = Faults(simulation, every_seconds=25)
-        faults.start()
-        simulation.run_for(1500)  # raises `TwoActive`
-        assert simulation.elections, "none of the others was ever active"
-
-
 # ------------------------------------------------ mutations: each rule, broken, must show
 
 
@@ -255,6 +197,21 @@ def voters_reboot_while_node1_is_cut_off(agent: Any, seed: int) -> None:
     simulation.run_for(60)
 
 
+def node1_hangs_before_it_reads_its_votes_and_is_then_cut_off(agent: Any, seed: int) -> None:
+    """The votes are five seconds old when it counts them; their promises began long before."""
+    simulation = started(agent, seed=seed)
+    simulation.run_until(9 * simulation.world.period_seconds)
+    while simulation.nodes["node1"].state.finished:
+        simulation.run_for(0.001)
+    simulation.run_for(0.01)
+    simulation.hang("node1")
+    simulation.run_for(5)
+    simulation.thaw("node1")
+    simulation.run_for(1)
+    isolate(simulation, "node1")
+    simulation.run_for(60)
+
+
 def chance(agent: Any, seed: int) -> None:
     """Random faults."""
     raise NotImplementedError
@@ -262,14 +219,14 @@ def chance(agent: Any, seed: int) -> None:
 
 VOTE_UNBOUND = (
     "    if (own := state.vote) is not None:\n        shown[cluster.me] = "
-    "Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds)"
+    "Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)"
 )
 MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
     "no hold after boot": (
         voters_reboot_while_node1_is_cut_off,
         (
             (
-                "hold_until_seconds=since_seconds + times.promise_seconds",
+                "hold_until_seconds=since_seconds + hold_seconds",
                 "hold_until_seconds=since_seconds",
             ),
         ),
@@ -284,7 +241,7 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
         ),
     ),
     "the lease counted from the read": (
-        chance,
+        node1_hangs_before_it_reads_its_votes_and_is_then_cut_off,
         (
             (
                 "grants[voter] = (vote.stamp, vote.promise_seconds)",
@@ -300,12 +257,12 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
         chance,
         (
             (
-                "    if decision.drop and not (yield Drop()).value:",
-                "    if decision.drop:\n"
-                "        moment = Moment(0.0, 0.0, False)\n"
-                "        yield Publish(markers_of(cluster, state, moment))\n"
-                "        yield Pause(1.0)\n"
-                "    if decision.drop and not (yield Drop()).value:",
+                "        if decision.drop and not (yield Drop()).value:",
+                "        if decision.drop:\n"
+                "            moment = Moment(0.0, 0.0, False)\n"
+                "            yield Publish(markers_of(cluster, state, moment))\n"
+                "            yield Pause(1.0)\n"
+                "        if decision.drop and not (yield Drop()).value:",
             ),
         ),
     ),
@@ -315,7 +272,7 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
             (
                 VOTE_UNBOUND,
                 "    if state.candidate:\n        shown[cluster.me] = Grant("
-                "cluster.me, state.epoch, state.stamp, cluster.times.promise_seconds)",
+                "cluster.me, state.epoch, state.stamp, cluster.times.promise_seconds, 0.0)",
             ),
         ),
     ),
