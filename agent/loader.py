@@ -1888,7 +1888,7 @@ def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
             "Both %s and %s can see each other, add remote public IP to reachable list", me, name
         )
     else:
-        why = run.notes.get(name) or "its marker is too old"
+        why = run.notes.get(name) or "its marker is too old, or answers none of our requests yet"
         logging.warning("Not confirmed that %s can see %s: %s", address, me, why)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.simulate import Faults, Simulation, TwoActive, World, load_agent, simulate, simulate_many
+from tests.simulate import Simulation, TwoActive, World, load_agent, simulate, simulate_many
 
 Mutations = tuple[tuple[str, str], ...]
 AGENT = load_agent()

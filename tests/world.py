@@ -290,7 +290,8 @@ class World:
         return found._replace(**changes)
 
     def marker(self, peer: str, **fields: Any) -> loader.Marker:
-        """A marker of the peer about this node, written now; it votes for nobody."""
+        """A marker of the peer about this node, written now by one that has read this node's."""
+        shown = self.shown_to(peer)
         plain = loader.Marker(
             sender=peer,
             receiver=self.me,
@@ -303,6 +304,9 @@ class World:
             released=0,
             active=False,
             yields_to=None,
+            heard={shown.epoch: shown.stamp} if shown else {},
+            generation="",
+            at="",
         )
         return plain._replace(**fields)
 
@@ -324,7 +328,7 @@ class World:
         shown = self.shown_to(peer)
         if shown is None or not shown.candidate:
             return None
-        return loader.Grant(self.me, shown.epoch, shown.stamp, self.times.promise_seconds)
+        return loader.Grant(self.me, shown.epoch, shown.stamp, self.times.promise_seconds, 1.0)
 
     def votes(self, peer: str, **changes: Any) -> None:
         """The peer is up, sees this node and grants each of its requests."""
@@ -383,7 +387,7 @@ class World:
             quorum_runs=2,
             sees=tuple(self.peers),
             wall_offset_seconds=time.time() - now,
-            role="active",
+            wall_read_seconds=now,
         )
         moment = loader.Moment(now, time.time(), probe_there=True)
         for name, marker in loader.markers_of(self.cluster(self.me), state, moment).items():
@@ -395,13 +399,15 @@ class World:
         self.paths.state.write_text(json.dumps(state._asdict()))
         self.paths.identity.write_text(json.dumps(identity._asdict()))
         self.paths.probe.touch()
+        self.paths.role.write_text('"active"')
         self.paths.booted.unlink()
 
     def saw_its_peers(self) -> None:
         """The node's files as a run leaves them that saw every peer, and no vote."""
         self.was_active()
         self.paths.probe.unlink()
-        self.change_state(active=False, grants={}, vote=None, role="passive")
+        self.paths.role.unlink()
+        self.change_state(active=False, grants={}, vote=None)
 
     # -- what came of it
 
@@ -421,6 +427,9 @@ class World:
 
     def systemd_fails(self) -> None:
         Path(f"{self.busctl}.fails").touch()
+
+    def systemd_works(self) -> None:
+        Path(f"{self.busctl}.fails").unlink()
 
     @property
     def active(self) -> bool:
