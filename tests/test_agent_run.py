@@ -624,6 +624,18 @@ def test_votes_that_are_not_right_never_make_a_node_active(world: World, case: s
     assert ran.seconds < world.period
 
 
+@pytest.mark.parametrize("status", [200, 204, 301, 401, 503])
+def test_whatever_answers_the_same_to_everything_at_a_peers_address_counts_as_absent(
+    world: World, status: int
+) -> None:
+    """A catch-all application, a captive portal, a redirect to HTTPS: nobody signed that."""
+    for path in ("/", "/node1.html", "/probe.html"):
+        world.page("node3", path, Page("<h1>Welcome</h1>", status, {"Location": "https://x/"}))
+    ran = world.run()
+    assert (ran.code, world.active) == (0, True)
+    assert world.status()["reachable"] == ["node1", "node2"]
+
+
 def test_a_marker_replayed_from_an_earlier_stamp_counts_as_absent(world: World) -> None:
     world.run()
     earlier = world.signed(world.marker("node3"))

@@ -213,8 +213,10 @@ def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: Cluster) -> N
     cluster.shell("node3", "systemctl", "stop", "loader.timer", "loader.service")
     epoch = cluster.epoch("node2")
     stranger = Members("node3", tuple(cluster.nodes), bytes(32), cluster.times)
-    vote = Grant("node2", epoch, 1 << 60, 3600.0)
-    forged = Marker("node3", "node2", "0" * 16, 1, False, 9, False, vote, 0, False, None)
+    vote = Grant("node2", epoch, 1 << 60, 3600.0, 3600.0)
+    forged = Marker(
+        "node3", "node2", "0" * 16, 1, False, 9, False, vote, 0, False, None, {}, "", ""
+    )
     html = cluster.root("node3") / "var/www/html"
     for name in ("node1", "node2"):
         (html / f"{name}.html").write_text(format_marker(stranger, forged._replace(receiver=name)))
