@@ -404,12 +404,14 @@ def ask_metadata(session: requests.Session, path: str, version: str, timeout_sec
     """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
     url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
     answer = fetch(
-        session, url, timeout_seconds=timeout_seconds, limit_bytes=65536, headers=headers
+        session, url, timeout_seconds=timeout_seconds, limit_bytes=1 << 20, headers=headers
     )
     if answer.status == 404:
         return None
     if answer.status != 200:
         raise Unanswered(f"status {answer.status}")
+    if not answer.whole:  # userData of 64 KB is 87 KB in base64, and 50 tags are told twice
+        raise Unanswered("an answer of more than 1 MB")
     try:
         return json.loads(answer.body)
     except (ValueError, RecursionError) as error:

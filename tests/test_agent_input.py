@@ -1,6 +1,7 @@
 """What the agent is told, right and wrong: settings, nodes, key, metadata; and its own form."""
 
 import ast
+import base64
 import json
 import sys
 from collections.abc import Iterator
@@ -298,6 +299,20 @@ def test_both_metadata_services_are_asked_as_azure_wants_it() -> None:
     assert all("X-Forwarded-For" not in call.request.headers for call in responses.calls)
 
 
+@responses.activate
+def test_an_answer_as_large_as_azure_can_send_is_read_whole() -> None:
+    user_data = base64.b64encode(bytes(64 << 10)).decode()
+    tags = [{"name": "n" * 512, "value": "v" * 256}] * 50
+    compute = INSTANCE["compute"] | {
+        "userData": user_data,
+        "tags": ";".join(f"{tag['name']}:{tag['value']}" for tag in tags),
+        "tagsList": tags,
+    }
+    responses.get(INSTANCE_URL, json=INSTANCE | {"compute": compute})
+    responses.get(BALANCER_URL, json=balancer("10.0.0.4", "198.51.100.4"))
+    assert loader.ask_identity(loader.new_session()).name == "node1"
+
+
 PUBLIC_ADDRESSES = {
     "another node's": ({"json": balancer("10.0.0.5", "198.51.100.5")}, ""),
     "in no pool": ({"status": 404}, ""),
@@ -333,6 +348,7 @@ NO_IDENTITY = {
     "moved": ({"status": 302, "headers": {"Location": "http://example.com/"}}, "status 302"),
     "not found": ({"status": 404}, "no name or no private address in it"),
     "garbage": ({"body": "<html>"}, "not JSON"),
+    "endless": ({"json": {"userData": "x" * (1 << 20)}}, "an answer of more than 1 MB"),
     "a list": ({"body": "[]"}, "no name or no private address in it"),
     "no name": (instance(zone="1"), "no name or no private address in it"),
     "no interface": ({"json": INSTANCE | {"network": {"interface": []}}}, "no private address"),

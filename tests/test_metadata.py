@@ -1,6 +1,7 @@
 """The lab's metadata service is as strict as Azure's: asked over loopback, no root needed."""
 
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from itertools import count
@@ -49,6 +50,11 @@ def test_each_node_learns_its_own_name_and_private_address(port: int) -> None:
         address = found["network"]["interface"][0]["ipv4"]["ipAddress"][0]
         assert (status, found["compute"]["name"]) == (200, node.name)
         assert address == {"privateIpAddress": node.private_ip, "publicIpAddress": ""}
+
+
+def test_an_answer_is_as_large_as_azures_can_be_with_user_data(port: int) -> None:
+    _, found = ask(port, f"/metadata/instance?{VERSION}")
+    assert len(b64decode(found["compute"]["userData"])) == 64 * 1024
 
 
 def test_the_public_address_is_the_load_balancers_to_tell(port: int) -> None:

@@ -4,6 +4,7 @@ It answers by the caller's address. Sources: learn.microsoft.com/azure/virtual-m
 instance-metadata-service and /azure/load-balancer/howto-load-balancer-imds.
 """
 
+import base64
 import json
 import time
 import uuid
@@ -28,6 +29,11 @@ VERSIONS = [
     *("2024-03-15", "2024-07-17", "2025-04-07"),
 ]
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
+USER_DATA = base64.b64encode(bytes(64 << 10)).decode()
+"""As large as Azure takes it: who reads less of the answer than Azure may send learns nothing here.
+
+https://learn.microsoft.com/azure/virtual-machines/user-data
+"""
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -96,7 +102,7 @@ def compute(plan: Plan, node: Node) -> dict[str, Any]:
         "subscriptionId": SUBSCRIPTION,
         "tags": "",
         "tagsList": [],
-        "userData": "",
+        "userData": USER_DATA,
         "version": version,
         "vmId": str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{node.name}.{plan.name}.lab")),
         "vmScaleSetName": "",
