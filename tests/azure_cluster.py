@@ -1,18 +1,33 @@
-"""What the tests of `deploy azure` share: an operator with a fake of their own, and snapshots."""
+"""What the tests of `deploy azure` share: an operator with a fake, its requests, and snapshots."""
 
 import base64
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.fake_azure.azure import FakeAzure
+import requests
+
+from deploy.azure.compare import merged
+from deploy.azure.resources import Body, Resource, Scope, custom_data, resources
+from deploy.plan import make_plan
+from tests.fake_azure.azure import SUBSCRIPTION, FakeAzure
 from tests.fake_azure.model import Request
-from tests.fake_azure.operator import NAME, Operator
-from tests.fake_azure.server import fake_azure
+from tests.fake_azure.operator import NAME, SSH_KEY, Operator
+from tests.fake_azure.routes import routes
+from tests.fake_azure.server import TOKEN, fake_azure
 
 MUTATIONS = ("PUT", "DELETE", "PATCH", "POST")
+SCOPE = Scope(SUBSCRIPTION, NAME)
+NETWORK, ADDRESS, FIREWALL = "network network", "public address node1PublicIp", "firewall node1-nsg"
+BALANCER, NIC, VM = (
+    "load balancer loadBalancer",
+    "network interface node1-nic",
+    "virtual machine node1",
+)
+ACCOUNT = f"storage account {SCOPE.storage_account()}"
 
 
 @contextmanager
@@ -55,3 +70,39 @@ def decoded(value: Any) -> Any:
             for key, inner in value.items()
         }
     return [decoded(inner) for inner in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------- single requests
+
+
+def wanted(key: str) -> Resource:
+    """A resource of the plan, as `up` would create it."""
+    return {r.key: r for r in resources(make_plan(3, name=NAME), SCOPE, SSH_KEY)}[key]
+
+
+def creation(key: str) -> Body:
+    """The body that creates it."""
+    body: Body = merged(wanted(key).at_creation, wanted(key).body)
+    if key == VM:
+        body = merged(custom_data("#cloud-config"), body)
+    return copy.deepcopy(body)
+
+
+def send(operator: Operator, method: str, path: str, body: object = None, version: str = "") -> Any:
+    """A request with the version that the path's operation has."""
+    known = (r.api_version for r in routes() if r.method == method and r.path.match(path))
+    return requests.request(
+        method,
+        operator.azure.url + path,
+        params={"api-version": version or next(known)},
+        json=body,
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        verify=str(operator.certificate),
+        timeout=10,
+    )
+
+
+def code(answer: requests.Response) -> str:
+    """Azure's code of a refusal."""
+    assert answer.status_code >= 400, answer.text
+    return str(answer.json()["error"]["code"])

@@ -1,7 +1,6 @@
 """The fake of Azure refuses what Azure refuses: else tests that pass with it would say little."""
 
 import base64
-import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,56 +11,25 @@ import requests
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
-from deploy.azure.compare import merged
-from deploy.azure.resources import Body, Resource, Scope, custom_data, resources
-from deploy.plan import make_plan
-from tests.azure_cluster import an_operator, made
-from tests.fake_azure.azure import SUBSCRIPTION
-from tests.fake_azure.operator import NAME, SSH_KEY, Operator
-from tests.fake_azure.routes import routes
-from tests.fake_azure.server import TOKEN
-
-SCOPE = Scope(SUBSCRIPTION, NAME)
-NETWORK, ADDRESS, FIREWALL = "network network", "public address node1PublicIp", "firewall node1-nsg"
-BALANCER, NIC, VM = (
-    "load balancer loadBalancer",
-    "network interface node1-nic",
-    "virtual machine node1",
+from deploy.azure.resources import Body, Scope
+from tests.azure_cluster import (
+    ACCOUNT,
+    ADDRESS,
+    BALANCER,
+    FIREWALL,
+    NETWORK,
+    NIC,
+    SCOPE,
+    VM,
+    an_operator,
+    code,
+    creation,
+    made,
+    send,
+    wanted,
 )
-ACCOUNT = f"storage account {SCOPE.storage_account()}"
-
-
-def wanted(key: str) -> Resource:
-    """A resource of the plan, as `up` would create it."""
-    return {r.key: r for r in resources(make_plan(3, name=NAME), SCOPE, SSH_KEY)}[key]
-
-
-def creation(key: str) -> Body:
-    """The body that creates it."""
-    body: Body = merged(wanted(key).at_creation, wanted(key).body)
-    if key == VM:
-        body = merged(custom_data("#cloud-config"), body)
-    return copy.deepcopy(body)
-
-
-def send(operator: Operator, method: str, path: str, body: object = None, version: str = "") -> Any:
-    """A request with the version that the path's operation has."""
-    known = (r.api_version for r in routes() if r.method == method and r.path.match(path))
-    return requests.request(
-        method,
-        operator.azure.url + path,
-        params={"api-version": version or next(known)},
-        json=body,
-        headers={"Authorization": f"Bearer {TOKEN}"},
-        verify=str(operator.certificate),
-        timeout=10,
-    )
-
-
-def code(answer: requests.Response) -> str:
-    """Azure's code of a refusal."""
-    assert answer.status_code >= 400, answer.text
-    return str(answer.json()["error"]["code"])
+from tests.fake_azure.azure import SUBSCRIPTION
+from tests.fake_azure.operator import NAME, Operator
 
 
 def at(body: Any, *path: str | int) -> Any:
@@ -144,7 +112,7 @@ REFUSED = [
         breaks("properties", "storageProfile", "imageReference", offer="none"),
         "PlatformImageNotFound",
     ),
-    (ACCOUNT, breaks(kind="Storage"), "InvalidValuesForParams"),
+    (ACCOUNT, breaks(kind="Storage"), "InvalidValuesForRequestParameters"),
     (ACCOUNT, without(key="sku"), "InvalidRequestContent"),
 ]
 
@@ -175,14 +143,14 @@ def test_a_body_that_azure_would_refuse_is_refused(
 
 def test_what_is_in_use_is_not_deleted(operator: Operator) -> None:
     made(operator)
-    for kind, name in (
-        ("network interface", "node1-nic"),
-        ("public address", "node1PublicIp"),
-        ("firewall", "node1-nsg"),
-        ("network", "network"),
-        ("load balancer", "loadBalancer"),
+    for kind, name, refusal in (
+        ("network interface", "node1-nic", "NicInUse"),
+        ("public address", "node1PublicIp", "PublicIPAddressCannotBeDeleted"),
+        ("firewall", "node1-nsg", "InUseNetworkSecurityGroupCannotBeDeleted"),
+        ("network", "network", "InUseSubnetCannotBeDeleted"),
+        ("load balancer", "loadBalancer", "InUse"),
     ):
-        assert code(send(operator, "DELETE", SCOPE.id_of(kind, name))) == "InUse"
+        assert code(send(operator, "DELETE", SCOPE.id_of(kind, name))) == refusal
     assert send(operator, "DELETE", SCOPE.id_of("virtual machine", "node1")).status_code == 202
 
 

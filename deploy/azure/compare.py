@@ -8,8 +8,15 @@ from typing import Any
 
 from deploy.plan import RULE_NAMES
 
-SOURCES = ("sourceAddressPrefix", "sourceAddressPrefixes")
-"""A security rule has one of them; stating one empties the other."""
+SYNONYMS = {
+    "addressPrefix": "addressPrefixes",
+    "backendAddressPool": "backendAddressPools",
+    "destinationAddressPrefix": "destinationAddressPrefixes",
+    "destinationPortRange": "destinationPortRanges",
+    "sourceAddressPrefix": "sourceAddressPrefixes",
+    "sourcePortRange": "sourcePortRanges",
+}
+"""Two names of one value, which Azure refuses where they disagree: stating one drops the other."""
 
 
 def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
@@ -48,7 +55,12 @@ def path_to(path: str, key: str) -> str:
 def merged(wanted: Any, found: Any) -> Any:
     """`found` with every value that is wanted, and everything else as it was."""
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        stale = SOURCES if wanted.keys() & set(SOURCES) else ()
+        stale = {
+            other
+            for pair in SYNONYMS.items()
+            for name, other in (pair, pair[::-1])
+            if name in wanted
+        }
         kept = {key: value for key, value in found.items() if key not in stale}
         return {**kept, **{key: merged(value, found.get(key)) for key, value in wanted.items()}}
     if isinstance(wanted, list) and wanted and isinstance(wanted[0], Mapping):

@@ -14,10 +14,20 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tests.fake_azure.blobs import Account
-from tests.fake_azure.model import Answer, Body, Fault, Log, Operation, Refused, Request
+from tests.fake_azure.model import (
+    Answer,
+    Body,
+    Fault,
+    Log,
+    Operation,
+    Refused,
+    Request,
+    is_poll,
+)
 from tests.fake_azure.routes import Route, routes
-from tests.fake_azure.rules import NAMES, RULES, references, refuse
-from tests.fake_azure.schemas import validator
+from tests.fake_azure.rules import NAMES, RULES, references, refuse, retryable
+from tests.fake_azure.schemas import validator, writable
+from tests.fake_azure.shapes import WHEN, completed, guid, shown
 
 SUBSCRIPTION = "11111111-2222-3333-4444-555555555555"
 TENANT = "66666666-7777-8888-9999-000000000000"
@@ -30,8 +40,31 @@ SIZES = {
     "Standard_D2s_v5": ALL_ZONES,
     "Standard_M8ms": ["1", "3"],
 }
-OPERATIONS_PATH = f"/subscriptions/{SUBSCRIPTION}/providers/{{}}/locations/westeurope/operations/"
-VOLATILE = frozenset({"etag", "vmId"})
+VOLATILE = frozenset({"etag"})
+IN_FLUX = ("Creating", "Updating", "Deleting")
+BEGUN = {"Retry-After": "1"}
+"""Of the answer that begins an operation, in whole seconds; nobody waits for these."""
+GATEWAY = {"X-Ms-Failure-Cause": "gateway"}
+
+LOCATION = "providers/{}/locations/westeurope"
+STATUS, RESULT = "Azure-AsyncOperation", "Location"
+PLACES = {
+    ("Microsoft.Network", STATUS): f"{LOCATION}/operations/{{}}?",
+    ("Microsoft.Network", RESULT): f"{LOCATION}/operationResults/{{}}?",
+    ("Microsoft.Compute", STATUS): f"{LOCATION}/operations/{{}}?p=1&",
+    ("Microsoft.Compute", RESULT): f"{LOCATION}/operations/{{}}?p=1&monitor=true&",
+    ("Microsoft.Storage", RESULT): f"{LOCATION}/asyncoperations/{{}}?monitor=true&",
+    ("Microsoft.Resources", RESULT): "operationresults/{1}?",
+}
+"""Where to ask how an operation goes, by who works on it and by style."""
+
+IN_USE = {
+    "publicipaddresses": "PublicIPAddressCannotBeDeleted",
+    "virtualnetworks": "InUseSubnetCannotBeDeleted",
+    "networksecuritygroups": "InUseNetworkSecurityGroupCannotBeDeleted",
+    "networkinterfaces": "NicInUse",
+    "loadbalancers": "InUse",  # nobody has recorded this one
+}
 
 ACTIONS = {
     "put": "{type}/write",
@@ -80,9 +113,16 @@ class FakeAzure:
     # ------------------------------------------------------------ for tests
 
     def snapshot(self) -> Body:
-        """Everything there is, without what differs from one creation to the next."""
+        """Everything there is, without what differs from one creation to the next.
+
+        A client that was killed may have asked for something that is still under way.
+        """
+        deadline = time.monotonic() + 10
+        while any(not operation.ended for operation in [*self.operations.values()]):
+            assert time.monotonic() < deadline, "an operation takes longer than a test may"
+            with self.lock:
+                self.advance()
         with self.lock:
-            self.advance()
             everything = {"groups": self.groups, "resources": self.resources}
             files = {account.name: account.containers for account in self.accounts.values()}
             return {**strip(copy.deepcopy(everything)), "files": copy.deepcopy(files)}
@@ -98,13 +138,13 @@ class FakeAzure:
         """Answer a request to the resource manager, with all that Azure checks first."""
         with self.lock:
             self.advance()
-            if "/operations/" in request.path:
+            if is_poll(request.path):
                 return self.poll(request)
             route, request = self.route_of(request)
-            self.check_allowed(route, request)
-            body = request.body if route.model else {}
+            body = writable(*route.model, request.body) if route.model else {}
+            self.check_allowed(route, request, body)
             if route.model:
-                check_body(route.model, body)
+                check_body(route.model, request.body)
             handler: Callable[..., Answer] = getattr(self, route.handler)
             return handler(request, body) if route.model else handler(request)
 
@@ -130,14 +170,14 @@ class FakeAzure:
             return route, Request(**{**vars(request), "names": names})
         raise Refused(404, "InvalidResourceType", f"{request.method} {request.path}")
 
-    def check_allowed(self, route: Route, request: Request) -> None:
+    def check_allowed(self, route: Route, request: Request, body: Body) -> None:
         """What a role must allow for a request, and for what its body joins."""
         namespace = request.names.get("resource_provider_namespace", "")
         kind = "/".join(request.path.split("/providers/")[-1].split("/")[:2])
         self.need(ACTIONS[route.handler].format(type=kind, namespace=namespace), request.path)
         if route.handler != "put":
             return
-        for key, named in references(request.body.get("properties", {})):
+        for key, named in references(body.get("properties", {})):
             if key != "managedDisk" and not named.lower().startswith(request.path.lower()):
                 parts = named.split("/providers/")[-1].split("/")
                 self.need("/".join([parts[0], *parts[1::2], "join/action"]), named)
@@ -165,15 +205,21 @@ class FakeAzure:
                 operation.ended = True
                 operation.end()
 
-    def begin(self, request: Request, end: Callable[[], None]) -> Operation:
+    def begin(self, request: Request, namespace: str, end: Callable[[], None]) -> Operation:
         """Start an operation; a fault may have decided that it fails."""
-        name = secrets.token_hex(8)
-        done_at = time.monotonic() + self.operation_seconds
-        operation = Operation(name, done_at, end, request.path)
-        self.operations[name] = operation
-        fault = self.take_fault(request, ("fails",))
+        operation = Operation(
+            name=secrets.token_hex(8),
+            done_at=time.monotonic() + self.operation_seconds,
+            end=end,
+            target=request.path,
+            namespace=namespace,
+            api_version=request.query["api-version"],
+        )
+        self.operations[operation.name] = operation
+        fault = self.take_fault(request, ("fails", "preempted"))
         if fault:
-            operation.failure = (fault.code, fault.message)
+            operation.failure = {"code": fault.code, "message": fault.message, **fault.more}
+            operation.preempted = fault.what == "preempted"
         return operation
 
     def take_fault(self, request: Request, kinds: tuple[str, ...]) -> Fault | None:
@@ -185,31 +231,53 @@ class FakeAzure:
                     return fault
         return None
 
-    def headers_of(self, operation: Operation, style: str, namespace: str) -> dict[str, str]:
-        """Where to ask how it goes; Azure has two styles."""
-        path = OPERATIONS_PATH.format(namespace) + f"{operation.name}?style={style}"
-        return {style: self.url + path}
+    def links(self, operation: Operation, *styles: str) -> dict[str, str]:
+        """Where to ask how an operation goes."""
+        query = f"api-version={operation.api_version}"
+        who = operation.namespace
+        places = {s: PLACES[who, s].format(who, operation.name) + query for s in styles}
+        return {s: f"{self.url}/subscriptions/{SUBSCRIPTION}/{at}" for s, at in places.items()}
+
+    def wait(self) -> dict[str, str]:
+        """When to ask again."""
+        return {"Retry-After": str(self.poll_seconds)} if self.poll_seconds else {}
 
     def poll(self, request: Request) -> Answer:
         """How an operation goes."""
         operation = self.operations[request.path.rsplit("/", 1)[-1]]
-        namespace = request.path.split("/")[4]
-        if namespace in ("Microsoft.Network", "Microsoft.Compute"):
-            self.need(f"{namespace}/locations/operations/read", request.path)
-        failure = None
-        if operation.ended and operation.failure:
-            failure = dict(zip(("code", "message"), operation.failure, strict=True))
-        wait = {"Retry-After": str(self.poll_seconds)} if self.poll_seconds else {}
-        if request.query["style"] == "Azure-AsyncOperation":
-            status = "InProgress" if not operation.ended else "Failed" if failure else "Succeeded"
-            error = {"error": failure} if failure else {}
-            return Answer(200, {"status": status, **error}, {} if operation.ended else wait)
+        if operation.namespace in ("Microsoft.Network", "Microsoft.Compute"):
+            self.need(f"{operation.namespace}/locations/operations/read", request.path)
+        if operation.namespace == "Microsoft.Resources":
+            self.need("Microsoft.Resources/subscriptions/operationresults/read", request.path)
+        if "/operations/" in request.path and "monitor" not in request.query:
+            return self.status_of(operation)
+        return self.result_of(operation)
+
+    def status_of(self, operation: Operation) -> Answer:
+        """A status within 200; Azure's machines tell times, too."""
+        failure = operation.failure or {}
+        ends = "Succeeded" if not failure else "Failed"
+        ends = "Canceled" if failure.get("code") == "Canceled" else ends
+        body: Body = {"status": ends if operation.ended else "InProgress"}
+        if operation.namespace == "Microsoft.Compute":
+            body |= {"name": operation.name, "startTime": WHEN}
+            body |= {"endTime": WHEN} if operation.ended else {}
+        if operation.ended and ends == "Failed":
+            body["error"] = failure
+        return Answer(200, body, {} if operation.ended else self.wait())
+
+    def result_of(self, operation: Operation) -> Answer:
+        """202 without a body until it has ended; then what became of it."""
         if not operation.ended:
-            return Answer(202, None, self.headers_of(operation, "Location", namespace) | wait)
-        if failure:
-            return Answer(409, {"error": failure})
+            return Answer(202, None, self.links(operation, RESULT) | self.wait())
+        if operation.failure:
+            return Answer(409, {"error": operation.failure})
         body = self.resources.get(operation.target.lower())
-        return Answer(200, shown(body)) if body else Answer(204)
+        return Answer(200, self.shown(body) if body else None)
+
+    def shown(self, body: Body) -> Body:
+        """A resource as Azure answers it."""
+        return shown(body, self.resources)
 
     # ------------------------------------------------------------ resource groups
 
@@ -222,9 +290,8 @@ class FakeAzure:
         name = request.names["resource_group_name"]
         group = self.groups.get(name.lower())
         if group is None:
-            raise Refused(
-                404, "ResourceGroupNotFound", f"Resource group '{name}' could not be found."
-            )
+            message = f"Resource group '{name}' could not be found."
+            raise Refused(404, "ResourceGroupNotFound", message, headers=GATEWAY)
         return group
 
     def put_group(self, request: Request, body: Body) -> Answer:
@@ -245,8 +312,11 @@ class FakeAzure:
         return Answer(200 if before else 201, self.groups[name.lower()])
 
     def delete_group(self, request: Request) -> Answer:
-        """Delete a group with everything in it."""
+        """Delete a group with everything in it; asked again meanwhile, say the same."""
         group = self.group_of(request)
+        for running in self.operations.values():
+            if not running.ended and running.target == request.path:
+                return Answer(202, None, self.links(running, RESULT) | BEGUN)
         group["properties"]["provisioningState"] = "Deleting"
         prefix = group["id"].lower() + "/"
 
@@ -258,8 +328,8 @@ class FakeAzure:
             for key in [key for key in self.resources if key.startswith(prefix)]:
                 self.accounts.pop(self.resources.pop(key)["name"], None)
 
-        operation = self.begin(request, end)
-        return Answer(202, None, self.headers_of(operation, "Location", "Microsoft.Resources"))
+        operation = self.begin(request, "Microsoft.Resources", end)
+        return Answer(202, None, self.links(operation, RESULT) | BEGUN)
 
     def everything(self, request: Request) -> Answer:
         """What a group holds, without properties."""
@@ -316,20 +386,22 @@ class FakeAzure:
     def get(self, request: Request) -> Answer:
         """A resource, or 404."""
         self.group_of(request)
-        return Answer(200, shown(self.existing(request.path)))
+        body = self.shown(self.existing(request.path))
+        return Answer(200, body, {"ETag": body["etag"]} if "etag" in body else {})
 
     def existing(self, path: str) -> Body:
         """A resource that is there."""
         body = self.resources.get(path.lower())
         if body is None:
-            raise Refused(404, "ResourceNotFound", f"The Resource '{path}' was not found.")
+            message = f"The Resource '{path}' was not found."
+            raise Refused(404, "ResourceNotFound", message, headers=GATEWAY)
         return body
 
     def list_of_type(self, request: Request) -> Answer:
         """A group's resources of a type."""
         self.group_of(request)
         prefix = request.path.lower() + "/"
-        every = [shown(body) for key, body in self.resources.items() if key.startswith(prefix)]
+        every = [self.shown(body) for key, body in self.resources.items() if key.startswith(prefix)]
         return Answer(200, {"value": every})
 
     def put(self, request: Request, body: Body) -> Answer:
@@ -349,21 +421,22 @@ class FakeAzure:
             409,
         )
         full_type = f"{namespace}/{kind}"
-        pattern = NAMES[full_type.lower()]
-        refuse(not_name(pattern, name), "InvalidResourceName", f"Resource name {name} is invalid.")
+        check_name(full_type, name)
         check_region(body)
-        body = {**body, "name": name}
+        body = completed(own, full_type, {**body, "name": name})
         self.check_references(own, body)
         RULES[full_type.lower()](own, body, self.resources)
         before = self.resources.get(own.lower())
         self.check_before(own, body, before)
-        self.resources[own.lower()] = self.completed(own, full_type, body, before)
-        return self.begun(request, namespace, created=before is None)
+        self.resources[own.lower()] = self.kept(own, body, before)
+        return self.begun(request, namespace, before)
 
     def check_references(self, own: str, body: Body) -> None:
         """Everything that a body names exists and is ready."""
         inside = {**self.resources, own.lower(): body}
-        for _, named in references(body["properties"]):
+        for key, named in references(body["properties"]):
+            if key == "managedDisk":
+                continue
             whole, part = split_id(named)
             there = inside.get(whole)
             found = there is not None and (not part or has_part(there, *part))
@@ -373,49 +446,49 @@ class FakeAzure:
                 f"Resource {named} referenced by resource {own} was not found.",
             )
             state = (there or {})["properties"].get("provisioningState", "Succeeded")
-            refuse(
-                state in ("Updating", "Creating", "Deleting") and whole != own.lower(),
-                "ReferencedResourceNotProvisioned",
-                f"{named} is {state}.",
-                409,
-            )
+            if state in IN_FLUX and whole != own.lower():
+                message = f"Cannot proceed: {named} is not in Succeeded state but {state}."
+                raise retryable("ReferencedResourceNotProvisioned", message)
 
     def check_before(self, own: str, body: Body, before: Body | None) -> None:
         """A resource in the middle of something cannot be changed, nor moved."""
         if before is None:
             return
-        state = before["properties"]["provisioningState"]
-        busy = state in ("Updating", "Creating", "Deleting")
-        refuse(busy, "OperationNotAllowed", f"{own} is {state}.", 409)
+        if before["properties"]["provisioningState"] in IN_FLUX:
+            self.refuse_busy(before)
         moved = before["location"] != body["location"]
         refuse(moved, "InvalidResourceLocation", f"{own} is in {before['location']}.", 409)
 
-    def completed(self, own: str, full_type: str, body: Body, before: Body | None) -> Body:
-        """A body with what Azure adds to it."""
-        body = copy.deepcopy(body) | {"id": own, "type": full_type}
+    def refuse_busy(self, body: Body) -> None:
+        """Each provider has its own words for: I am still at it."""
+        own, state = body["id"], body["properties"]["provisioningState"]
+        if "Microsoft.Network" in own:
+            message = f"An operation is updating resource {own}."
+            raise retryable("RetryableErrorDueToAnotherOperation", message, retry_after=1)
+        if "Microsoft.Storage" in own:
+            message = "An operation is currently performing on this storage account."
+            raise Refused(409, "StorageAccountOperationInProgress", message)
+        raise Refused(409, "OperationNotAllowed", f"{own} is {state}.")
+
+    def kept(self, own: str, body: Body, before: Body | None) -> Body:
+        """A body as it is kept from now on."""
+        body["etag"] = f'W/"{guid(secrets.token_hex(8))}"'
         properties = body["properties"]
-        properties["provisioningState"] = "Updating" if before else "Creating"
-        for key, members in properties.items():
-            if isinstance(members, list) and all(isinstance(m, dict) for m in members):
-                for member in members:
-                    if "name" in member:
-                        member |= {
-                            "id": f"{own}/{key}/{member['name']}",
-                            "etag": secrets.token_hex(4),
-                        }
-        if "publicIPAddresses" in full_type:
-            properties["ipAddress"] = address_of(own)
-        if "virtualMachines" in full_type:
+        if before and "ipAddress" in before["properties"]:
+            properties["ipAddress"] = before["properties"]["ipAddress"]
+        if "virtualMachines" in own:
             old = before["properties"]["osProfile"] if before else {}
             properties["osProfile"] = {**old, **properties.get("osProfile", {})}
-            properties["vmId"] = secrets.token_hex(8)
             self.give_os_disk(body)
-        if "storageAccounts" in full_type:
-            properties["primaryEndpoints"] = {
-                "blob": f"{self.url}/blob/{body['name']}/",
-                "web": f"{self.url}/web/{body['name']}/",
-            }
+        if "storageAccounts" in own:
+            properties["primaryEndpoints"] = self.endpoints(body["name"])
         return body
+
+    def endpoints(self, account: str) -> Body:
+        """Where a storage account answers; only two of these do here."""
+        there = {"blob": f"{self.url}/blob/{account}/", "web": f"{self.url}/web/{account}/"}
+        others = ("dfs", "file", "queue", "table")
+        return there | {name: f"https://{account}.{name}.example/" for name in others}
 
     def give_os_disk(self, machine: Body) -> None:
         """A machine's disk is a resource of its own, with the machine's tags and place.
@@ -436,35 +509,56 @@ class FakeAzure:
         os_disk["name"] = name
         os_disk["managedDisk"] = {**os_disk.get("managedDisk", {}), "id": own}
 
-    def begun(self, request: Request, namespace: str, *, created: bool) -> Answer:
-        """The answer to a PUT; what it began ends when its time has come."""
+    def begun(self, request: Request, namespace: str, before: Body | None) -> Answer:
+        """The answer to a PUT; what it began ends when its time has come, or has already."""
         body = self.resources[request.path.lower()]
-
-        def end() -> None:
-            failed = bool(operation.failure)
-            body["properties"]["provisioningState"] = "Failed" if failed else "Succeeded"
-            if namespace == "Microsoft.Storage" and not failed:
-                key = hashlib.sha256(body["name"].encode()).digest()
-                self.accounts.setdefault(body["name"], Account(body["name"], key))
-
-        operation = self.begin(request, end)
+        state = {"Microsoft.Network": "Updating"}.get(
+            namespace, "Updating" if before else "Creating"
+        )
+        body["properties"]["provisioningState"] = state
+        operation = self.begin(request, namespace, lambda: self.end_put(body, operation))
+        if "networkInterfaces" in request.path or (
+            "storageAccounts" in request.path and is_there(before)
+        ):
+            del self.operations[operation.name]
+            self.end_put(body, operation)
+            return Answer(200 if before else 201, self.shown(body))
         if namespace == "Microsoft.Storage":
-            return Answer(202, None, self.headers_of(operation, "Location", namespace))
-        headers = self.headers_of(operation, "Azure-AsyncOperation", namespace)
-        return Answer(201 if created else 200, shown(body), headers)
+            return Answer(202, None, self.links(operation, RESULT) | BEGUN)
+        headers = self.links(operation, STATUS) | {"Azure-AsyncNotification": "Enabled"}
+        later = namespace == "Microsoft.Network" or not before
+        headers |= BEGUN if later else {}
+        return Answer(200 if before else 201, self.shown(body), headers)
+
+    def end_put(self, body: Body, operation: Operation) -> None:
+        """The end of a creation or a change."""
+        failed = bool(operation.failure) and not operation.preempted
+        body["properties"]["provisioningState"] = "Failed" if failed else "Succeeded"
+        if failed:
+            return
+        if "publicIPAddresses" in body["type"]:
+            body["properties"]["ipAddress"] = address_of(body["id"])
+        if "storageAccounts" in body["type"]:
+            key = hashlib.sha256(body["name"].encode()).digest()
+            self.accounts.setdefault(body["name"], Account(body["name"], key))
 
     def delete(self, request: Request) -> Answer:
         """Delete a resource that nobody uses."""
+        self.group_of(request)
         own = request.path.lower()
         if own not in self.resources:
             return Answer(204)
+        namespace, kind = request.path.split("/")[-3:-1]
         for other, body in self.resources.items():
             if other != own and any(split_id(n)[0] == own for _, n in references(body)):
-                raise Refused(400, "InUse", f"{request.path} is in use by {other}.")
+                raise Refused(400, IN_USE[kind.lower()], f"{request.path} is in use by {other}.")
+        if namespace == "Microsoft.Storage":
+            self.forget(own)
+            return Answer(200)
         self.resources[own]["properties"]["provisioningState"] = "Deleting"
-        operation = self.begin(request, functools.partial(self.forget, own))
-        namespace = request.path.split("/")[-3]
-        return Answer(202, None, self.headers_of(operation, "Location", namespace))
+        operation = self.begin(request, namespace, functools.partial(self.forget, own))
+        headers = self.links(operation, STATUS, RESULT) | {"Azure-AsyncNotification": "Enabled"}
+        return Answer(202, None, headers | BEGUN)
 
     def forget(self, own: str) -> None:
         """The end of a deletion; a machine's disk goes along where the machine says so."""
@@ -478,7 +572,13 @@ class FakeAzure:
 
     def account_of(self, request: Request) -> Account:
         """A storage account that is ready."""
-        self.existing(request.path.partition("/listKeys")[0].partition("/blobServices")[0])
+        self.group_of(request)
+        whole, _, _ = request.path.partition("/listKeys")
+        whole, _, part = whole.partition("/blobServices")
+        if part and whole.lower() not in self.resources:
+            message = f"The parent resource '{whole}' could not be found."
+            raise Refused(404, "ParentResourceNotFound", message, headers=GATEWAY)
+        self.existing(whole)
         account = self.accounts.get(request.names["account_name"])
         if account is None:
             raise Refused(409, "StorageAccountIsNotProvisioned", request.names["account_name"])
@@ -492,14 +592,34 @@ class FakeAzure:
     def get_web_site(self, request: Request) -> Answer:
         """The blob service."""
         site = self.account_of(request).web_site
-        return Answer(200, {"name": "default", "properties": {"staticWebsite": site}})
+        properties = {
+            "staticWebsite": site,
+            "cors": {"corsRules": []},
+            "deleteRetentionPolicy": {"allowPermanentDelete": False, "enabled": False},
+        }
+        return Answer(200, blob_service(request) | {"properties": properties})
 
     def put_web_site(self, request: Request, body: Body) -> Answer:
         """Switch the web site on or off."""
         account = self.account_of(request)
         account.web_site = body["properties"]["staticWebsite"]
         account.containers.setdefault("$web", {})
-        return self.get_web_site(request)
+        return Answer(200, blob_service(request) | {"properties": body["properties"]})
+
+
+def blob_service(request: Request) -> Body:
+    """What names the blob service of an account."""
+    return {
+        "id": request.path,
+        "name": "default",
+        "type": "Microsoft.Storage/storageAccounts/blobServices",
+        "sku": {"name": "Standard_LRS", "tier": "Standard"},
+    }
+
+
+def is_there(body: Body | None) -> bool:
+    """Whether a resource was made, and well."""
+    return body is not None and body["properties"]["provisioningState"] == "Succeeded"
 
 
 def check_body(model: tuple[str, str], body: Body) -> None:
@@ -513,16 +633,16 @@ def check_body(model: tuple[str, str], body: Body) -> None:
 def check_region(body: Body) -> None:
     """Refuse a region that is not there."""
     region = body["location"]
-    refuse(
-        region not in REGIONS,
-        "LocationNotAvailableForResourceGroup",
-        f"The provided location '{region}' is not available.",
-    )
+    if region not in REGIONS:
+        message = f"The provided location '{region}' is not available."
+        raise Refused(400, "LocationNotAvailableForResourceGroup", message, headers=GATEWAY)
 
 
-def not_name(pattern: str, name: str) -> bool:
-    """Whether Azure refuses a name."""
-    return re.fullmatch(pattern, name) is None
+def check_name(full_type: str, name: str) -> None:
+    """Refuse a name that this type of resource can't have."""
+    code = "AccountNameInvalid" if "storageAccounts" in full_type else "InvalidResourceName"
+    bad = re.fullmatch(NAMES[full_type.lower()], name) is None
+    refuse(bad, code, f"Resource name {name} is invalid.")
 
 
 def split_id(named: str) -> tuple[str, tuple[str, str] | None]:
@@ -541,13 +661,6 @@ def address_of(own: str) -> str:
     """A public address that depends on nothing but the id (TEST-NET-2 and its neighbours)."""
     digest = hashlib.sha256(own.lower().encode()).digest()
     return f"198.{18 + digest[0] % 2}.{digest[1]}.{digest[2]}"
-
-
-def shown(body: Body | None) -> Body:
-    """A resource as a GET answers it: custom data never comes back."""
-    body = copy.deepcopy(body or {})
-    body.get("properties", {}).get("osProfile", {}).pop("customData", None)
-    return body
 
 
 def strip(value: Any) -> Any:

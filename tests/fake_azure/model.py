@@ -12,9 +12,14 @@ Body = dict[str, Any]
 class Refused(Exception):  # noqa: N818 - it is Azure's answer
     """What Azure says no to, with its status, its code and its words."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, **more: Any) -> None:
         super().__init__(message)
-        self.status, self.code, self.message = status, code, message
+        self.status, self.headers = status, dict(more.pop("headers", {}))
+        self.error = {"code": code, "message": message, **more}  # more: details, additionalInfo
+
+    def answer(self) -> "Answer":
+        """The refusal as it goes over the wire."""
+        return Answer(self.status, {"error": self.error}, self.headers)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,10 @@ class Operation:
     done_at: float
     end: Callable[[], None]
     target: str
-    failure: tuple[str, str] | None = None  # code and message
+    namespace: str
+    api_version: str
+    failure: Body | None = None  # the error that a poll tells
+    preempted: bool = False  # a newer operation ends what this one began
     ended: bool = False
 
 
@@ -71,8 +79,10 @@ class Operation:
 class Fault:
     """What goes wrong with the next `times` requests that `where` picks.
 
-    `what`: "throttled", "unavailable", "busy", "fails" (the operation that it begins), "cut" (the
-    connection, before the request has any effect), "cut after", "kill" and "kill after".
+    `what`: "throttled", "unavailable", "busy" (409), "retryable" (429), "refused" (with `status`,
+    `code`, `message` and `more`), "fails" (the operation that it begins), "preempted" (it fails,
+    and the resource succeeds by a newer one), "cut" (the connection, before the request has any
+    effect), "cut after", "kill" and "kill after".
     """
 
     where: Callable[[Request], bool]
@@ -81,6 +91,14 @@ class Fault:
     code: str = "AllocationFailed"
     message: str = "Allocation failed. We do not have sufficient capacity in this zone."
     retry_after: int = 1  # seconds, of "throttled"
+    status: int = 409
+    more: Body = field(default_factory=dict)  # details, additionalInfo
+
+
+def is_poll(path: str) -> bool:
+    """Whether a path asks how an operation goes."""
+    places = ("/operations/", "/operationresults/", "/asyncoperations/")
+    return any(place in path.lower() for place in places)
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,7 @@ class Record:
     @property
     def is_poll(self) -> bool:
         """Whether it asks how an operation goes."""
-        return "/operations/" in self.request.path
+        return is_poll(self.request.path)
 
 
 @dataclass

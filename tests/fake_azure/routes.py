@@ -48,6 +48,7 @@ OPERATIONS = [
     (STORAGE, "storage_accounts_create", "put", "StorageAccountCreateParameters"),
     (STORAGE, "storage_accounts_get_properties", "get", None),
     (STORAGE, "storage_accounts_list_by_resource_group", "list_of_type", None),
+    (STORAGE, "storage_accounts_delete", "delete", None),
     (STORAGE, "storage_accounts_list_keys", "account_keys", None),
     (STORAGE, "blob_services_get_service_properties", "get_web_site", None),
     (STORAGE, "blob_services_set_service_properties", "put_web_site", "BlobServiceProperties"),

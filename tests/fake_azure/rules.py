@@ -36,6 +36,15 @@ def refuse(condition: object, code: str, message: str, status: int = 400) -> Non
         raise Refused(status, code, message)
 
 
+def retryable(code: str, message: str, retry_after: float | None = None) -> Refused:
+    """What Azure's network says when it is asked too early: its reason is in the details."""
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    details = [{"code": code, "message": message}]
+    return Refused(
+        429, "RetryableError", "A retryable error occurred.", details=details, headers=headers
+    )
+
+
 def references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Every id that a body names, with the key under which it does."""
     if isinstance(value, Mapping):
@@ -61,10 +70,19 @@ def network(own: str, body: Body, resources: Resources) -> None:
     ]
     refuse(any(PLATFORM_ADDRESS in s for s in spaces), "InvalidAddressPrefix", "168.63.129.16")
     for subnet in body["properties"].get("subnets", []):
-        prefix = ipaddress.ip_network(subnet["properties"]["addressPrefix"])
-        inside = any(prefix.subnet_of(space) for space in spaces)  # type: ignore[arg-type]
+        check_either(
+            subnet["properties"], "addressPrefix", "addressPrefixes", "NetcfgInvalidSubnet"
+        )
+        prefix = prefix_of(subnet)
+        inside = any(prefix.subnet_of(space) for space in spaces)
         refuse(not inside, "NetcfgInvalidSubnet", f"Subnet {subnet['name']} is not in the network.")
         refuse(prefix.prefixlen > 29, "NetcfgInvalidSubnet", "A subnet needs a /29 at least.")
+
+
+def prefix_of(subnet: Body) -> Any:
+    """A subnet's range."""
+    properties = subnet["properties"]
+    return ipaddress.ip_network(properties.get("addressPrefix") or properties["addressPrefixes"][0])
 
 
 def firewall(own: str, body: Body, resources: Resources) -> None:
@@ -79,10 +97,11 @@ def firewall(own: str, body: Body, resources: Resources) -> None:
         same = (priority, properties["direction"])
         refuse(same in taken, "SecurityRuleConflict", f"{name}: priority {priority} is taken.")
         taken.add(same)
+        for key in ("sourceAddressPrefix", "destinationAddressPrefix"):
+            check_either(properties, key, f"{key}es", "SecurityRuleInvalidAddressPrefix")
+        for key in ("sourcePortRange", "destinationPortRange"):
+            check_either(properties, key, f"{key}s", "SecurityRuleInvalidPortRange")
         one, many = properties.get("sourceAddressPrefix"), properties.get("sourceAddressPrefixes")
-        refuse(
-            bool(one) == bool(many), "SecurityRuleInvalidAddressPrefix", f"{name}: {one}, {many}"
-        )
         for source in many or [one]:
             refuse(
                 not is_range(source) and source not in SOURCE_TAGS,
@@ -90,6 +109,12 @@ def firewall(own: str, body: Body, resources: Resources) -> None:
                 f"Security rule {name} has invalid Address prefix. Value provided: {source}",
             )
         check_together(name, many or [])
+
+
+def check_either(properties: Body, one: str, many: str, code: str) -> None:
+    """A value is stated under one of its two names."""
+    values = properties.get(one), properties.get(many)
+    refuse(bool(values[0]) == bool(values[1]), code, f"{one} {values[0]}, {many} {values[1]}")
 
 
 def check_together(name: str, sources: list[str]) -> None:
@@ -153,6 +178,21 @@ def load_balancer(own: str, body: Body, resources: Resources) -> None:
         refuse(values.get("intervalInSeconds", 15) < 5, "LoadBalancerProbeIntervalTooShort", own)
         http = values["protocol"].lower() == "http"
         refuse(http != ("requestPath" in values), "InvalidProbeRequestPath", probe["name"])
+    for rule in properties.get("loadBalancingRules", []):
+        check_pools(rule)
+
+
+def check_pools(rule: Body) -> None:
+    """A rule's pool has two names, which must agree (Azure/azure-rest-api-specs issue 14430)."""
+    one = rule["properties"].get("backendAddressPool", {}).get("id", "").lower()
+    many = [pool["id"].lower() for pool in rule["properties"].get("backendAddressPools") or []]
+    refuse(
+        one and many and [one] != many,
+        "LoadBalancingRuleBackendAdressPoolAndBackendAddressPoolsCannotBeSetAtTheSameTime"
+        "WithDifferentValue",
+        f"BackendAddressPool and BackendAddressPools[] in LoadBalancingRule {rule['name']} cannot"
+        " be set at the same time with different value.",
+    )
 
 
 def check_sku(balancer: Body, address: Body) -> None:
@@ -183,7 +223,7 @@ def interface(own: str, body: Body, resources: Resources) -> None:
         properties = configuration["properties"]
         vnet, _, name = properties["subnet"]["id"].partition("/subnets/")
         subnet = child(resources[vnet.lower()], "subnets", name)
-        prefix = ipaddress.ip_network(subnet["properties"]["addressPrefix"])
+        prefix = prefix_of(subnet)
         address = ipaddress.ip_address(properties["privateIPAddress"])
         refuse(address not in prefix, "PrivateIPAddressNotInSubnet", str(address))
         reserved = [*list(prefix)[:4], prefix.broadcast_address]
@@ -281,7 +321,11 @@ def is_base64(text: str) -> bool:
 def storage_account(own: str, body: Body, resources: Resources) -> None:
     """A web site needs StorageV2; its name stays."""
     del own, resources
-    refuse(body["kind"] not in ("StorageV2", "BlockBlobStorage"), "InvalidValuesForParams", "kind")
+    refuse(
+        body["kind"] not in ("StorageV2", "BlockBlobStorage"),
+        "InvalidValuesForRequestParameters",
+        "kind",
+    )
 
 
 RULES: Mapping[str, Rule] = {

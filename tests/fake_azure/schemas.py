@@ -31,6 +31,29 @@ SCALARS: Mapping[object, Schema] = {
     datetime.timedelta: {"type": "string"},
 }
 
+READ_ONLY = {"readOnly": True}
+"""Azure takes it back as it gave it, and ignores it."""
+
+ECHOED: Mapping[str, tuple[str, ...]] = {
+    "NetworkInterface": ("kind",),
+    "NetworkInterfacePropertiesFormat": ("allowPort25Out",),
+    "LoadBalancingRulePropertiesFormat": (
+        "allowBackendPortConflict",
+        "enableDestinationServiceEndpoint",
+    ),
+    "StorageAccountCreateParameters": ("id", "name", "type"),
+    "StorageAccountPropertiesCreateParameters": (
+        "creationTime",
+        "keyCreationTime",
+        "primaryEndpoints",
+        "primaryLocation",
+        "privateEndpointConnections",
+        "provisioningState",
+        "statusOfPrimary",
+    ),
+}
+"""What Azure answers beyond a model; it must take it back, or no client could change anything."""
+
 OPEN_LISTS = frozenset({"VirtualMachineSizeTypes"})
 """Enumerations that Azure outgrew: it takes values the SDK does not list."""
 
@@ -57,12 +80,35 @@ def define(model: type, models: types.ModuleType, definitions: dict[str, Schema]
         hint = hints[attribute]
         name = getattr(field, "_rest_name_input", None) or attribute
         if getattr(field, "_visibility", None) == ["read"]:
-            properties[name] = {}  # Azure takes it back as it gave it, and ignores it
+            properties[name] = dict(READ_ONLY)
             continue
         properties[name] = schema_of(hint, models, definitions)
         if type(None) not in typing.get_args(hint):
             required.append(name)
+    properties |= {name: dict(READ_ONLY) for name in ECHOED.get(model.__name__, ())}
     schema |= {"properties": properties, "required": required}
+
+
+def writable(package: str, model: str, body: Any) -> Any:
+    """A body without what only Azure writes."""
+    whole = typing.cast(Schema, validator(package, model).schema)
+    return without_read_only(body, whole, whole["$defs"])
+
+
+def without_read_only(value: Any, schema: Schema, definitions: Schema) -> Any:
+    """A value without what its schema calls read-only."""
+    schema = definitions[schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        return [without_read_only(inner, items, definitions) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    known = schema.get("properties", {})
+    return {
+        key: without_read_only(inner, known.get(key, {}), definitions)
+        for key, inner in value.items()
+        if not known.get(key, {}).get("readOnly")
+    }
 
 
 def fields(model: type) -> dict[str, object]:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from tests.fake_azure.azure import TENANT, FakeAzure
 from tests.fake_azure.blobs import answer_blob, answer_web
-from tests.fake_azure.model import Answer, Record, Refused, Request
+from tests.fake_azure.model import Answer, Fault, Record, Refused, Request
 from tests.fake_azure.routes import routes
+from tests.fake_azure.rules import retryable
 from tests.fake_azure.schemas import validator
 
 TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
@@ -22,7 +23,7 @@ TOKEN_OF_MACHINE = "a-token-of-the-machine"  # noqa: S105 - as above
 TOKEN_WITH_CLAIMS = "a-token-with-claims"  # noqa: S105
 CLIENT, SECRET = "the-operator", "the-operators-secret"
 
-BEFORE = ("throttled", "unavailable", "busy", "cut", "kill")
+BEFORE = ("throttled", "unavailable", "busy", "retryable", "refused", "cut", "kill")
 AFTER = ("cut after", "kill after")
 
 
@@ -80,8 +81,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             answer = self.answer_with_faults(request)
         except Refused as refused:
-            error = {"code": refused.code, "message": refused.message}
-            answer = Answer(refused.status, {"error": error})
+            answer = refused.answer()
         except Cut:
             self.azure.log.add(Record(request, 0, b"", begun, time.monotonic()))
             self.close_connection = True
@@ -115,15 +115,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer_with_faults(self, request: Request) -> Answer:
         """The answer, unless a test wants something to go wrong before or after it."""
         fault = self.azure.take_fault(request, BEFORE)
-        what = fault.what if fault else ""
-        if fault and what == "throttled":
-            error = {"error": {"code": "TooManyRequests", "message": "Too many requests."}}
-            return Answer(429, error, {"Retry-After": str(fault.retry_after)})
-        if what == "unavailable":
-            raise Refused(503, "ServiceUnavailable", "The service is unavailable.")
-        if what == "busy":
-            raise Refused(409, "AnotherOperationInProgress", "Another operation is in progress.")
-        self.end_here(what)
+        if fault:
+            refuse_for(fault, request)
+            self.end_here(fault.what)
         answer = self.answer(request)
         fault = self.azure.take_fault(request, AFTER)
         self.end_here(fault.what.removesuffix(" after") if fault else "")
@@ -192,6 +186,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """The log is `FakeAzure.log`."""
+
+
+def refuse_for(fault: Fault, request: Request) -> None:
+    """The refusals that tests ask for."""
+    if fault.what == "throttled":
+        wait = {"Retry-After": str(fault.retry_after)}
+        raise Refused(429, "TooManyRequests", "Too many requests.", headers=wait)
+    if fault.what == "unavailable":
+        raise Refused(503, "ServiceUnavailable", "The service is unavailable.")
+    if fault.what == "busy":
+        raise Refused(409, "AnotherOperationInProgress", "Another operation is in progress.")
+    if fault.what == "retryable":
+        raise retryable("RetryableErrorDueToAnotherOperation", request.path, fault.retry_after)
+    if fault.what == "refused":
+        raise Refused(fault.status, fault.code, fault.message, **fault.more)
 
 
 class Server(ThreadingHTTPServer):
