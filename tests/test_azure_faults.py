@@ -72,6 +72,14 @@ def test_up_tries_again_what_a_neighbour_kept_busy(operator: Operator, undisturb
     assert snapshot(operator) == undisturbed
 
 
+def test_up_waits_for_the_container_of_a_web_site_that_was_just_switched_on(
+    operator: Operator, undisturbed: Any
+) -> None:
+    operator.azure.web_site_seconds = 3.0
+    made(operator)
+    assert snapshot(operator) == undisturbed
+
+
 def test_the_key_of_the_account_is_asked_again_after_a_cut(operator: Operator) -> None:
     operator.azure.faults.append(Fault(lambda r: r.path.endswith("/listKeys"), "cut after"))
     made(operator)

@@ -1,7 +1,8 @@
 """The files of a storage account's static web site."""
 
 import mimetypes
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from hashlib import md5
 
 from azure.core.credentials import AzureNamedKeyCredential
@@ -10,6 +11,9 @@ from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetr
 
 CONTAINER = "$web"
 """What a static web site serves, https://learn.microsoft.com/azure/storage/blobs/storage-blob-static-website."""
+
+CONTAINER_SECONDS = 120.0
+"""Longest wait for it after the web site was switched on."""
 
 
 def container(endpoint: str, account: str, key: str) -> ContainerClient:
@@ -44,7 +48,22 @@ def upload(site: ContainerClient, name: str, data: bytes) -> None:
     settings = ContentSettings(
         content_type=kind, cache_control="no-cache", content_md5=bytearray(digest(data))
     )
-    site.upload_blob(name, data, overwrite=True, content_settings=settings)
+    once_there(lambda: site.upload_blob(name, data, overwrite=True, content_settings=settings))
+
+
+def once_there(send: Callable[[], object]) -> None:
+    """Send once the container is there: a web site's comes a while after its switch."""
+    deadline = time.monotonic() + CONTAINER_SECONDS
+    while True:
+        try:
+            send()
+        except ResourceNotFoundError as error:
+            missing = getattr(error, "error_code", None) == "ContainerNotFound"
+            if not missing or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(1)
 
 
 def digest(data: bytes) -> bytes:

@@ -92,6 +92,7 @@ class FakeAzure:
     url: str = ""
     operation_seconds: float = 0.0
     poll_seconds: float = 0.05  # what Retry-After of an operation in progress says; 0: nothing
+    web_site_seconds: float = 0.0  # from the web site's switch until its container is there
     allowed: tuple[str, ...] = ("*",)
     actions_used: set[str] = field(default_factory=set)
     own_address: bytes = b"192.0.2.77"  # what a service that tells one's address answers
@@ -603,7 +604,9 @@ class FakeAzure:
         """Switch the web site on or off."""
         account = self.account_of(request)
         account.web_site = body["properties"]["staticWebsite"]
-        account.containers.setdefault("$web", {})
+        if "$web" not in account.containers:
+            account.containers["$web"] = {}
+            account.web_site_at = time.monotonic() + self.web_site_seconds
         return Answer(200, blob_service(request) | {"properties": body["properties"]})
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -37,6 +38,7 @@ class Account:
     containers: dict[str, dict[str, bytes]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)  # a file's content type
     web_site: dict[str, object] = field(default_factory=lambda: {"enabled": False})
+    web_site_at: float = 0.0  # when $web is there, on the monotonic clock
 
 
 def signature(account: Account, request: Request) -> str:
@@ -60,7 +62,8 @@ def answer_blob(accounts: Mapping[str, Account], request: Request) -> Answer:
         return failure(404, "ResourceNotFound", "The specified resource does not exist.")
     if request.headers.get("Authorization") != signature(account, request):
         return failure(403, "AuthenticationFailed", "The signature does not match.")
-    if container not in account.containers:
+    late = container == "$web" and time.monotonic() < account.web_site_at
+    if late or container not in account.containers:
         return failure(404, "ContainerNotFound", "The specified container does not exist.")
     files = account.containers[container]
     if request.method == "GET" and request.query.get("comp") == "list":
