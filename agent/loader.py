@@ -2091,6 +2091,7 @@ def main(words: list[str]) -> int:
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
         return 0 if verb in ("-h", "--help") else 2
     paths = Paths()
+    os.umask(0o022)  # Apache reads what is written here
     if verb != "--dry-run":
         start_log(paths)
     try:

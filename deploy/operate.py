@@ -63,7 +63,7 @@ def read_cluster(state: Path) -> Cluster:
         raise Refusal(
             f"no cluster at {state}: run `lab up` first, or name its state folder with --cluster."
         )
-    endpoints = _read_object(state / "endpoints.json")
+    endpoints = read_object(state / "endpoints.json")
     plan = _read_plan(state / "nodes_info.json")
     balancer, stats = endpoints.get("load_balancer"), endpoints.get("load_balancer_stats")
     if not _is_url(balancer) or not (stats is None or _is_url(stats)):
@@ -84,7 +84,7 @@ def _is_url(value: object) -> bool:
 
 def _read_plan(path: Path) -> Plan:
     try:
-        plan = plan_from_nodes_info(_read_object(path))
+        plan = plan_from_nodes_info(read_object(path))
         for node in plan.nodes:
             IPv4Address(node.public_ip)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -92,7 +92,8 @@ def _read_plan(path: Path) -> Plan:
     return plan
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises `Refusal` for anything else."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -6,6 +6,8 @@
 # Run by sudo, it leaves nothing in the checkout that the checkout's owner can't delete.
 
 export PYTHONDONTWRITEBYTECODE=1
+umask 022                                          # others use what is made here
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # `su` leaves them out, and apt needs them
 python=.venv/bin/python
 
 set_up() {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # sudo sh deploy/try.sh: three booted nodes on this machine, one of them active.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH="" cd -- "$(dirname "$0")/.."
 . deploy/setup.sh
 
 if [ "$(id -u)" != 0 ]; then

@@ -14,7 +14,7 @@ import pytest
 
 from deploy.lab import STATE
 from deploy.lab.state import TOOLS
-from tests.cluster import Cluster, lab
+from tests.cluster import CHECKOUT, Cluster, lab
 
 NO_LAB = None
 """As a parameter of `machine`: no lab is up."""
@@ -32,6 +32,7 @@ def pytest_configure() -> None:
     """Tests find the same surroundings from a terminal, a batch job, cron or a strict shell."""
     hand_on_default_signals()
     os.umask(0o022)
+    os.chdir(CHECKOUT)
     for name in filter(OF_THE_STARTER.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ |= {"LANG": "C.UTF-8", "TERM": "dumb"}

@@ -2,7 +2,7 @@
 # sh tests/run.sh [PYTEST ARGUMENT...]: all set-up, then linters, types and tests. As root it boots
 # real nodes too; without root those tests are skipped.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH="" cd -- "$(dirname "$0")/.."
 . deploy/setup.sh
 
 lab="python3-venv spin gcc systemd-container mmdebstrap nftables iproute2 util-linux curl"

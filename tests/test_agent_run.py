@@ -445,6 +445,18 @@ def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -
     until(lambda: bool(journal))
 
 
+def test_apache_can_read_what_a_run_writes_whoever_started_it(world: World) -> None:
+    world.was_active()
+    before = os.umask(0o077)
+    try:
+        process = world.start()
+    finally:
+        os.umask(before)
+    assert process.wait(10) == 0
+    for path in (world.paths.probe, world.paths.status, world.paths.lease_until):
+        assert path.stat().st_mode & 0o777 == 0o644, path
+
+
 def test_a_peer_that_answered_nothing_in_a_whole_run_loses_its_marker(world: World) -> None:
     world.was_active()
     assert world.shown_to("node3") is not None

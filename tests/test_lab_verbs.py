@@ -55,10 +55,16 @@ def traces() -> list[str]:
     return found
 
 
-def up_until(step: str) -> "subprocess.Popen[str]":
+def in_a_shell(prepare: str, *words: str) -> list[str]:
+    """`lab` as a shell starts it that did `prepare` before."""
+    command = [sys.executable, "-m", "deploy", "lab", *words]
+    return ["sh", "-c", f'{prepare}; exec "$@"', "sh", *command]
+
+
+def up_until(step: str, prepare: str = ":") -> "subprocess.Popen[str]":
     """`lab up`, running, once it has printed that this step is done."""
     up = subprocess.Popen(
-        [sys.executable, "-m", "deploy", "lab", "up"],
+        in_a_shell(prepare, "up"),
         cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         text=True,
@@ -100,6 +106,68 @@ def test_an_interrupted_up_leaves_nothing(step: str, number: int) -> None:
     up.send_signal(number)
     assert up.wait(timeout=60) == 130
     assert traces() == []
+
+
+@without_a_lab
+def test_an_up_that_nohup_started_goes_on_when_its_terminal_is_closed() -> None:
+    up = up_until("Network", "trap '' HUP")
+    up.send_signal(signal.SIGHUP)
+    assert up.wait(timeout=120) == 0
+
+
+ROOT_BY_SU = "umask 077; PATH=/usr/bin:/bin; export http_proxy=http://127.0.0.1:9; unset TERM HOME"
+
+
+@without_a_lab
+def test_a_strict_umask_a_short_path_and_a_proxy_make_no_difference_to_a_lab() -> None:
+    up = in_a_shell(ROOT_BY_SU, "up", "--period-seconds", "2")
+    done = subprocess.run(up, cwd=CHECKOUT, capture_output=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    lab("shell", "node1", "runuser", "-u", "www-data", "--", "cat", "/var/www/html/index.html")
+    assert lab("shell", "node1", "stat", "-c", "%a", "/") == "755\n"
+
+
+ALONE = 'set -- unshare --mount --net sh -c \'{} && exec "$@"\' sh "$@"'
+NO_CGROUP = ALONE.format(
+    "mount -t tmpfs none /run"
+    ' && mount -o remount,bind,ro "$(findmnt -n -o TARGET -t cgroup2 | head -n 1)"'
+)
+NO_MOUNT = 'set -- setpriv --bounding-set=-sys_admin --inh-caps=-all "$@"; ' + ALONE.format(
+    "mount -t tmpfs none /run"
+)
+
+
+@without_a_lab
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [(NO_CGROUP, "cgroup2 mounted where root may write"), (NO_MOUNT, "Operation not permitted")],
+    ids=["cgroup", "mount"],
+)
+def test_a_machine_that_refuses_what_a_lab_is_made_of_is_told_in_a_sentence(
+    prepare: str, says: str
+) -> None:
+    up = in_a_shell(prepare, "up")
+    done = subprocess.run(up, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("deploy: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert traces() == []
+
+
+@pytest.mark.parametrize("name", ["settings.json", "nodes_info.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"node1": 1}'])
+def test_a_state_that_no_lab_wrote_is_refused(
+    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    (tmp_path / "settings.json").write_text('{"period_seconds": 2, "checkout": "/"}')
+    (tmp_path / "nodes_info.json").write_bytes((CHECKOUT / "nodes_info.json").read_bytes())
+    (tmp_path / "endpoints.json").write_text("{}")
+    assert state.running_lab() is not None
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Refusal, match=re.escape(str(tmp_path))):
+        state.running_lab()
 
 
 @without_a_lab

@@ -21,13 +21,14 @@ STARTED = {
     "without a home": "unset HOME",
     "by an operator of a cluster": "export AZURE_SUBSCRIPTION_ID=1 XDG_STATE_HOME=/nowhere",
     "with its standard input closed": "exec <&-",
+    "from another folder": "cd /",
 }
 
 
 @pytest.mark.parametrize("how", STARTED)
 def test_tests_find_the_same_surroundings_when_started(how: str) -> None:
-    inner = f"{Path(__file__).name}::test_what_a_test_starts_has_the_surroundings_of_any_other"
-    command = f'{STARTED[how]}; exec "$0" -m pytest -q -p no:cacheprovider "tests/{inner}"'
+    inner = f"{Path(__file__)}::test_what_a_test_starts_has_the_surroundings_of_any_other"
+    command = f'{STARTED[how]}; exec "$0" -m pytest -q -p no:cacheprovider "{inner}"'
     ran = subprocess.run(
         ["sh", "-c", command, sys.executable],
         cwd=CHECKOUT,
@@ -52,4 +53,5 @@ def test_what_a_test_starts_has_the_surroundings_of_any_other() -> None:
     known = {"COLUMNS", "FORCE_COLOR", "LC_ALL", "AZURE_SUBSCRIPTION_ID", "XDG_STATE_HOME"}
     assert not known & set(os.environ)
     assert os.environ["no_proxy"].startswith("localhost,127.0.0.0/8")
+    assert Path.cwd() == CHECKOUT
     assert Path.home().is_absolute()

@@ -54,6 +54,8 @@ def lab_command() -> None:
             "the lab needs Linux, for its network and nodes: Debian 12, Ubuntu 22.04 or newer."
         )
     os.umask(0o022)  # whatever is made here, users of the nodes' own read it
+    # A root shell by `su` lacks what administrators use.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @lab_command.command("up")

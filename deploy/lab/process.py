@@ -119,7 +119,12 @@ def kill_all() -> None:
 
 def _entering(group: str, command: Sequence[str]) -> list[str]:
     path = _groups() / group
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(
+            f"{path}: {error.strerror}: the lab needs cgroup2 mounted where root may write."
+        ) from error
     # The shell moves itself before it becomes the command: no child can escape the group.
     return ["/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(path), *command]
 

@@ -13,8 +13,9 @@ from deploy import Refusal
 from deploy.files import write_whole
 from deploy.lab import STATE
 from deploy.lab.cloud import ENDPOINTS
+from deploy.operate import read_object
 from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
-from deploy.userdata import CHECKOUT
+from deploy.userdata import CHECKOUT, read_nodes_info
 
 MACHINE = "/run"
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")
@@ -63,10 +64,12 @@ def running_lab() -> Lab | None:
     """The lab that is up; None where there is none, or only what a crashed `lab up` left."""
     if not (STATE / "endpoints.json").exists():
         return None
-    settings = json.loads((STATE / "settings.json").read_text(encoding="utf-8"))
-    info = json.loads((STATE / "nodes_info.json").read_text(encoding="utf-8"))
-    checkout = Path(settings["checkout"])
-    return Lab(plan_from_nodes_info(info), settings["period_seconds"], checkout)
+    settings = read_object(STATE / "settings.json")
+    plan = plan_from_nodes_info(read_nodes_info(STATE / "nodes_info.json"))
+    try:
+        return Lab(plan, int(settings["period_seconds"]), Path(settings["checkout"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 
 
 def require_lab() -> Lab:
