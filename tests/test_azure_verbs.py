@@ -403,6 +403,43 @@ def test_down_deletes_everything_and_forgets_the_cluster(operator: Operator) -> 
     assert not operator.state.exists()
 
 
+def left_behind(operator: Operator) -> list[Path]:
+    """What a process that was killed between two of its lines left in the state folder."""
+    operator.state.mkdir(parents=True, exist_ok=True)
+    parts = [operator.state / f".{name}.4711" for name in ("cluster.key", "endpoints.json")]
+    for part in parts:
+        part.write_text("half of it")
+    return parts
+
+
+def test_up_removes_what_a_killed_one_left_in_the_state_folder(operator: Operator) -> None:
+    parts = left_behind(operator)
+    made(operator)
+    assert [part for part in parts if part.exists()] == []
+    assert sorted(file.name for file in operator.state.iterdir()) == [
+        ".lock",
+        "cluster.key",
+        "endpoints.json",
+        "nodes_info.json",
+    ]
+
+
+def test_down_leaves_nothing_of_the_state_folder_and_every_file_of_the_operators(
+    operator: Operator,
+) -> None:
+    made(operator)
+    left_behind(operator)
+    assert operator.run("down", "--yes").code == 0
+    assert not operator.state.exists()
+    made(operator)
+    left_behind(operator)
+    notes = [operator.state / name for name in ("notes.txt", ".cluster.key", ".notes.1")]
+    for note in notes:
+        note.write_text("mine")
+    assert operator.run("down", "--yes").code == 0
+    assert {*operator.state.iterdir()} - {operator.state / ".lock"} == {*notes}
+
+
 def test_down_asks_for_the_groups_name(operator: Operator) -> None:
     made(operator)
     outcome = operator.execute("down", typed="yes\n")

@@ -64,12 +64,19 @@ class State:
         except OSError as error:
             raise Refusal(f"{self.folder}: can't be locked: {error}.") from error
         try:
+            self.sweep()
             yield
         finally:
             self.remove_if_empty()  # while the lock is held, so that nobody waits for a lost file
             os.close(descriptor)
             if sys.platform == "win32":  # which removes no file that is open
                 self.remove_if_empty()
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written: whoever holds the lock is alone."""
+        for file in (self.nodes_file, self.endpoints_file, self.key_file):
+            for part in self.folder.glob(f".{file.name}.*"):
+                part.unlink(missing_ok=True)
 
     def lock_taken(self) -> int:
         """The descriptor of the lock; a file that was removed before it was locked is no lock."""
