@@ -1,5 +1,6 @@
 """What an operator decides about a cluster: `cluster.toml`, and options that win over it."""
 
+import base64
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -52,6 +53,9 @@ HELP = {
     "peer_address": "Which address of their peers the nodes ask: public or private.",
     "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
 }
+
+RSA_BITS = 2048
+"""Azure takes no shorter ones, https://learn.microsoft.com/azure/virtual-machines/linux/create-ssh-keys-detailed."""
 
 SSH_KEYS = ("~/.ssh/id_ed25519.pub", "~/.ssh/id_rsa.pub")
 
@@ -144,4 +148,35 @@ def ssh_public_key(settings: Settings) -> str:
     kind, _, rest = key.partition(" ")
     if kind not in ("ssh-rsa", "ssh-ed25519") or not rest or "\n" in key:
         raise Refusal(f"SSH public key {path}: use one line of ssh-ed25519 or ssh-rsa.")
+    fault = key_fault(kind, rest.split()[0])
+    if fault:
+        raise Refusal(f"SSH public key {path}: {fault}; Azure would refuse it.")
     return key
+
+
+def key_fault(kind: str, data: str) -> str:
+    """What is wrong with the key itself, or nothing; RFC 4253 section 6.6, RFC 8709 section 4."""
+    try:
+        name, *numbers = key_parts(base64.b64decode(data, validate=True))
+    except ValueError:
+        return "it is damaged, its second word is not the base64 of a key: copy it again, whole"
+    if name != kind.encode():
+        return f"it says {kind}, but holds {name.decode(errors='replace')[:20]!r}: copy it again"
+    if [len(number) for number in numbers] == [32] and kind == "ssh-ed25519":
+        return ""
+    if kind == "ssh-rsa" and len(numbers) == 2:
+        bits = int.from_bytes(numbers[1], "big").bit_length()
+        return "" if bits >= RSA_BITS else f"RSA of {bits} bits: use {RSA_BITS} or more, or Ed25519"
+    return "it is damaged, a part of it is missing: copy it again, whole"
+
+
+def key_parts(blob: bytes) -> list[bytes]:
+    """The texts that a key is made of, each after its length; raises `ValueError`."""
+    parts = []
+    while blob:
+        end = 4 + int.from_bytes(blob[:4], "big")
+        if len(blob) < end:
+            raise ValueError("cut")
+        parts.append(blob[4:end])
+        blob = blob[end:]
+    return parts or [b""]

@@ -74,6 +74,24 @@ def ecdsa_key(operator: Operator) -> None:
     (operator.folder / "id.pub").write_text(SSH_KEY.replace("ssh-ed25519", "ecdsa-sha2-nistp256"))
 
 
+def cut_key(operator: Operator) -> None:
+    (operator.folder / "id.pub").write_text(SSH_KEY[:60] + " me@home")
+
+
+def key_of_another_kind(operator: Operator) -> None:
+    (operator.folder / "id.pub").write_text(SSH_KEY.replace("ssh-ed25519", "ssh-rsa"))
+
+
+def limit(name: str, most: int) -> Callable[[Operator], None]:
+    return lambda operator: operator.azure.limits.update({name: most})
+
+
+def lost_machine_without_room(operator: Operator) -> None:
+    made(operator)
+    operator.azure.limits["cores"] = 5
+    del operator.azure.resources[operator.azure.body_of("virtualMachines", "node2")["id"].lower()]
+
+
 def no_key_file(operator: Operator) -> None:
     (operator.folder / "id.pub").unlink()
 
@@ -109,6 +127,13 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (lost_key, [], "cluster.key: missing; copy the file from the computer that made the cluster"),
     (other_key, [], "cluster.key: not the key of this cluster"),
     (private_key, [], "this is a private key; give the .pub beside it"),
+    (cut_key, [], "id.pub: it is damaged, its second word is not the base64 of a key"),
+    (key_of_another_kind, [], "id.pub: it says ssh-rsa, but holds 'ssh-ed25519'"),
+    (limit("cores", 5), [], "the cluster needs 6 more of cores, and this subscription may have 5"),
+    (limit("standardBasv2Family", 4), [], "needs 6 more of standardbasv2family"),
+    (limit("PublicIPAddresses", 3), [], "needs 4 more of publicipaddresses"),
+    (limit("StandardSkuPublicIpAddresses", 3), [], "needs 4 more of standardskupublicipaddresses"),
+    (lost_machine_without_room, [], "the cluster needs 2 more of cores, and this subscription"),
     (ecdsa_key, [], "use one line of ssh-ed25519 or ssh-rsa"),
     (no_key_file, [], "make one with `ssh-keygen -t ed25519`"),
     (not_signed_in, [], "service principal the-operator (AZURE_CLIENT_ID) was refused: correct"),
@@ -193,6 +218,63 @@ def test_plan_changes_nothing_and_tells_by_its_exit_code(operator: Operator) -> 
     assert operator.run("plan").code == 0
     assert mutations(operator.azure) == []
     assert operator.run("plan", "--nodes", "2").code == 2
+
+
+def fresh(operator: Operator) -> Operator:
+    """A subscription in which nobody has used anything yet."""
+    for name in operator.azure.providers:
+        operator.azure.providers[name] = "NotRegistered"
+    return operator
+
+
+@pytest.mark.parametrize("with_group", [False, True])
+def test_plan_registers_nothing_in_a_fresh_subscription(
+    operator: Operator, *, with_group: bool
+) -> None:
+    if with_group:
+        group(operator)
+    outcome = fresh(operator).run("plan", "--adopt")
+    assert outcome.code == 3, outcome.output
+    assert "register  provider Microsoft.Compute" in outcome.output
+    assert "check     sizes and limits" in outcome.output
+    assert mutations(operator.azure) == []
+    assert set(operator.azure.providers.values()) == {"NotRegistered"}
+
+
+def test_down_of_an_empty_group_registers_nothing(operator: Operator) -> None:
+    group(operator, tags={"made-by": "azure-active-passive-cluster"})
+    outcome = fresh(operator).run("down", "--yes")
+    assert outcome.code == 0, outcome.output
+    assert [request.method for request in mutations(operator.azure)] == ["DELETE"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"size": "Standard_M8ms"}, "Standard_M8ms is not available to you in zone 2"),
+        ({"nodes": 11}, "needs 22 more of cores, and this subscription may have 20 more there"),
+    ],
+)
+def test_what_only_a_registered_provider_tells_is_checked_before_anything_is_created(
+    operator: Operator, changed: dict[str, object], sentence: str
+) -> None:
+    operator.settings(**changed)
+    outcome = fresh(operator).run("up", "--yes")
+    assert outcome.code == 2
+    assert f"deploy: sizes and limits: {'node2: size ' if 'size' in changed else ''}" in (
+        outcome.output
+    )
+    assert sentence in outcome.output
+    assert {request.path.split("/")[-1] for request in mutations(operator.azure)} == {"register"}
+    assert operator.azure.groups == {}
+
+
+def test_limits_that_are_just_enough_are_enough_and_do_not_count_twice(operator: Operator) -> None:
+    operator.azure.limits |= {"cores": 6, "standardBasv2Family": 6, "PublicIPAddresses": 4}
+    made(operator)
+    assert operator.run("plan").code == 0
+    del operator.azure.resources[operator.azure.body_of("virtualMachines", "node2")["id"].lower()]
+    made(operator)
 
 
 def test_up_asks_and_no_is_no(operator: Operator) -> None:

@@ -1,6 +1,9 @@
 """Settings: a small file, options that win over it, and the plan that they describe."""
 
+import base64
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +78,52 @@ def test_the_operators_own_address_is_asked_for_only_by_azure() -> None:
     assert [rule.source for rule in ssh] == ["https://api.ipify.org"]
 
 
+def a_key(kind: str, *numbers: bytes) -> str:
+    parts = [kind.encode(), *numbers]
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return base64.b64encode(blob).decode()
+
+
+RSA = a_key("ssh-rsa", b"\1\0\1", b"\0" + b"\xaa" * 256)
+
+
 def test_the_first_key_of_the_home_folder_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh" / "id_rsa.pub").write_text("ssh-rsa AAAA me\n")
-    assert ssh_public_key(Settings()) == "ssh-rsa AAAA me"
+    (tmp_path / ".ssh" / "id_rsa.pub").write_text(f"ssh-rsa {RSA} me\n")
+    assert ssh_public_key(Settings()) == f"ssh-rsa {RSA} me"
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("ssh-rsa AAAA me", "damaged, its second word is not the base64 of a key"),
+        (f"ssh-rsa {RSA[:-30]} me", "damaged, its second word is not the base64 of a key"),
+        (f"ssh-rsa {RSA[:40]}*{RSA[40:]}", "damaged, its second word is not the base64 of a key"),
+        (f"ssh-ed25519 {RSA}", "it says ssh-ed25519, but holds 'ssh-rsa'"),
+        (
+            f"ssh-rsa {a_key('ecdsa-sha2-nistp256', b'nistp256', b'x')}",
+            "holds 'ecdsa-sha2-nistp256",
+        ),
+        (f"ssh-rsa {a_key('ssh-rsa', b'3', b'x' * 128)}", "RSA of 1023 bits: use 2048 or more"),
+        (f"ssh-ed25519 {a_key('ssh-ed25519', b'x' * 31)}", "a part of it is missing"),
+        (f"ssh-rsa {a_key('ssh-rsa', b'3')}", "a part of it is missing"),
+    ],
+)
+def test_a_key_that_azure_would_refuse_is_refused(tmp_path: Path, key: str, sentence: str) -> None:
+    file = tmp_path / "id.pub"
+    file.write_text(key + "\n")
+    with pytest.raises(Refusal, match=sentence):
+        ssh_public_key(Settings(ssh_key=str(file)))
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs ssh-keygen")
+def test_keys_as_ssh_keygen_makes_them_are_taken(tmp_path: Path) -> None:
+    for kind in ("ed25519", "rsa"):
+        file = tmp_path / kind
+        made = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", str(file)]
+        subprocess.run(made, check=True, timeout=60)
+        text = file.with_suffix(".pub").read_text().strip()
+        assert ssh_public_key(Settings(ssh_key=f"{file}.pub")) == text

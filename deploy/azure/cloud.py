@@ -48,6 +48,7 @@ BUSY = frozenset({"AnotherOperationInProgress", "RetryableError"})
 """Codes of a 409 that Azure takes back when a neighbouring resource is ready."""
 
 REGISTERED = "Registered"
+NOT_REGISTERED = "MissingSubscriptionRegistration"
 
 
 class Verbs(NamedTuple):
@@ -56,6 +57,14 @@ class Verbs(NamedTuple):
     all: Callable[..., Iterable[Any]]
     get: Callable[..., Any]
     put: Callable[..., LROPoller[Any]]
+
+
+class Size(NamedTuple):
+    """A size of machines: where there is one, and what it takes from the limits."""
+
+    zones: frozenset[str]
+    family: str
+    cores: int
 
 
 class BoundedRetry(RetryPolicy[Any, Any]):
@@ -93,7 +102,7 @@ class Cloud:
         self.groups = self.client(ResourceManagementClient)
         self.compute = self.client(ComputeManagementClient)
         self.storage = self.client(StorageManagementClient)
-        network = self.client(NetworkManagementClient)
+        self.network = network = self.client(NetworkManagementClient)
         accounts = self.storage.storage_accounts
         self.verbs = {
             "network": verbs_of(network.virtual_networks),
@@ -152,7 +161,13 @@ class Cloud:
 
     def all_of(self, kind: str) -> dict[str, Body]:
         """The group's resources of a kind, by name."""
-        return {body["name"]: body for body in listed(self.verbs[kind].all(self.group_name))}
+        try:
+            every = listed(self.verbs[kind].all(self.group_name))
+        except HttpResponseError as error:
+            if code_of(error) != NOT_REGISTERED:
+                raise
+            return {}  # nobody in this subscription has any
+        return {body["name"]: body for body in every}
 
     def get(self, resource: Resource) -> Body | None:
         """The resource as it is, or None."""
@@ -197,11 +212,26 @@ class Cloud:
         self.groups.providers.register(namespace, retry_on_methods=frozenset({"POST"}))
         wait_until(lambda: self.is_registered(namespace), f"registration of {namespace}")
 
-    def zones_of_sizes(self, region: str) -> dict[str, set[str]]:
-        """The zones of the region in which this subscription may use each VM size."""
+    def sizes(self, region: str) -> dict[str, Size]:
+        """The VM sizes of the region, as this subscription may use them, by their names."""
         skus = self.compute.resource_skus.list(filter=f"location eq '{region}'")
         machines = (body for body in listed(skus) if body["resourceType"] == "virtualMachines")
-        return {body["name"]: allowed_zones(body) for body in machines}
+        return {body["name"]: size_of(body) for body in machines}
+
+    def room(self, region: str) -> dict[str, int]:
+        """How much more of each thing the subscription may have in the region, by Azure's names."""
+        usages = [*self.compute.usage.list(region), *self.network.usages.list(region)]
+        return {
+            str(body["name"].get("value", "")).lower(): body["limit"] - body["currentValue"]
+            for body in listed(usages)
+        }
+
+
+def size_of(sku: Body) -> Size:
+    """A VM size; a capability that is not told counts as none."""
+    told = {entry["name"]: entry["value"] for entry in sku.get("capabilities", [])}
+    cores = told.get("vCPUsAvailable") or told.get("vCPUs") or "0"
+    return Size(frozenset(allowed_zones(sku)), str(sku.get("family", "")).lower(), int(cores))
 
 
 def policies(identity: Identity, scope: str) -> list[Any]:

@@ -1,13 +1,15 @@
 """One cluster on Azure: what is there, what would change, and the steps that make it so."""
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from deploy import Refusal
 from deploy.azure.apply import Result, Step, Watch, run_steps
-from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud
+from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud, Size
 from deploy.azure.compare import differences, merged
 from deploy.azure.resources import (
     BALANCER_ADDRESS,
@@ -20,12 +22,24 @@ from deploy.azure.resources import (
 )
 from deploy.azure.state import State, fingerprint
 from deploy.azure.web_site import container, served, stale, upload
-from deploy.plan import Plan, nodes_info, with_public_addresses
+from deploy.plan import Node, Plan, nodes_info, with_public_addresses
 from deploy.release import release_files
 from deploy.userdata import user_data
 
 WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
 CHANGED = "the resource group was changed meanwhile, perhaps by another `azure up`"
+ROOM_STEP = "sizes and limits"
+ASKED = frozenset({"Microsoft.Compute", "Microsoft.Network"})
+"""The providers that tell sizes and limits, once they are registered."""
+
+ADDRESS_LIMITS = (
+    "publicipaddresses",
+    "staticpublicipaddresses",
+    "standardskupublicipaddresses",
+    "ipv4standardskupublicipaddresses",
+)
+"""Each of Azure's names for a limit that a new public address comes under."""
+
 SETTLED = frozenset({"Succeeded", "Failed", "Canceled"})
 
 
@@ -185,6 +199,7 @@ def changes(cluster: Cluster) -> list[Change]:
     return [
         group_change(cluster),
         *(Change(f"provider {name}", "register") for name in sorted(cluster.unregistered)),
+        *room_change(cluster),
         *(change_of(cluster, resource) for resource in cluster.resources().values()),
         web_site_change(cluster),
         release_change(cluster),
@@ -244,9 +259,14 @@ def steps(cluster: Cluster) -> list[Step]:
     providers = [
         Step(f"provider {name}", partial(register, cluster, name)) for name in cluster.unregistered
     ]
+    names = frozenset(step.name for step in providers)
+    if cluster.unregistered & ASKED:
+        missing = missing_in(changes(cluster))
+        providers.append(Step(ROOM_STEP, partial(refuse_without_room, cluster, missing), names))
+        names |= {ROOM_STEP}
     return [
-        Step(cluster.group_step, partial(ensure_group, cluster)),
         *providers,
+        Step(cluster.group_step, partial(ensure_group, cluster), names),
         *(resource_step(cluster, resource) for resource in cluster.resources().values()),
         Step("web site", partial(ensure_web_site, cluster), group | {account}),
         Step("release", partial(ensure_release, cluster), group | {"web site", *addresses}),
@@ -254,11 +274,8 @@ def steps(cluster: Cluster) -> list[Step]:
 
 
 def resource_step(cluster: Cluster, resource: Resource) -> Step:
-    """A resource comes after its group, its provider and what its body names."""
-    provider = TYPES[resource.kind].split("/", maxsplit=1)[0]
+    """A resource comes after its group, which comes after its provider, and what it names."""
     needs = {cluster.group_step, *resource.needs}
-    if provider in cluster.unregistered:
-        needs.add(f"provider {provider}")
     if resource.kind == "virtual machine":
         needs.add("release")  # a node that boots finds the web site as it should be
     return Step(resource.key, partial(ensure, cluster, resource.key), frozenset(needs))
@@ -415,26 +432,60 @@ def refuse_document(cluster: Cluster) -> None:
         custom_data(cluster.document(node.name, key="0" * 64))
 
 
-def refuse_sizes(cluster: Cluster, planned: list[Change]) -> None:
-    """Refuse a size that a zone does not have, before anything is created."""
-    missing = {change.step for change in planned if change.verb == "create"}
+def room_change(cluster: Cluster) -> list[Change]:
+    """The check of sizes and limits, where it has to wait until Azure may be asked."""
+    if not cluster.unregistered & ASKED:
+        return []
+    return [Change(ROOM_STEP, "check", ("as soon as the providers are registered",))]
+
+
+def refuse_without_room(cluster: Cluster, missing: frozenset[str]) -> str:
+    """Refuse what a zone does not have or the subscription may not, before anything is created."""
     nodes = [node for node in cluster.plan.nodes if f"virtual machine {node.name}" in missing]
-    if not nodes:
-        return
-    zones = cluster.cloud.zones_of_sizes(cluster.plan.region)
+    addresses = sum(key.startswith("public address ") for key in missing)
+    if nodes:
+        sizes = cluster.cloud.sizes(cluster.plan.region)
+        refuse_sizes(cluster.plan.region, nodes, sizes)
+    if nodes or addresses:
+        wanted = Counter(dict.fromkeys(ADDRESS_LIMITS, addresses))
+        for size in (sizes[node.size] for node in nodes):
+            wanted.update(dict.fromkeys(("cores", size.family), size.cores))
+        room = cluster.cloud.room(cluster.plan.region)
+        refuse_beyond_limits(cluster.plan.region, wanted, room)
+    return "checked"
+
+
+def refuse_sizes(region: str, nodes: list[Node], sizes: Mapping[str, Size]) -> None:
+    """Refuse a size that the zone of its node does not have."""
     for node in nodes:
-        if str(node.zone) in zones.get(node.size, set()):
+        zones = sizes[node.size].zones if node.size in sizes else frozenset()
+        if str(node.zone) in zones:
             continue
-        has = ", ".join(sorted(zones.get(node.size, set()))) or "none"
+        has = ", ".join(sorted(zones)) or "none"
         raise Refusal(
             f"{node.name}: size {node.size} is not available to you in zone {node.zone} of"
-            f" {cluster.plan.region} (zones that have it: {has}): choose another size or region."
+            f" {region} (zones that have it: {has}): choose another size or region."
         )
 
 
-def look_at_providers(cluster: Cluster, planned: list[Change]) -> None:
+def refuse_beyond_limits(region: str, wanted: Mapping[str, int], room: Mapping[str, int]) -> None:
+    """Refuse what is more than the subscription may still have; what has no limit is not told."""
+    for name, count in wanted.items():
+        if count > room.get(name, count):
+            raise Refusal(
+                f"{region}: the cluster needs {count} more of {name}, and this subscription may"
+                f" have {room[name]} more there: ask Azure for a higher quota, or choose another"
+                " size or region."
+            )
+
+
+def missing_in(planned: list[Change]) -> frozenset[str]:
+    """What is to be created."""
+    return frozenset(change.step for change in planned if change.verb == "create")
+
+
+def look_at_providers(cluster: Cluster, missing: frozenset[str]) -> None:
     """Fill in which providers must be registered before the first resource of theirs."""
-    missing = {change.step for change in planned if change.verb == "create"}
     needed = {
         TYPES[resource.kind].split("/", maxsplit=1)[0]
         for key, resource in cluster.resources().items()

@@ -15,15 +15,17 @@ from deploy import Refusal
 from deploy.azure.apply import Result, Watch, run_steps
 from deploy.azure.cloud import Cloud, Place, words_of
 from deploy.azure.cluster import (
+    ASKED,
     Change,
     Cluster,
     changes,
     is_ours,
     look,
     look_at_providers,
+    missing_in,
     refuse_document,
-    refuse_sizes,
     refuse_unsound,
+    refuse_without_room,
     steps,
 )
 from deploy.azure.resources import ADMIN_NAME, TYPES, Body
@@ -81,9 +83,10 @@ def compared(place: Place, settings: Settings, *, adopt: bool) -> tuple[Cluster,
     try:
         look(cluster)
         refuse_unsound(cluster, adopt=adopt)
-        planned = changes(cluster)
-        look_at_providers(cluster, planned)
-        refuse_sizes(cluster, planned)
+        missing = missing_in(changes(cluster))
+        look_at_providers(cluster, missing)
+        if not cluster.unregistered & ASKED:
+            refuse_without_room(cluster, missing)
     except (AzureError, OSError) as error:
         raise Refusal(f"Azure: {cloud.words(error)}") from error
     return cluster, changes(cluster)

@@ -35,11 +35,12 @@ REGIONS = ("westeurope", "northeurope")
 NAMESPACES = ("Microsoft.Network", "Microsoft.Compute", "Microsoft.Storage")
 ALL_ZONES = ["1", "2", "3"]
 SIZES = {
-    "Standard_B2als_v2": ALL_ZONES,
-    "Standard_B2ats_v2": ALL_ZONES,
-    "Standard_D2s_v5": ALL_ZONES,
-    "Standard_M8ms": ["1", "3"],
+    "Standard_B2als_v2": ("standardBasv2Family", 2, ALL_ZONES),
+    "Standard_B2ats_v2": ("standardBasv2Family", 2, ALL_ZONES),
+    "Standard_D2s_v5": ("standardDSv5Family", 2, ALL_ZONES),
+    "Standard_M8ms": ("standardMSFamily", 8, ["1", "3"]),
 }
+SDKS_OWN_VERSION = "2016-02-01"  # of the requests by which the SDK registers a provider unasked
 VOLATILE = frozenset({"etag"})
 IN_FLUX = ("Creating", "Updating", "Deleting")
 BEGUN = {"Retry-After": "1"}
@@ -75,6 +76,8 @@ ACTIONS = {
     "get_web_site": "Microsoft.Storage/storageAccounts/blobServices/read",
     "put_web_site": "Microsoft.Storage/storageAccounts/blobServices/write",
     "sizes": "Microsoft.Compute/skus/read",
+    "cores_used": "Microsoft.Compute/locations/usages/read",
+    "addresses_used": "Microsoft.Network/locations/usages/read",
     "get_group": "Microsoft.Resources/subscriptions/resourceGroups/read",
     "put_group": "Microsoft.Resources/subscriptions/resourceGroups/write",
     "delete_group": "Microsoft.Resources/subscriptions/resourceGroups/delete",
@@ -97,6 +100,13 @@ class FakeAzure:
     actions_used: set[str] = field(default_factory=set)
     own_address: bytes = b"192.0.2.77"  # what a service that tells one's address answers
     claims: str = ""  # what a token must hold for a change: JSON, like that of MFA
+    limits: dict[str, int] = field(
+        default_factory=lambda: {
+            **{"cores": 20, "standardBasv2Family": 20, "standardDSv5Family": 20},
+            **{"PublicIPAddresses": 20, "StaticPublicIPAddresses": 20},
+            "StandardSkuPublicIpAddresses": 20,
+        }
+    )
     tenant: str = TENANT  # whose tokens the subscription takes
     faults: list[Fault] = field(default_factory=list)
     kill: Callable[[], None] = lambda: None
@@ -144,6 +154,7 @@ class FakeAzure:
             route, request = self.route_of(request)
             body = writable(*route.model, request.body) if route.model else {}
             self.check_allowed(route, request, body)
+            self.check_registered(request)
             if route.model:
                 check_body(route.model, request.body)
             handler: Callable[..., Answer] = getattr(self, route.handler)
@@ -156,8 +167,9 @@ class FakeAzure:
             if match is None:
                 continue
             version = request.query.get("api-version")
+            of_provider = route.handler in ("get_provider", "register")
             refuse(
-                version != route.api_version,
+                version != route.api_version and not (of_provider and version == SDKS_OWN_VERSION),
                 "InvalidApiVersionParameter",
                 f"The api-version '{version}' is invalid; supported is '{route.api_version}'.",
             )
@@ -184,6 +196,19 @@ class FakeAzure:
                 self.need("/".join([parts[0], *parts[1::2], "join/action"]), named)
         if kind.lower().endswith("/virtualmachines"):
             self.need("Microsoft.Compute/disks/write", request.path)
+
+    def check_registered(self, request: Request) -> None:
+        """A provider answers nobody whose subscription is not registered, not to look either."""
+        namespace = request.path.partition("/providers/")[2].split("/")[0]
+        if "resource_provider_namespace" in request.names or not namespace:
+            return
+        refuse(
+            self.providers.get(namespace) != "Registered",
+            "MissingSubscriptionRegistration",
+            f"The subscription is not registered to use namespace '{namespace}'. See"
+            " https://aka.ms/rps-not-found for how to register subscriptions.",
+            409,
+        )
 
     def need(self, action: str, scope: str) -> None:
         """Refuse what the role does not allow."""
@@ -370,17 +395,79 @@ class FakeAzure:
             {
                 "resourceType": "virtualMachines",
                 "name": name,
+                "family": family,
                 "locations": [region],
                 "locationInfo": [{"location": region, "zones": zones}],
+                "capabilities": [{"name": "vCPUs", "value": str(cores)}],
                 "restrictions": [],
             }
-            for name, zones in SIZES.items()
+            for name, (family, cores, zones) in SIZES.items()
         ]
         skus.append({"resourceType": "disks", "name": "Standard_LRS", "locations": [region]})
         if "page" in request.query:
             return Answer(200, {"value": skus[2:]})
         query = f"api-version={request.query['api-version']}&$filter=location eq '{region}'&page=2"
         return Answer(200, {"value": skus[:2], "nextLink": f"{self.url}{request.path}?{query}"})
+
+    def used(self, name: str) -> int:
+        """How much of something that is limited there is."""
+        types = [body["type"].split("/")[1] for body in self.resources.values()]
+        if name.endswith("Addresses"):
+            return types.count("publicIPAddresses")
+        machines = [b for b in self.resources.values() if b["type"].endswith("virtualMachines")]
+        sizes = [SIZES[b["properties"]["hardwareProfile"]["vmSize"]] for b in machines]
+        return sum(cores for family, cores, _ in sizes if name in (family, "cores"))
+
+    def usages(self, names: list[str]) -> Answer:
+        """What is used of what there may be."""
+        return Answer(
+            200,
+            {
+                "value": [
+                    {
+                        "unit": "Count",
+                        "currentValue": self.used(name),
+                        "limit": self.limits[name],
+                        "name": {"value": name, "localizedValue": name},
+                    }
+                    for name in names
+                ]
+            },
+        )
+
+    def cores_used(self, request: Request) -> Answer:
+        """Cores, of all machines in a region and by family."""
+        del request
+        return self.usages([name for name in self.limits if not name.endswith("Addresses")])
+
+    def addresses_used(self, request: Request) -> Answer:
+        """Public addresses in a region."""
+        del request
+        return self.usages([name for name in self.limits if name.endswith("Addresses")])
+
+    def check_limits(self, own: str, body: Body) -> None:
+        """Refuse what is more than the subscription may have (Azure/AKS and others, in public)."""
+        if "/publicipaddresses/" in own.lower():
+            limit = min(v for k, v in self.limits.items() if k.endswith("Addresses"))
+            refuse(
+                self.used("PublicIPAddresses") >= limit,
+                "PublicIPCountLimitReached",
+                f"Cannot create more than {limit} public IP addresses for this subscription in"
+                " this region.",
+            )
+        if "/virtualmachines/" in own.lower():
+            family, cores, _ = SIZES[body["properties"]["hardwareProfile"]["vmSize"]]
+            for name in ("cores", family):
+                limit, now = self.limits[name], self.used(name)
+                refuse(
+                    now + cores > limit,
+                    "OperationNotAllowed",
+                    f"Operation could not be completed as it results in exceeding approved {name}"
+                    f" quota. Additional details - Deployment Model: Resource Manager, Location:"
+                    f" {body['location']}, Current Limit: {limit}, Current Usage: {now}, Additional"
+                    f" Required: {cores}, (Minimum) New Limit Required: {now + cores}.",
+                    409,
+                )
 
     # ------------------------------------------------------------ resources
 
@@ -415,12 +502,6 @@ class FakeAzure:
             409,
         )
         own, (namespace, kind, name) = request.path, request.path.split("/")[-3:]
-        refuse(
-            self.providers.get(namespace) != "Registered",
-            "MissingSubscriptionRegistration",
-            f"The subscription is not registered to use namespace '{namespace}'.",
-            409,
-        )
         full_type = f"{namespace}/{kind}"
         check_name(full_type, name)
         check_region(body)
@@ -429,6 +510,8 @@ class FakeAzure:
         RULES[full_type.lower()](own, body, self.resources)
         before = self.resources.get(own.lower())
         self.check_before(own, body, before)
+        if before is None:
+            self.check_limits(own, body)
         self.resources[own.lower()] = self.kept(own, body, before)
         return self.begun(request, namespace, before)
 

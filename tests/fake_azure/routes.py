@@ -45,6 +45,8 @@ OPERATIONS = [
     (COMPUTE, "virtual_machines_list", "list_of_type", None),
     (COMPUTE, "virtual_machines_delete", "delete", None),
     (COMPUTE, "resource_skus_list", "sizes", None),
+    (COMPUTE, "usage_list", "cores_used", None),
+    (NETWORK, "usages_list", "addresses_used", None),
     (STORAGE, "storage_accounts_create", "put", "StorageAccountCreateParameters"),
     (STORAGE, "storage_accounts_get_properties", "get", None),
     (STORAGE, "storage_accounts_list_by_resource_group", "list_of_type", None),

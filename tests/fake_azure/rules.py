@@ -301,12 +301,21 @@ def check_profile(profile: Body, name: str) -> None:
         home = f"/home/{profile['adminUsername']}/.ssh/authorized_keys"
         refuse(key["path"] != home, "InvalidParameter", f"ssh path {key['path']}")
         kind, _, data = key["keyData"].partition(" ")
-        bad = kind not in ("ssh-rsa", "ssh-ed25519") or not is_base64(data.split(" ")[0])
+        bad = not is_ssh_key(kind, data.split(" ")[0])
         refuse(bad, "InvalidParameter", "linuxConfiguration.ssh.publicKeys.keyData is invalid.")
     data = profile.get("customData", "")
     refuse(not is_base64(data), "InvalidParameter", "customData must be Base64.")
     too_long = len(base64.b64decode(data)) > 65_535
     refuse(too_long, "InvalidParameter", "customData is longer than 65535 bytes.")
+
+
+def is_ssh_key(kind: str, data: str) -> bool:
+    """A key of a kind that Azure takes, by what is inside of it; RSA has 2,048 bits at least."""
+    if kind not in ("ssh-rsa", "ssh-ed25519") or not is_base64(data):
+        return False
+    blob = base64.b64decode(data)
+    name = len(kind).to_bytes(4, "big") + kind.encode()
+    return blob.startswith(name) and (len(blob) == 51 if kind == "ssh-ed25519" else len(blob) > 270)
 
 
 def is_base64(text: str) -> bool:
