@@ -85,8 +85,10 @@ class State:
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 lock(descriptor)
-            except OSError:
+            except OSError as error:
                 os.close(descriptor)
+                if not isinstance(error, BlockingIOError | PermissionError):
+                    raise
                 raise Refusal(
                     f"{self.folder}: another `azure up` or `down` is at work on this cluster:"
                     " wait until it ends."
