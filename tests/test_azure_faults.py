@@ -117,6 +117,64 @@ def test_a_machine_without_capacity_is_told_and_the_next_up_goes_on(
     assert snapshot(operator) == undisturbed
 
 
+DETAILS = [
+    {"code": "SecurityRuleInvalidPriority", "message": "Priority 99 is out\n of range 100-4096."},
+    {"code": "Outer", "message": "Outer.", "details": [{"code": "Inner", "message": "Inmost."}]},
+    {"code": "InvalidRequestFormat", "message": "Cannot parse the request."},
+]
+POLICY = {
+    "type": "PolicyViolation",
+    "info": {
+        "policyAssignmentDisplayName": "Everything has an owner",
+        "policyAssignmentParameters": {"tagName": {"value": "CostCenter"}},
+        "evaluationDetails": {
+            "evaluatedExpressions": [
+                {"expression": "tags[CostCenter]", "operator": "Exists", "targetValue": "false"}
+            ]
+        },
+        "policyExemptionIds": [],
+    },
+}
+
+
+@pytest.mark.parametrize("what", ["refused", "fails"])
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            {"details": DETAILS},
+            "Outer. Inner: Inmost. InvalidRequestFormat: Cannot parse the request."
+            " SecurityRuleInvalidPriority: Priority 99 is out of range 100-4096.",
+        ),
+        (
+            {"details": None, "additionalInfo": [POLICY]},
+            "InvalidRequestFormat: Cannot parse the request. PolicyViolation:"
+            " policyAssignmentDisplayName = Everything has an owner,"
+            " policyAssignmentParameters.tagName.value = CostCenter,"
+            " evaluationDetails.evaluatedExpressions.operator = Exists,"
+            " evaluationDetails.evaluatedExpressions.targetValue = false,"
+            " evaluationDetails.evaluatedExpressions.expression = tags[CostCenter].",
+        ),
+    ],
+)
+def test_the_whole_reason_of_a_refusal_is_told_the_shortest_part_first(
+    operator: Operator, what: str, more: Any, told: str
+) -> None:
+    operator.azure.faults.append(
+        Fault(
+            puts("virtualNetworks"),
+            what,
+            status=400,
+            code="InvalidRequestFormat",
+            message="Cannot parse the request.",
+            more=more,
+        )
+    )
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert outcome.output.splitlines()[-1] == f"deploy: network network: {told}"
+
+
 def test_what_needs_a_failed_resource_is_not_begun_and_the_rest_is_made(
     operator: Operator, undisturbed: Any
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from azure.core.exceptions import AzureError, HttpResponseError, ResourceNotFoundError
+from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.core.pipeline import PipelineResponse
 from azure.core.pipeline.policies import (
     ContentDecodePolicy,
@@ -28,6 +28,7 @@ from azure.mgmt.storage.models import BlobServiceProperties
 
 from deploy.azure.identity import Identity, advice, ways
 from deploy.azure.resources import Body, Resource, Scope
+from deploy.azure.words import code_of, words_of
 
 Client = TypeVar("Client")
 
@@ -310,18 +311,3 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not done after {OPERATION_SECONDS:g} s.")
         time.sleep(POLL_SECONDS)
-
-
-def code_of(error: HttpResponseError) -> str:
-    """Azure's code of an error, or an empty text."""
-    return str(getattr(error, "error_code", None) or getattr(error.error, "code", None) or "")
-
-
-def words_of(error: Exception) -> str:
-    """Azure's own message with its code, on one line."""
-    if not isinstance(error, AzureError):
-        return " ".join(str(error).split())
-    message = getattr(getattr(error, "error", None), "message", None) or error.message
-    code = code_of(error) if isinstance(error, HttpResponseError) else ""
-    text = " ".join(str(message).split())
-    return f"{code}: {text}" if code and not text.startswith(code) else text

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from deploy import Refusal
 from deploy.azure.apply import Result, Watch, run_steps
-from deploy.azure.cloud import Cloud, Place, words_of
+from deploy.azure.cloud import Cloud, Place
 from deploy.azure.cluster import (
     ASKED,
     Change,
@@ -31,6 +31,7 @@ from deploy.azure.cluster import (
 from deploy.azure.resources import ADMIN_NAME, TYPES, Body
 from deploy.azure.state import State, state_of_cluster
 from deploy.azure.web_site import container, served, stale, upload
+from deploy.azure.words import words_of
 from deploy.plan import is_url, plan_of
 from deploy.settings import Settings, ssh_public_key
 
