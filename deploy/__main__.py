@@ -76,7 +76,7 @@ def sentence(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"`{error.cmd}` did not end within {error.timeout:g} s."
     if not isinstance(error, OSError) or not error.strerror:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        return " ".join(str(error).split())[:500] or type(error).__name__
     where = [os.fsdecode(error.filename)] if isinstance(error.filename, str | bytes) else []
     right = [RIGHT[error.errno]] if error.errno in RIGHT else []
     return ": ".join([*where, error.strerror, *right]) + "."

@@ -2,31 +2,40 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deploy import Refusal
 
 
-def write_whole(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write a file so that it appears whole or not at all, in a folder made where there is none.
+def write_whole(path: Path, content: bytes, *, mode: int = 0o644, folder_mode: int = 0o755) -> None:
+    """Write a file so that it appears whole or not at all, in a folder made where there is none."""
+    with staged(path, content, mode=mode, folder_mode=folder_mode) as part:
+        part.replace(path)
 
-    It is staged under a name that nobody can have known, and private until it is whole.
+
+@contextmanager
+def staged(path: Path, content: bytes, *, mode: int, folder_mode: int) -> Iterator[Path]:
+    """A whole file beside its place, to be moved there; what is not moved does not stay.
+
+    Its name is one that nobody can have known, and it is private until it is whole.
     """
-    make_folder(path.parent)
+    make_folder(path.parent, mode=folder_mode)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    staged = Path(name)
+    part = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        staged.chmod(mode)
-        staged.replace(path)
+        part.chmod(mode)
+        yield part
     except OSError as error:
         error.filename = str(path)  # a full disk does not say of which file
         raise
     finally:
-        staged.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, *, mode: int = 0o755) -> None:

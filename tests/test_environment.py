@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploy.azure.state import state_of_cluster
+from deploy.azure.state import State, state_of_cluster
 from deploy.release import publish
 from deploy.userdata import read_nodes_info, user_data
 
@@ -385,3 +385,41 @@ def test_a_question_that_nobody_answers_names_the_option_that_does(operator: Any
     assert done.code == 2
     assert "deploy: nobody answers the question: give --yes" in done.output
     assert "Traceback" not in done.output
+
+
+# ------------------------------------------------ what a verb leaves
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from deploy.files import staged
+with staged(Path(sys.argv[1]), b"half", mode=0o600, folder_mode=0o700):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_goes_with_the_cluster(tmp_path: Path) -> None:
+    state = State(tmp_path / "clusters" / "one")
+    command = [sys.executable, "-c", KILLED, str(state.key_file)]
+    killed = subprocess.run(command, cwd=CHECKOUT, timeout=20, check=False)
+    assert killed.returncode == -9
+    [left] = state.folder.iterdir()
+    assert stat.S_IMODE(left.stat().st_mode) == 0o600
+    with state.locked():
+        state.write_cluster(NODES, {})
+        state.key_made_if_missing()
+        state.remove()
+    assert not state.folder.exists()
+
+
+def test_a_clusters_folder_and_key_are_for_its_operator_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        state = State(tmp_path / "clusters" / "one")
+        state.write_cluster(NODES, {})
+        state.key_made_if_missing()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(state.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(state.key_file.stat().st_mode) == 0o600
+    assert len(list(state.folder.iterdir())) == 3

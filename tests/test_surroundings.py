@@ -55,3 +55,31 @@ def test_what_a_test_starts_has_the_surroundings_of_any_other() -> None:
     assert os.environ["no_proxy"].startswith("localhost,127.0.0.0/8")
     assert Path.cwd() == CHECKOUT
     assert Path.home().is_absolute()
+
+
+@pytest.mark.parametrize("umask", ["022", "077"])
+def test_the_set_up_makes_its_files_for_others_and_finds_the_tools_of_root(umask: str) -> None:
+    script = f"umask {umask}; PATH=/usr/bin:/bin; . deploy/setup.sh; umask; command -v nologin"
+    ran = subprocess.run(
+        ["sh", "-c", script], cwd=CHECKOUT, capture_output=True, text=True, timeout=10, check=True
+    )
+    assert ran.stdout == "0022\n/usr/sbin/nologin\n"
+
+
+@pytest.mark.parametrize("script", ["deploy/try.sh", "tests/run.sh", ".ci/run"])
+def test_a_script_finds_its_checkout_from_any_folder(script: str, tmp_path: Path) -> None:
+    for name in ("deploy/try.sh", "tests/run.sh", ".ci/run"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((CHECKOUT / name).read_bytes())
+    (tmp_path / "deploy" / "setup.sh").write_text("pwd; exit 7")
+    (tmp_path / "elsewhere" / "deploy").mkdir(parents=True)
+    ran = subprocess.run(
+        ["sh", script],
+        cwd=tmp_path,
+        env={**os.environ, "CDPATH": str(tmp_path / "elsewhere")},
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (7, f"{tmp_path}\n"), ran.stderr

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from deploy import Refusal
-from deploy.files import expanded
+from deploy.files import expanded, make_folder, staged, write_whole
 
 PROJECT = "azure-active-passive-cluster"
 
@@ -45,12 +45,12 @@ class State:
         key = self.key()
         if key is not None:
             return key
-        part = self.part("cluster.key", f"{secrets.token_hex(32)}\n", mode=0o600)
-        try:
-            with suppress(FileExistsError):  # somebody else's, made meanwhile, counts
-                os.link(part, self.key_file)
-        finally:
-            part.unlink()
+        new = f"{secrets.token_hex(32)}\n".encode()
+        with (
+            staged(self.key_file, new, mode=0o600, folder_mode=0o700) as part,
+            suppress(FileExistsError),  # somebody else's, made meanwhile, counts
+        ):
+            os.link(part, self.key_file)
         return self.key() or self.key_made_if_missing()
 
     @contextmanager
@@ -81,7 +81,7 @@ class State:
     def lock_taken(self) -> int:
         """The descriptor of the lock; a file that was removed before it was locked is no lock."""
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self.folder, mode=0o700)
             descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 lock(descriptor)
@@ -137,23 +137,9 @@ class State:
         self, nodes: Mapping[str, Mapping[str, str]], endpoints: Mapping[str, str]
     ) -> None:
         """What `status`, `watch` and `publish` read."""
-        self.write(self.nodes_file.name, json.dumps(nodes, indent=2) + "\n")
-        self.write(self.endpoints_file.name, json.dumps(endpoints, indent=2) + "\n")
-
-    def write(self, name: str, text: str, mode: int = 0o644) -> None:
-        """A whole file or none."""
-        self.part(name, text, mode).replace(self.folder / name)
-
-    def part(self, name: str, text: str, mode: int) -> Path:
-        """A new file beside its place; private from its first byte on where the mode says so."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = self.folder / f".{name}.{os.getpid()}"
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        return part
+        for file, content in ((self.nodes_file, nodes), (self.endpoints_file, endpoints)):
+            text = json.dumps(content, indent=2) + "\n"
+            write_whole(file, text.encode(), folder_mode=0o700)
 
     def remove(self) -> None:
         """Forget the cluster; the folder goes with the lock, if nothing else is in it."""
