@@ -32,6 +32,7 @@ import logging
 import os
 import queue
 import re
+import stat
 import sys
 import threading
 import time
@@ -39,7 +40,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, TextIO, get_args, get_origin
 
 if __name__ == "__main__":
     gc.disable()  # a process of a second: with `gc.freeze` at its end a tenth of its CPU
@@ -196,7 +197,7 @@ class Paths:
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
         self.release = self.run / "release.json"
-        self.lock = self.run / "lock"
+        self.lock = self.run / "run.lock"
 
 
 def read_settings(path: Path) -> Settings:
@@ -1468,20 +1469,54 @@ def utc(wall_seconds: float) -> str:
 def write_atomic(
     path: Path, content: str | bytes, *, staged: Path | None = None, sync: bool = False
 ) -> None:
-    """The one writer of files: `path` appears whole or not at all. Raises `OSError`."""
+    """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
+
+    Where others may write to the folder, too: what is staged is a new file, no link is followed.
+    """
     staged = staged or path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with staged.open("wb") as file:
+        remove(staged)
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # Apache reads it, whatever the umask
             file.write(data)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
         staged.replace(path)
     except OSError as error:
-        staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(staged)
         error.filename = str(path)  # a write that fails does not say of which file
         raise
+
+
+def remove(path: Path) -> bool:
+    """Remove what has this name; whether there was anything. Raises `OSError`.
+
+    A folder may hold what somebody needs: it is moved out of the way.
+    """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except IsADirectoryError:
+        path.rename(path.with_name(f".{path.name}.{time.time_ns()}"))
+    return True
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Open a file where others may have put something else. Raises `OSError`.
+
+    No link is followed, and no pipe is waited for.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a file")
+    return descriptor
 
 
 def boot_seconds() -> float:
@@ -1672,7 +1707,7 @@ class Machine:
         for name, marker in markers.items():
             path = self.paths.html / f"{name}.html"
             if marker is None:
-                path.unlink(missing_ok=True)
+                remove(path)
             else:
                 write_atomic(path, format_marker(self.cluster, marker))
 
@@ -1705,13 +1740,11 @@ def drop_probe(paths: Paths) -> bool:
     """Remove the probe, and make Apache refuse it even if that fails; whether it is gone."""
     for path in (paths.probe, paths.staged):
         try:
-            path.unlink()
-            logging.info("Removing %s", path)
-        except FileNotFoundError:
-            continue
+            if remove(path):
+                logging.info("Removing %s", path)
         except OSError as error:
             logging.error("Can't remove %s: %s", path, error.strerror)
-    gone = not paths.probe.exists()
+    gone = not os.path.lexists(paths.probe)
     try:
         write_atomic(paths.lease_until, "0")
         if gone:
@@ -1992,7 +2025,7 @@ def bootup(paths: Paths) -> None:
     if not paths.state.exists():
         write_atomic(paths.booted, json.dumps(boot_seconds()))
     for path in (paths.probe, paths.staged, paths.status, *marker_files(paths)):
-        path.unlink(missing_ok=True)
+        remove(path)
     logging.info("bootup: probe.html and all markers are removed")
     keep_compiled(paths)
 
@@ -2004,10 +2037,11 @@ def marker_files(paths: Paths) -> Iterable[Path]:
     except (BadInput, OSError, UnicodeDecodeError):
         names = set()
     for path in paths.html.glob("*.html"):
-        if not path.is_file():
+        if path.stem in names:
+            yield path
             continue
-        with path.open("rb") as file:
-            if path.stem in names or MARKER_OPEN.encode() in file.read(8192):
+        with contextlib.suppress(OSError), os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+            if MARKER_OPEN.encode() in file.read(8192):
                 yield path
 
 
@@ -2042,7 +2076,8 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
     import fcntl  # noqa: PLC0415 - `deploy` reads this file too, where there is no Linux
 
     paths.run.mkdir(parents=True, exist_ok=True)
-    lock = paths.lock.open("w")
+    # For root alone: whoever can open it can keep it locked, and no run would start.
+    lock = os.fdopen(os.open(paths.lock, os.O_WRONLY | os.O_CREAT, 0o600), "w")
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
@@ -2059,9 +2094,12 @@ def start_log(paths: Paths) -> None:
     logging.raiseExceptions = False
     try:
         paths.logfile.parent.mkdir(parents=True, exist_ok=True)
-        handler: logging.Handler = logging.FileHandler(paths.logfile, encoding="utf-8")
-    except OSError:
-        handler = logging.StreamHandler()
+        opened = open_plain(paths.logfile, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        stream: TextIO = os.fdopen(opened, "a", encoding="utf-8")
+    except OSError as error:
+        stream = sys.stderr
+        print(f"{paths.logfile}: not written: {error}", file=stream)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)

@@ -21,6 +21,7 @@ from agent import loader
 from tests.world import (
     CLOSES,
     INSTANCE,
+    KEY,
     LOAD_BALANCER,
     SILENT,
     SOURCE,
@@ -763,6 +764,108 @@ def test_a_passive_node_with_pages_that_are_read_only_stays_passive(world: World
     assert not world.active
 
 
+# ------------------------------------------------ others on the same machine
+
+
+def plant(kind: str, path: Path, target: Path) -> None:
+    """Put something of that kind where the agent has a file."""
+    path.unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a link":
+        path.symlink_to(target)
+    else:
+        path.mkdir()
+        (path / "kept").write_text("somebody's")
+
+
+KINDS = ["a pipe", "a link", "a folder"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_is_planted_among_the_pages_no_run_waits_for_it_or_writes_through_it(
+    world: World, kind: str
+) -> None:
+    names = ["node2.html", "status.json", ".probe.html"]
+    names += [f".{name}.tmp" for name in names]
+    names += ["probe.html"]
+    for name in names:
+        plant(kind, world.paths.html / name, world.paths.key)
+    ran = world.run()
+    pages = {path.name: path for path in world.paths.html.iterdir()}
+    assert (ran.code, ran.journal, world.active) == (0, f"active: {ACTIVE}", True)
+    assert world.paths.key.read_text() == KEY
+    ours = {"node2.html", "node3.html", "status.json", "probe.html"}
+    assert all(pages[name].is_file() and not pages[name].is_symlink() for name in ours)
+    aside = sorted(path for name, path in pages.items() if name not in ours)
+    kept = names if kind == "a folder" else []
+    assert [(path / "kept").read_text() for path in aside] == ["somebody's"] * len(kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bootup_waits_for_nothing_that_is_planted_among_the_pages(world: World, kind: str) -> None:
+    world.run()
+    for name in ("probe.html", ".probe.html", "node3.html", "about.html", "status.json"):
+        plant(kind, world.paths.html / name, Path("/proc/kmsg"))
+    ran = world.run("bootup")
+    assert (ran.code, ran.journal) == (0, "")
+    left = [path.name for path in world.paths.html.iterdir() if not path.is_dir()]
+    assert set(left) <= {"about.html"}
+    assert not os.path.lexists(world.paths.probe)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_log_that_is_no_file_is_neither_waited_for_nor_followed(world: World, kind: str) -> None:
+    world.paths.logfile.parent.mkdir(parents=True)
+    plant(kind, world.paths.logfile, world.paths.key)
+    process = world.start()
+    out, errors = process.communicate(timeout=10)
+    assert (process.returncode, out, world.active) == (0, f"active: {ACTIVE}\n", True)
+    assert errors.startswith(f"{world.paths.logfile}: not written: ")
+    assert "Local node name: node1" in errors
+    assert world.paths.key.read_text() == KEY
+
+
+def nobody_runs(*command: str, folder: Path) -> "subprocess.Popen[bytes]":
+    """A command of a user without rights, which can reach `folder`."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else")
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_mode & 0o001 == 0:
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return subprocess.Popen(command, user=65534, group=65534, stderr=subprocess.PIPE)
+
+
+def is_starting(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether it neither holds its lock (it sleeps then) nor was refused."""
+    if process.poll() is not None:
+        return False
+    return Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n"
+
+
+def test_no_other_user_can_lock_a_file_that_a_run_waits_for(world: World) -> None:
+    world.run()
+    held = []
+    for path in sorted(world.paths.run.iterdir()):
+        command = ("flock", "--nonblock", "--no-fork", str(path), "sleep", "60")
+        held.append(nobody_runs(*command, folder=world.paths.run))
+    try:
+        until(lambda: not any(is_starting(process) for process in held))
+        assert world.run().code == 0
+    finally:
+        for process in held:
+            process.kill()
+            process.wait()
+
+
+def test_pages_and_limit_are_readable_for_apache_whatever_the_umask(world: World) -> None:
+    command = ["sh", "-c", 'umask 077; exec "$@"', "sh", *world.command()]
+    subprocess.run(command, check=True, capture_output=True, timeout=10)
+    paths = world.paths
+    for path in (paths.probe, paths.status, paths.html / "node2.html", paths.lease_until):
+        assert path.stat().st_mode & 0o777 == 0o644, path
+
+
 # ------------------------------------------------ self-update
 
 
@@ -849,10 +952,10 @@ def test_a_web_site_that_fails_leaves_the_agent_and_the_role_as_they_are(
 
 def test_an_agent_that_cannot_be_written_is_said_and_changes_nothing(world: World) -> None:
     world.serve_release(Page(world.installed(SOURCE) + "# newer\n"))
-    (world.paths.etc / "loader.tmp.py").mkdir()
-    ran = world.run()
-    assert (ran.code, world.active) == (0, True)
-    assert ran.said("ERROR - File loader.py is not replaced: ")
+    there = world.paths.etc / "loader.tmp.py"
+    ran = in_own_mounts(world, f"mkdir {there}; mount -t tmpfs tmpfs {there}")
+    assert (ran.returncode, world.active) == (0, True)
+    assert any("ERROR - File loader.py is not replaced: " in line for line in world.log())
 
 
 # ------------------------------------------------ verbs
@@ -1092,8 +1195,12 @@ def test_a_wall_clock_that_stepped_makes_an_active_node_start_over(world: World)
 
 
 def stop_before_commit(world: World) -> "subprocess.Popen[str]":
-    """A run that has staged its probe and hangs: it waits for a reader of a pipe."""
-    os.mkfifo(world.paths.run / ".lease_until.tmp")
+    """A run that has staged its probe and hangs: it waits for a writer of a pipe."""
+    os.mkfifo(world.paths.run / "pipe")
+    source, limit = world.installed(SOURCE), "write_atomic(self.paths.lease_until, limit)\n"
+    assert source.count(limit) == 1
+    stopped = f"(self.paths.run / 'pipe').read_bytes(); {limit}"
+    world.paths.loader.write_text(source.replace(limit, stopped))
     process = world.start()
     until(world.paths.staged.exists)
     assert not world.active
@@ -1105,7 +1212,6 @@ def test_a_run_killed_between_staging_and_committing_leaves_a_passive_node(world
     process.kill()
     process.communicate()
     assert (world.active, world.state()["active"]) == (False, False)
-    (world.paths.run / ".lease_until.tmp").unlink()
     ran = world.run()
     assert (ran.code, world.active, world.paths.staged.exists()) == (0, True, False)
 
@@ -1118,7 +1224,7 @@ def test_a_run_frozen_between_staging_and_committing_cannot_commit_after_the_fen
     until(lambda: loader.boot_seconds() >= fence, 10)
     for page in (world.paths.probe, world.paths.staged):
         page.unlink(missing_ok=True)  # what the fence does
-    (world.paths.run / ".lease_until.tmp").read_bytes()
+    (world.paths.run / "pipe").write_bytes(b"go on")
     journal, _ = process.communicate(timeout=10)
     assert (process.returncode, world.active) == (0, False)
     assert journal.startswith("passive: ")
