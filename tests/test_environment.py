@@ -423,3 +423,18 @@ def test_a_clusters_folder_and_key_are_for_its_operator_alone(tmp_path: Path) ->
     assert stat.S_IMODE(state.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(state.key_file.stat().st_mode) == 0o600
     assert len(list(state.folder.iterdir())) == 3
+
+
+# ------------------------------------------------ the network
+
+
+def test_a_network_that_does_not_get_to_azure_is_not_called_a_refused_identity(
+    operator: Any,
+) -> None:
+    gone = "https://127.0.0.1:1"
+    where = ["--authority", gone, "--arm-endpoint", gone, "--ssh-from", "198.51.100.7/32"]
+    done = operator.deploy("azure", "plan", *where)
+    assert done.code == 2
+    assert done.output.count("\n") == 1
+    assert "network does not get there" in done.output
+    assert "was refused" not in done.output

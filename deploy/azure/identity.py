@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from azure.core.credentials import AccessToken, TokenCredential
-from azure.core.exceptions import ClientAuthenticationError
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
 from azure.identity import (
     AzureCliCredential,
     AzureDeveloperCliCredential,
@@ -42,6 +46,10 @@ REFUSED = frozenset(
     }
 )
 """Codes of answers that another identity might not get."""
+
+
+NO_ANSWER = (ServiceRequestError, ServiceResponseError)
+"""Nobody was refused: the question did not arrive, or its answer did not."""
 
 
 class Way(NamedTuple):
@@ -157,6 +165,9 @@ def asked(way: Way, scopes: tuple[str, ...], **options: Any) -> AccessToken:
         more = f"{way.whose} is not enough for Azure here: {one_line(error)}"
         raise ClientAuthenticationError(more) from error
     except ClientAuthenticationError as error:
+        if isinstance(error.__cause__, NO_ANSWER):
+            gone = f"signing in as {way.whose}: this computer's network does not get there"
+            raise ClientAuthenticationError(f"{gone}. ({one_line(error)})") from error
         raise ClientAuthenticationError(
             f"{way.whose} was refused: {way.remedy}. ({one_line(error)})"
         ) from error
