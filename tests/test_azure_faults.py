@@ -80,11 +80,6 @@ def test_up_waits_for_the_container_of_a_web_site_that_was_just_switched_on(
     assert snapshot(operator) == undisturbed
 
 
-def test_the_key_of_the_account_is_asked_again_after_a_cut(operator: Operator) -> None:
-    operator.azure.faults.append(Fault(lambda r: r.path.endswith("/listKeys"), "cut after"))
-    made(operator)
-
-
 def test_a_wait_beyond_patience_is_told_and_not_waited(operator: Operator) -> None:
     operator.azure.faults.append(Fault(puts("virtualNetworks"), "throttled", retry_after=3600))
     outcome = operator.run("up", "--yes")

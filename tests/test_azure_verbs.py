@@ -13,7 +13,7 @@ pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`
 
 from tests.azure_cluster import made, mutations, snapshot
 from tests.fake_azure.azure import SUBSCRIPTION
-from tests.fake_azure.model import Body
+from tests.fake_azure.model import Body, Request
 from tests.fake_azure.operator import CHECKOUT, NAME, SSH_KEY, Operator
 
 # ---------------------------------------------------------------- what is refused
@@ -630,23 +630,96 @@ def test_down_keeps_the_key_where_there_is_no_group(operator: Operator) -> None:
 # ---------------------------------------------------------------- permissions
 
 
-def role() -> list[str]:
+def role(part: str) -> list[str]:
     """The actions of the role in docs/azure.md."""
     text = (CHECKOUT / "docs" / "azure.md").read_text()
     block = next(b for b in re.findall(r"```json\n(.*?)```", text, re.S) if '"Actions"' in b)
-    actions: list[str] = json.loads(block)["Actions"]
+    actions: list[str] = json.loads(block)[part]
     return actions
 
 
 def test_the_documented_role_is_enough_and_nothing_in_it_is_spare(operator: Operator) -> None:
-    operator.azure.allowed = tuple(role())
+    operator.azure.allowed = tuple(role("Actions"))
+    operator.azure.allowed_on_data = tuple(role("DataActions"))
     for name in operator.azure.providers:
         operator.azure.providers[name] = "NotRegistered"
     operator.azure.operation_seconds = 0.2
     for verb in ("up", "plan", "down"):
         outcome = operator.run(verb, *([] if verb == "plan" else ["--yes"]))
         assert outcome.code == 0, outcome.output
-    assert sorted(operator.azure.actions_used) == sorted(role())
+    assert sorted(operator.azure.actions_used) == sorted(role("Actions"))
+    assert sorted(operator.azure.data_actions_used) == sorted(role("DataActions"))
+
+
+def test_a_subscription_that_forbids_shared_keys_gets_its_cluster(operator: Operator) -> None:
+    operator.azure.keys_forbidden = True
+    made(operator)
+    assert operator.run("plan").code == 0
+    account = operator.azure.body_of("storageAccounts", next(iter(operator.azure.accounts)))
+    assert account["properties"]["allowSharedKeyAccess"] is False
+    assert operator.deploy("publish").code == 0
+
+
+def test_the_account_is_made_without_shared_keys_and_nobody_asks_for_them(
+    operator: Operator,
+) -> None:
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 0, outcome.output
+    records = operator.azure.log.records
+    (sent,) = [r.request for r in records if r.request.method == "PUT" and is_account(r.request)]
+    assert sent.body["properties"]["allowSharedKeyAccess"] is False
+    assert not any(r.request.path.endswith("/listKeys") for r in records)
+
+
+def is_account(request: Request) -> bool:
+    return request.path.split("/")[-2] == "storageAccounts"
+
+
+DATA_ROLE = (
+    "needs the role Storage Blob Data Contributor for the web site's files, which Owner and"
+    ' Contributor do not include: `az role assignment create --role "Storage Blob Data'
+    f' Contributor" --scope /subscriptions/{SUBSCRIPTION}/resourceGroups/{NAME} --assignee YOU`'
+)
+
+
+def test_up_names_the_role_that_is_missing_for_the_web_site_and_makes_no_machine(
+    operator: Operator,
+) -> None:
+    operator.azure.allowed_on_data = ()  # as an Owner who has no role on data
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "deploy: release: AuthorizationPermissionMismatch: This request is not" in outcome.output
+    assert DATA_ROLE in outcome.output
+    assert "up to ten minutes" in outcome.output
+    assert not any(b["type"] == MACHINES for b in operator.azure.resources.values())
+    operator.azure.allowed_on_data = ("*",)
+    made(operator)
+
+
+def test_a_web_site_that_can_not_be_looked_at_is_told_and_the_rest_compared_and_done(
+    operator: Operator,
+) -> None:
+    made(operator)
+    operator.azure.allowed_on_data = ()
+    operator.settings(ssh_from="192.0.2.0/24")
+    plan = operator.run("plan")
+    assert plan.code == 3, plan.output
+    assert "change    firewall node1-nsg" in plan.output
+    assert "upload    release\n          it can't be looked at: Authorization" in plan.output
+    assert DATA_ROLE in plan.output
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert DATA_ROLE in outcome.output
+    ssh = rules_of(operator, "node1")["AllowSshFromOperator"]
+    assert ssh["sourceAddressPrefix"] == "192.0.2.0/24"
+
+
+def test_publish_names_the_role_that_is_missing(operator: Operator) -> None:
+    made(operator)
+    operator.azure.allowed_on_data = ()
+    outcome = operator.deploy("publish")
+    assert outcome.code == 2
+    assert DATA_ROLE in outcome.output
 
 
 def test_without_azures_packages_the_command_says_what_to_install(

@@ -13,6 +13,7 @@ import requests
 
 pytest.importorskip("azure.storage.blob", reason="needs the packages of the extra `azure`")
 
+from azure.core.credentials import AzureNamedKeyCredential
 from azure.storage.blob import ContainerClient
 
 from deploy.azure.web_site import container, served, stale, upload
@@ -20,6 +21,9 @@ from deploy.azure.web_site import container, served, stale, upload
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Azurite's well-known account, https://learn.microsoft.com/azure/storage/common/storage-use-azurite."""
+
+SIGNED = AzureNamedKeyCredential(ACCOUNT, KEY)
+"""On Azure it is the operator's token; the SDK sends those over TLS alone."""
 
 AZURITE = Path.home() / ".cache" / "azure-active-passive-cluster" / "azurite"
 
@@ -69,7 +73,7 @@ def site() -> Iterator[ContainerClient]:
         deadline = time.monotonic() + 30
         while not answers(port) and time.monotonic() < deadline:
             time.sleep(0.1)
-        yield container(f"http://127.0.0.1:{port}/{ACCOUNT}", ACCOUNT, KEY)
+        yield container(f"http://127.0.0.1:{port}/{ACCOUNT}", SIGNED)
     finally:
         process.terminate()
         process.wait(10)

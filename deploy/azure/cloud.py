@@ -138,7 +138,7 @@ class Cloud:
         """Azure's words, and as whom it was asked where that may be why."""
         words = words_of(error)
         code = code_of(error) if isinstance(error, HttpResponseError) else ""
-        return words + advice(code, words, self.identity.whose)
+        return words + advice(code, words, self.identity.whose, self.scope)
 
     # ------------------------------------------------------------ the group
 
@@ -191,13 +191,6 @@ class Cloud:
         self.storage.blob_services.set_service_properties(
             self.group_name, account, BlobServiceProperties(body)
         )
-
-    def account_key(self, account: str) -> str:
-        """The key that signs uploads; asking again after a cut connection does no harm."""
-        answer = self.storage.storage_accounts.list_keys(
-            self.group_name, account, retry_on_methods=frozenset({"POST"})
-        )
-        return str(answer.as_dict()["keys"][0]["value"])
 
     # ------------------------------------------------------------ the subscription
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from azure.core.exceptions import AzureError
+
 from deploy import Refusal
 from deploy.azure.apply import Result, Step, Watch, run_steps
 from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud, Size
@@ -64,6 +66,7 @@ class Cluster:
     present: dict[str, Body] = field(default_factory=dict)
     web_site: Body = field(default_factory=dict)
     served: dict[str, bytes] = field(default_factory=dict)
+    unseen: str = ""  # why nobody knows what the web site serves
     unregistered: frozenset[str] = frozenset()
 
     @property
@@ -160,17 +163,20 @@ def look_at_web_site(cluster: Cluster, account: str) -> None:
 
 
 def look_at_release(cluster: Cluster, account: str) -> None:
-    """Fill in what the web site serves."""
-    if is_settled(cluster.present.get(account)):
+    """Fill in what the web site serves; the rest goes on where that can't be looked at."""
+    if not is_settled(cluster.present.get(account)):
+        return
+    try:
         cluster.served = served(container_of(cluster))
+    except AzureError as error:
+        cluster.unseen = cluster.cloud.words(error)
 
 
 def container_of(cluster: Cluster) -> Any:
-    """The web site's files, with a key fetched now."""
-    name = cluster.cloud.scope.storage_account()
+    """The web site's files."""
     account = cluster.account() or {}
     endpoint = account["properties"]["primaryEndpoints"]["blob"]
-    return container(endpoint, name, cluster.cloud.account_key(name))
+    return container(endpoint, cluster.cloud.identity)
 
 
 def raise_first(result: Result, cloud: Cloud) -> None:
@@ -242,6 +248,8 @@ def release_change(cluster: Cluster) -> Change:
     """Which files must be uploaded."""
     release = cluster.release()
     names = stale(release, cluster.served)
+    if cluster.unseen:
+        return Change("release", "upload", (f"it can't be looked at: {cluster.unseen}",))
     if not release or not cluster.served:
         return Change("release", "create")
     return Change("release", "change" if names else "leave", tuple(names))
@@ -372,7 +380,7 @@ def ensure_release(cluster: Cluster) -> str:
     site = container_of(cluster)
     for name in names:
         upload(site, name, release[name])
-    return "changed" if cluster.served else "created"
+    return "uploaded" if cluster.unseen else "changed" if cluster.served else "created"
 
 
 # ---------------------------------------------------------------- what is refused

@@ -26,6 +26,8 @@ from azure.identity import (
     WorkloadIdentityCredential,
 )
 
+from deploy.azure.resources import Scope
+
 AZ_SECONDS = 60
 """Longest wait for a program that knows who signed in; `az` has been seen to take 30 s."""
 
@@ -46,6 +48,9 @@ REFUSED = frozenset(
     }
 )
 """Codes of answers that another identity might not get."""
+
+NO_ROLE_ON_DATA = "AuthorizationPermissionMismatch"
+DATA_ROLE = "Storage Blob Data Contributor"
 
 
 NO_ANSWER = (ServiceRequestError, ServiceResponseError)
@@ -118,11 +123,11 @@ class Identity:
         self.tokens: dict[tuple[str, ...], AccessToken] = {}
 
     def get_token(self, *scopes: str, claims: str | None = None, **options: Any) -> AccessToken:
-        """The token, while it has five minutes left; claims are a demand for another one."""
+        """The token, while it has five minutes left; claims or a tenant demand another one."""
         with self.lock:
             way = self.way or self.found(scopes)
             token = self.tokens.get(scopes)
-            if claims:
+            if claims or options.get("tenant_id"):
                 token = asked(way, scopes, claims=claims, **options)
             elif token is None or token.expires_on < time.time() + 300:
                 token = asked(way, scopes, **options)
@@ -188,8 +193,15 @@ def name_in(token: AccessToken) -> str:
         return ""
 
 
-def advice(code: str, words: str, whose: str) -> str:
+def advice(code: str, words: str, whose: str, scope: Scope) -> str:
     """What follows Azure's words where they are about the identity, else nothing."""
+    if code == NO_ROLE_ON_DATA:
+        return (
+            f" ({whose} needs the role {DATA_ROLE} for the web site's files, which Owner and"
+            f' Contributor do not include: `az role assignment create --role "{DATA_ROLE}" --scope'
+            f" /subscriptions/{scope.subscription}/resourceGroups/{scope.group} --assignee YOU`;"
+            " a new assignment takes up to ten minutes to count.)"
+        )
     if code not in REFUSED:
         return ""
     tenant = re.search(r"match the tenant '[^']*/([0-9a-f-]{36})/?'", words)

@@ -240,11 +240,12 @@ def interface(plan: Plan, scope: Scope, node: Node) -> Resource:
 
 
 def storage(plan: Plan, scope: Scope) -> Resource:
-    """The web site's account; uploads use its key, so nobody needs a role on its data."""
+    """The web site's account; its keys open nothing: who uploads needs a role on its data."""
     properties = {
         "minimumTlsVersion": "TLS1_2",
         "supportsHttpsTrafficOnly": True,
         "allowBlobPublicAccess": False,
+        "allowSharedKeyAccess": False,
     }
     return Resource(
         "storage account",

@@ -130,8 +130,7 @@ def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: C
     account = endpoints["storage_account"]
     cloud = signed_in(place, endpoints["resource_group"])
     try:
-        key = cloud.account_key(account)
-        site = container(endpoints["storage"], account, key)
+        site = container(endpoints["storage"], cloud.identity)
         names = stale(files, served(site))
         for name in names:
             upload(site, name, files[name])

@@ -4,8 +4,8 @@ import mimetypes
 import time
 from collections.abc import Callable, Mapping
 from hashlib import md5
+from typing import Any
 
-from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
 
@@ -16,12 +16,12 @@ CONTAINER_SECONDS = 120.0
 """Longest wait for it after the web site was switched on."""
 
 
-def container(endpoint: str, account: str, key: str) -> ContainerClient:
-    """The web site's files, signed for with the account's key."""
+def container(endpoint: str, credential: Any) -> ContainerClient:
+    """The web site's files, as whom the credential is: many forbid the account's own keys."""
     return ContainerClient(
         endpoint,
         CONTAINER,
-        credential=AzureNamedKeyCredential(account, key),
+        credential=credential,
         retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=6),
         connection_timeout=10,
         read_timeout=60,

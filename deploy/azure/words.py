@@ -21,7 +21,8 @@ def words_of(error: Exception) -> str:
 def code_of(error: HttpResponseError) -> str:
     """Azure's code of an error, or an empty text."""
     code = getattr(error, "error_code", None) or getattr(error.error, "code", None)
-    return str(code or body_of(error).get("code") or "")
+    # Storage has an enumeration of its codes.
+    return str(getattr(code, "value", code) or body_of(error).get("code") or "")
 
 
 def message_of(error: AzureError) -> str:

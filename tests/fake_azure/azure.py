@@ -97,7 +97,11 @@ class FakeAzure:
     poll_seconds: float = 0.05  # what Retry-After of an operation in progress says; 0: nothing
     web_site_seconds: float = 0.0  # from the web site's switch until its container is there
     allowed: tuple[str, ...] = ("*",)
+    allowed_on_data: tuple[str, ...] = ("*",)  # no Actions of a role include it, "*" neither
     actions_used: set[str] = field(default_factory=set)
+    data_actions_used: set[str] = field(default_factory=set)
+    keys_forbidden: bool = False  # by a policy that changes what accounts say about it
+    tags_demanded: tuple[str, ...] = ()  # by a policy that denies what lacks them
     own_address: bytes = b"192.0.2.77"  # what a service that tells one's address answers
     claims: str = ""  # what a token must hold for a change: JSON, like that of MFA
     limits: dict[str, int] = field(
@@ -222,6 +226,23 @@ class FakeAzure:
             403,
         )
 
+    def check_tags(self, name: str, body: Body) -> None:
+        """Refuse what lacks a tag that a policy demands (microsoft/AzureTRE issue 2890)."""
+        for tag in self.tags_demanded:
+            told = {
+                "policyAssignmentDisplayName": f"Require {tag}",
+                "evaluationDetails": {"evaluatedExpressions": [{"path": f"tags[{tag}]"}]},
+            }
+            if tag not in (body.get("tags") or {}):
+                message = f"Resource '{name}' was disallowed by policy."
+                more = {"additionalInfo": [{"type": "PolicyViolation", "info": told}]}
+                raise Refused(403, "RequestDisallowedByPolicy", message, **more)
+
+    def may_on_data(self, action: str) -> bool:
+        """Whether the operator's role allows an action on the files of storage."""
+        self.data_actions_used.add(action)
+        return any(fnmatchcase(action.lower(), one.lower()) for one in self.allowed_on_data)
+
     # ------------------------------------------------------------ operations that take long
 
     def advance(self) -> None:
@@ -324,6 +345,7 @@ class FakeAzure:
         """Create a group, or set its tags."""
         name = request.names["resource_group_name"]
         check_region(body)
+        self.check_tags(name, body)
         before = self.groups.get(name.lower())
         moved = before is not None and before["location"] != body["location"]
         refuse(moved, "InvalidResourceGroupLocation", name, 409)
@@ -505,6 +527,7 @@ class FakeAzure:
         full_type = f"{namespace}/{kind}"
         check_name(full_type, name)
         check_region(body)
+        self.check_tags(name, body)
         body = completed(own, full_type, {**body, "name": name})
         self.check_references(own, body)
         RULES[full_type.lower()](own, body, self.resources)
@@ -566,6 +589,8 @@ class FakeAzure:
             self.give_os_disk(body)
         if "storageAccounts" in own:
             properties["primaryEndpoints"] = self.endpoints(body["name"])
+            if self.keys_forbidden:
+                properties["allowSharedKeyAccess"] = False
         return body
 
     def endpoints(self, account: str) -> Body:
@@ -624,7 +649,8 @@ class FakeAzure:
             body["properties"]["ipAddress"] = address_of(body["id"])
         if "storageAccounts" in body["type"]:
             key = hashlib.sha256(body["name"].encode()).digest()
-            self.accounts.setdefault(body["name"], Account(body["name"], key))
+            account = self.accounts.setdefault(body["name"], Account(body["name"], key))
+            account.shared_keys = body["properties"].get("allowSharedKeyAccess", True)
 
     def delete(self, request: Request) -> Answer:
         """Delete a resource that nobody uses."""

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
@@ -26,6 +26,7 @@ SIGNED_HEADERS = (
 )
 """https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key"""
 
+STORAGE_TOKEN = "a-token-for-storage"  # noqa: S105 - it opens nothing
 ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>{}</Message></Error>'
 
 
@@ -38,6 +39,7 @@ class Account:
     containers: dict[str, dict[str, bytes]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)  # a file's content type
     web_site: dict[str, object] = field(default_factory=lambda: {"enabled": False})
+    shared_keys: bool = True  # whether a request may be signed with the key
     web_site_at: float = 0.0  # when $web is there, on the monotonic clock
 
 
@@ -54,14 +56,41 @@ def signature(account: Account, request: Request) -> str:
     return f"SharedKey {account.name}:{base64.b64encode(digest).decode()}"
 
 
-def answer_blob(accounts: Mapping[str, Account], request: Request) -> Answer:
+DATA = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/"
+UNSIGNED = "Server failed to authenticate the request."
+NO_KEYS = "Key based authentication is not permitted on this storage account."
+NO_ROLE = "This request is not authorized to perform this operation using this permission."
+
+May = Callable[[str], bool]
+"""Whether the operator's role allows an action on data."""
+
+
+def unauthorized(account: Account, request: Request, may: May) -> Answer | None:
+    """What storage says to who may not; the codes as in public reports of each.
+
+    hashicorp/terraform-provider-azurerm issue 17341, Azure/azure-sdk-for-js issue 7009.
+    """
+    scheme, _, rest = request.headers.get("Authorization", "").partition(" ")
+    if scheme == "SharedKey" and not account.shared_keys:
+        return failure(403, "KeyBasedAuthenticationNotPermitted", NO_KEYS)
+    if scheme == "SharedKey":
+        wrong = request.headers["Authorization"] != signature(account, request)
+        return failure(403, "AuthenticationFailed", "The signature differs.") if wrong else None
+    if scheme != "Bearer" or rest != STORAGE_TOKEN:
+        return failure(401, "InvalidAuthenticationInfo", UNSIGNED)
+    allowed = may(DATA + ("read" if request.method == "GET" else "write"))
+    return None if allowed else failure(403, "AuthorizationPermissionMismatch", NO_ROLE)
+
+
+def answer_blob(accounts: Mapping[str, Account], request: Request, may: May) -> Answer:
     """The blob endpoint: /blob/ACCOUNT/CONTAINER[/FILE]."""
     _, _, name, container, *rest = unquote(request.path).split("/")
     account = accounts.get(name)
     if account is None:
         return failure(404, "ResourceNotFound", "The specified resource does not exist.")
-    if request.headers.get("Authorization") != signature(account, request):
-        return failure(403, "AuthenticationFailed", "The signature does not match.")
+    refusal = unauthorized(account, request, may)
+    if refusal is not None:
+        return refusal
     late = container == "$web" and time.monotonic() < account.web_site_at
     if late or container not in account.containers:
         return failure(404, "ContainerNotFound", "The specified container does not exist.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.fake_azure.azure import TENANT, FakeAzure
-from tests.fake_azure.blobs import answer_blob, answer_web
+from tests.fake_azure.blobs import STORAGE_TOKEN, answer_blob, answer_web
 from tests.fake_azure.model import Answer, Fault, Record, Refused, Request
 from tests.fake_azure.routes import routes
 from tests.fake_azure.rules import retryable
@@ -21,6 +21,7 @@ from tests.fake_azure.schemas import validator
 TOKEN = "a-token-of-the-fake"  # noqa: S105 - it opens nothing
 TOKEN_OF_MACHINE = "a-token-of-the-machine"  # noqa: S105 - as above
 TOKEN_WITH_CLAIMS = "a-token-with-claims"  # noqa: S105
+STORAGE_SCOPE = "https://storage.azure.com/.default"
 CLIENT, SECRET = "the-operator", "the-operators-secret"
 
 BEFORE = ("throttled", "unavailable", "busy", "retryable", "refused", "cut", "kill")
@@ -138,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.sign_in(request)
         if request.path.startswith("/blob/"):
             with self.azure.lock:
-                return answer_blob(self.azure.accounts, request)
+                return answer_blob(self.azure.accounts, request, self.azure.may_on_data)
         if request.path.startswith("/web/"):
             return answer_web(self.azure.accounts, request)
         if request.path.startswith("/msi/"):
@@ -173,15 +174,15 @@ class Handler(BaseHTTPRequestHandler):
             "client_id": CLIENT,
             "client_secret": SECRET,
             "grant_type": "client_credentials",
-            "scope": f"{self.azure.url}/.default",
         }
-        if not right.items() <= form.items():
+        scopes = {f"{self.azure.url}/.default": TOKEN, STORAGE_SCOPE: STORAGE_TOKEN}
+        if not right.items() <= form.items() or form["scope"] not in scopes:
             error = {"error": "invalid_client", "error_description": "AADSTS7000215: Invalid."}
             return Answer(401, error)
         wanted = json.loads(form.get("claims") or "{}").get("access_token", {})
         demanded = json.loads(self.azure.claims or "{}").get("access_token", {})
         with_claims = bool(demanded) and demanded.items() <= wanted.items()
-        token = TOKEN_WITH_CLAIMS if with_claims else TOKEN
+        token = TOKEN_WITH_CLAIMS if with_claims else scopes[form["scope"]]
         return Answer(200, {**BEARER, "access_token": token})
 
     def log_message(self, *_: object) -> None:
