@@ -43,6 +43,10 @@ RULE_NAMES = frozenset(
 )
 """Every name that a firewall rule of a plan may have."""
 
+TAG_NAME = re.compile(r"[^<>%&\\?/\x00-\x1f]{1,128}")
+OWN_TAGS = frozenset({"key", "made-by", "nodes", "period-seconds"})
+MOST_TAGS = 50 - len(OWN_TAGS)
+
 INTERNET = "Internet"
 NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 RESERVED_NAMES = frozenset({"index", "probe"})
@@ -98,6 +102,7 @@ class Plan:
     region: str = "westeurope"
     peer_address: str = "public"
     period_seconds: int = 20
+    tags: tuple[tuple[str, str], ...] = ()  # of every resource, beside our own
 
 
 def make_plan(
@@ -147,8 +152,26 @@ def plan_of(settings: Settings) -> Plan:
             firewall=firewall(settings.http_from, settings.ssh_from, plan.network),
             peer_address=settings.peer_address,
             period_seconds=settings.period_seconds,
+            tags=tuple(tag(text) for text in settings.tags),
         )
     )
+
+
+def tag(text: str) -> tuple[str, str]:
+    """The name and the value of a tag written as KEY=VALUE.
+
+    Raises `Refusal` for what Azure takes for no resource, or what is ours; the limits are those of
+    https://learn.microsoft.com/azure/azure-resource-manager/management/tag-resources#limitations.
+    """
+    name, equals, value = text.partition("=")
+    taken = name.lower() in OWN_TAGS or name.lower().startswith(("azure", "microsoft", "windows"))
+    if not equals or not TAG_NAME.fullmatch(name) or len(value) > 256 or taken:
+        raise Refusal(
+            f"tag {text!r}: use KEY=VALUE, with a name of at most 128 characters without"
+            " <>%&\\?/, not beginning with azure, microsoft or windows, and none of"
+            f" {', '.join(sorted(OWN_TAGS))}; a value of at most 256."
+        )
+    return name, value
 
 
 def firewall(
@@ -245,6 +268,12 @@ def check_cluster(plan: Plan) -> None:
         raise Refusal(f"peer address {plan.peer_address!r}: use public or private.")
     if not 2 <= plan.period_seconds <= 60 or 60 % plan.period_seconds:
         raise Refusal(f"period {plan.period_seconds} s: use a divisor of 60 between 2 and 60.")
+    names = [name.lower() for name, _ in plan.tags]
+    if len(set(names)) < len(names) or len(names) > MOST_TAGS:
+        raise Refusal(
+            f"tags {', '.join(names)}: use each name once, whatever its letter case, and"
+            f" {MOST_TAGS} at most."
+        )
     if plan.probe.interval_seconds < 5:
         raise Refusal(
             f"probe interval {plan.probe.interval_seconds} s: Azure asks every 5 s at most."

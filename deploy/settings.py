@@ -38,6 +38,7 @@ class Settings:
     ssh_from: tuple[str, ...] = (OWN_ADDRESS,)
     peer_address: str = "public"
     period_seconds: int = 20
+    tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
 
 
 HELP = {
@@ -52,6 +53,7 @@ HELP = {
     "ssh_from": "Address range that may reach SSH, or the URL of a service that tells your own.",
     "peer_address": "Which address of their peers the nodes ask: public or private.",
     "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
+    "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
 }
 
 RSA_BITS = 2048
@@ -114,6 +116,10 @@ def read_settings(path: Path) -> Settings:
 
 def checked(path: Path, key: str, value: object, default: object) -> Any:
     """The value as its default's type; one range may be written without the list around it."""
+    if key == "tags":
+        if isinstance(value, Mapping) and all(isinstance(one, str) for one in value.values()):
+            return tuple(f"{name}={one}" for name, one in value.items())
+        raise Refusal(f'{path}: tags = {value!r}: use a table of texts like {{ team = "web" }}.')
     if isinstance(default, tuple):
         ranges = [value] if isinstance(value, str) else value
         if isinstance(ranges, list) and ranges and all(isinstance(item, str) for item in ranges):

@@ -159,6 +159,13 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (setting(ssh_from=["*"]), [], "ssh_from: '*' is no address range"),
     (echo_of_ipv6, [], "ssh_from: '2001:db8::7/32' is no address range"),
     (setting(), ["--period-seconds", "7"], "period 7 s: use a divisor of 60"),
+    (setting(tags={"made-by": "me"}), [], "tag 'made-by=me': use KEY=VALUE"),
+    (setting(), ["--tags", "team"], "tag 'team': use KEY=VALUE"),
+    (setting(), ["--tags", "a/b=c"], "tag 'a/b=c': use KEY=VALUE"),
+    (setting(), ["--tags", "microsoft-x=c"], "not beginning with azure, microsoft or windows"),
+    (setting(), ["--tags", f"a={'x' * 257}"], "a value of at most 256"),
+    (setting(), ["--tags", "a=1", "--tags", "A=2"], "tags a, a: use each name once"),
+    (setting(tags="web"), [], "tags = 'web': use a table of texts like { team = "),
     (setting(), ["--peer-address", "both"], "use public or private"),
     (setting(), ["--subscription", ""], "`az account show --query id -o tsv` prints"),
     (setting(), ["--arm-endpoint", "http://127.0.0.1"], "begins with https://"),
@@ -649,6 +656,39 @@ def test_the_documented_role_is_enough_and_nothing_in_it_is_spare(operator: Oper
         assert outcome.code == 0, outcome.output
     assert sorted(operator.azure.actions_used) == sorted(role("Actions"))
     assert sorted(operator.azure.data_actions_used) == sorted(role("DataActions"))
+
+
+def test_tags_that_a_policy_demands_are_on_everything(operator: Operator) -> None:
+    operator.azure.tags_demanded = ("cost-center", "Owner")
+    refused = operator.run("up", "--yes")
+    assert refused.code == 2
+    assert "RequestDisallowedByPolicy" in refused.output
+    operator.settings(tags={"cost-center": "42", "Owner": "web team"})
+    made(operator)
+    wanted = {"cost-center": "42", "Owner": "web team", "made-by": "azure-active-passive-cluster"}
+    everything = [operator.azure.groups[NAME], *operator.azure.resources.values()]
+    assert [body["id"] for body in everything if not wanted.items() <= body["tags"].items()] == []
+    assert operator.run("plan").code == 0
+    assert operator.run("down", "--yes").code == 0
+    assert operator.azure.groups == {}
+
+
+def test_a_tag_that_came_later_is_given_to_all_but_the_machines_and_tags_of_others_stay(
+    operator: Operator,
+) -> None:
+    made(operator)
+    operator.azure.groups[NAME]["tags"]["team"] = "payroll"
+    before = dict(operator.azure.groups[NAME]["tags"])
+    plan = operator.run("plan", "--tags", "owner=web")
+    assert plan.code == 3
+    assert f"change    resource group {NAME}\n          tags.owner: nothing -> web" in plan.output
+    made(operator, "--tags", "owner=web")
+    assert operator.azure.groups[NAME]["tags"] == {**before, "owner": "web"}
+    address = operator.azure.body_of("publicIPAddresses", "node1PublicIp")
+    assert address["tags"]["owner"] == "web"
+    again = operator.run("plan", "--tags", "owner=web")
+    assert again.code == 0, again.output
+    assert "virtual machine node1 stays, though it differs: tags.owner" in again.output
 
 
 def test_a_subscription_that_forbids_shared_keys_gets_its_cluster(operator: Operator) -> None:

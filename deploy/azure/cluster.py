@@ -216,7 +216,16 @@ def group_change(cluster: Cluster) -> Change:
     """What happens to the resource group."""
     if cluster.group is None:
         return Change(cluster.group_step, "create")
-    return Change(cluster.group_step, "leave" if is_ours(cluster.group) else "adopt")
+    if not is_ours(cluster.group):
+        return Change(cluster.group_step, "adopt")
+    lines = tuple(tags_missing(cluster))
+    return Change(cluster.group_step, "change" if lines else "leave", lines)
+
+
+def tags_missing(cluster: Cluster) -> list[str]:
+    """What the operator's tags would change about the group; Azure may answer it without any."""
+    found = (cluster.group or {}).get("tags") or {}
+    return differences({"tags": dict(cluster.plan.tags)}, {"tags": found})
 
 
 def is_ours(body: Body) -> bool:
@@ -296,17 +305,19 @@ def register(cluster: Cluster, namespace: str) -> str:
 
 
 def ensure_group(cluster: Cluster) -> str:
-    """Create the group, or make an empty one ours."""
-    if cluster.group is not None and is_ours(cluster.group):
+    """Create the group, make an empty one ours, or give it the operator's tags."""
+    ours = cluster.group is not None and is_ours(cluster.group)
+    if ours and not tags_missing(cluster):
         return "left"
     if cluster.cloud.group() != cluster.group:
         raise Refusal(CHANGED)
     key = cluster.state.key_made_if_missing()
-    tags = {**MADE_BY, **fixed(cluster.plan), "key": fingerprint(key)}
+    own = {**MADE_BY, **fixed(cluster.plan), "key": fingerprint(key)}
+    tags = {**dict(cluster.plan.tags), **own}
     before = cluster.group or {"location": cluster.plan.region}
     kept = {"location": before["location"], "tags": {**before.get("tags", {}), **tags}}
     cluster.cloud.put_group(kept)
-    return "adopted" if cluster.group else "created"
+    return "changed" if ours else "adopted" if cluster.group else "created"
 
 
 def fixed(plan: Plan) -> dict[str, str]:

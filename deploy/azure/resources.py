@@ -311,6 +311,7 @@ def image_reference(image: str) -> Body:
 
 
 def body_of(plan: Plan, properties: Body, zones: tuple[str, ...] = ()) -> Body:
-    """What every resource has: place, tag, properties."""
-    body = {"location": plan.region, "tags": dict(MADE_BY), "properties": properties}
+    """What every resource has: place, tags, properties."""
+    tags = {**dict(plan.tags), **MADE_BY}
+    body = {"location": plan.region, "tags": tags, "properties": properties}
     return {**body, "zones": list(zones)} if zones else body

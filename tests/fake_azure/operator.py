@@ -171,6 +171,8 @@ def kill(process: Any) -> None:
 
 def toml(value: object) -> str:
     """A value as TOML writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml(key)} = {toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
     return f'"{value}"' if isinstance(value, str) else str(value)
