@@ -142,7 +142,7 @@ def get(url: str) -> Answer:
         answer = Answer(response.status, response.headers.get("Date", ""), body)
     except ConnectionRefusedError:
         return Answer(problem="refuses connections")
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, UnicodeError) as error:
         words = getattr(error, "strerror", None) or str(error) or repr(error)
         answer = Answer(problem=f"no proper answer ({printable(words)})")
     finally:

@@ -438,3 +438,10 @@ def test_a_network_that_does_not_get_to_azure_is_not_called_a_refused_identity(
     assert done.output.count("\n") == 1
     assert "network does not get there" in done.output
     assert "was refused" not in done.output
+
+
+def test_a_load_balancer_whose_name_is_none_serves_nobody(silent: Path) -> None:
+    (silent / "endpoints.json").write_text(json.dumps({"load_balancer": "http://a..b"}))
+    ran = deploy("status", "--json", "--cluster", str(silent))
+    assert (ran.returncode, ran.stderr) == (3, b"")
+    assert json.loads(ran.stdout)["served"] is None
