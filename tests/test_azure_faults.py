@@ -23,22 +23,38 @@ from tests.fake_azure.operator import NAME, Operator
 
 KINDS = ("publicIPAddresses", "loadBalancers", "virtualMachines", "storageAccounts", "$web")
 
+ONE_OF_EACH = (
+    "virtualNetworks",
+    "networkSecurityGroups/node1",
+    "publicIPAddresses/node2",
+    "storageAccounts",
+    "loadBalancers",
+    "networkInterfaces/node3",
+    "virtualMachines/node1",
+)
+
 
 def puts(end: str) -> Callable[[Request], bool]:
     """Picks the PUT of one resource, or of a file of the web site."""
     return lambda request: request.method == "PUT" and end in request.path.replace("%24", "$")
 
 
-class Nth:
-    """Picks the nth request that changes something."""
+def changes(request: Request) -> bool:
+    """Picks what changes something."""
+    return request.method != "GET" and not request.path.endswith(("/token", "/listKeys"))
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+
+class Nth:
+    """Picks the nth request of some, at first of those that change something."""
+
+    def __init__(self, number: int, where: Callable[[Request], bool] = changes) -> None:
+        self.number, self.where = number, where
 
     def __call__(self, request: Request) -> bool:
-        reads = request.method == "GET" or request.path.endswith(("/token", "/listKeys"))
-        self.number -= not reads
-        return self.number == 0 and not reads
+        if not self.where(request):
+            return False
+        self.number -= 1
+        return self.number == 0
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +80,120 @@ def test_up_waits_out_what_passes(
     assert outcome.code == 0, outcome.output
     assert operator.azure.faults[0].times == 0
     assert snapshot(operator) == undisturbed
+
+
+def test_up_waits_for_what_azure_makes_of_requests_whose_answers_were_lost(
+    operator: Operator, undisturbed: Any
+) -> None:
+    """The SDK sends them again, and Azure, which is at work on the first ones, refuses that."""
+    operator.azure.operation_seconds = 2.0
+    operator.azure.faults += [Fault(puts(kind), "cut after") for kind in ONE_OF_EACH]
+    made(operator)
+    assert {fault.times for fault in operator.azure.faults} == {0}
+    assert snapshot(operator) == undisturbed
+
+
+def test_up_waits_for_changes_whose_answers_were_lost(operator: Operator, undisturbed: Any) -> None:
+    made(operator)
+    for kind in ONE_OF_EACH[:-1]:  # a machine is never changed in place
+        path = next(path for path in operator.azure.resources if kind.lower() in path)
+        del operator.azure.resources[path]["tags"]["made-by"]
+        operator.azure.faults.append(Fault(puts(kind), "cut after"))
+    operator.azure.operation_seconds = 2.0
+    made(operator)
+    assert {fault.times for fault in operator.azure.faults} == {0}
+    assert snapshot(operator) == undisturbed
+
+
+def test_whatever_azure_calls_it_that_it_is_at_work_is_waited_for(
+    operator: Operator, undisturbed: Any
+) -> None:
+    operator.azure.operation_seconds = 2.0
+    codes = {"node1": "OperationNotAllowed", "node2": "Conflict", "node3": "SomethingNew"}
+    for node, code in codes.items():
+        machine = puts(f"virtualMachines/{node}")
+        operator.azure.faults += [
+            Fault(machine, "cut after"),
+            Fault(Nth(2, machine), "refused", code=code, message="I am still at it."),
+        ]
+    made(operator)
+    assert {fault.times for fault in operator.azure.faults} == {0}
+    assert snapshot(operator) == undisturbed
+
+
+@pytest.mark.parametrize("what", ["preempted", "fails"])
+def test_what_a_newer_operation_ended_is_looked_at_and_made_again_where_it_failed(
+    operator: Operator, undisturbed: Any, what: str
+) -> None:
+    codes = {"node1": "OperationPreempted", "node2": "Canceled", "node3": "Conflict"}
+    operator.azure.faults += [
+        Fault(puts(f"virtualMachines/{node}"), what, code=code, message="A newer one goes on.")
+        for node, code in codes.items()
+    ]
+    made(operator)
+    assert {fault.times for fault in operator.azure.faults} == {0}
+    assert snapshot(operator) == undisturbed
+
+
+def test_an_interface_that_azure_reserves_for_a_machine_that_is_gone_is_waited_for(
+    operator: Operator, undisturbed: Any
+) -> None:
+    operator.azure.faults.append(
+        Fault(
+            puts("virtualMachines/node2"),
+            "refused",
+            times=2,
+            status=400,
+            code="NicReservedForAnotherVm",
+            message="Nic(s) in request is reserved for another Virtual Machine for 180 seconds.",
+        )
+    )
+    made(operator)
+    assert snapshot(operator) == undisturbed
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_conflict_that_no_waiting_ends_is_told_at_once(operator: Operator, there: bool) -> None:
+    if there:
+        made(operator)
+        operator.azure.body_of("loadBalancers", "loadBalancer")["tags"].clear()
+    operator.azure.faults.append(
+        Fault(puts("loadBalancers"), "refused", times=9, code="Conflict", message="Never.")
+    )
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "deploy: load balancer loadBalancer: Conflict: Never." in outcome.output
+    assert operator.azure.faults[0].times >= 7  # the second, where it seemed to have changed
+
+
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
+def test_down_takes_a_group_that_is_gone_when_it_asks_again_for_deleted(
+    operator: Operator, seconds: float
+) -> None:
+    made(operator)
+    operator.azure.operation_seconds = seconds
+    operator.azure.faults.append(Fault(lambda r: r.method == "DELETE", "cut after"))
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 0, outcome.output
+    assert operator.azure.groups == {}
+    assert not operator.state.exists()
+
+
+def test_down_waits_for_a_deletion_that_somebody_else_began(operator: Operator) -> None:
+    made(operator)
+    operator.azure.operation_seconds = 2.0
+    operator.azure.faults += [
+        Fault(lambda r: r.method == "DELETE", "cut after"),
+        Fault(
+            Nth(2, lambda r: r.method == "DELETE"),
+            "refused",
+            code="ResourceGroupBeingDeleted",
+            message="The resource group is in deprovisioning state.",
+        ),
+    ]
+    outcome = operator.run("down", "--yes")
+    assert outcome.code == 0, outcome.output
+    assert operator.azure.groups == {}
 
 
 def test_up_tries_again_what_a_neighbour_kept_busy(operator: Operator, undisturbed: Any) -> None:

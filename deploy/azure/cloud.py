@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,8 +45,23 @@ REQUEST_SECONDS = 300.0
 
 RETRIES = 10
 
-BUSY = frozenset({"AnotherOperationInProgress", "RetryableError"})
-"""Codes of a 409 that Azure takes back when a neighbouring resource is ready."""
+LONGEST_PAUSE_SECONDS = 15.0
+
+OF_THE_MOMENT = (409, 429)
+"""Statuses of an answer that may be about what Azure does just now, not about what was asked."""
+
+BUSY = frozenset(
+    {
+        "AnotherOperationInProgress",
+        "Canceled",
+        "NicReservedForAnotherVm",  # a 400, for three minutes
+        "OperationPreempted",
+        "RetryableError",
+        "StorageAccountIsNotProvisioned",
+        "StorageAccountOperationInProgress",
+    }
+)
+"""Codes that Azure takes back by itself, even where nothing is to be seen of what keeps it busy."""
 
 REGISTERED = "Registered"
 NOT_REGISTERED = "MissingSubscriptionRegistration"
@@ -152,7 +167,12 @@ class Cloud:
 
     def delete_group(self) -> None:
         """Delete the resource group with everything in it."""
-        finish(self.groups.resource_groups.begin_delete(self.group_name))
+        try:
+            finish(self.groups.resource_groups.begin_delete(self.group_name))
+        except HttpResponseError:  # asked again after a cut, Azure may say that it is gone
+            if not is_going(self.group()):
+                raise
+            wait_until(lambda: self.group() is None, f"deletion of {self.group_name}")
 
     def everything(self) -> list[Body]:
         """Id, name, type and tags of every resource in the group, whoever made it."""
@@ -176,8 +196,7 @@ class Cloud:
 
     def put(self, resource: Resource, body: Body) -> Body:
         """Create the resource or change it; returns what Azure made of it."""
-        put = self.verbs[resource.kind].put
-        return unless_busy(lambda: finish(put(self.group_name, resource.name, body)))
+        return finish(self.verbs[resource.kind].put(self.group_name, resource.name, body))
 
     # ------------------------------------------------------------ the web site
 
@@ -188,9 +207,8 @@ class Cloud:
 
     def put_web_site(self, account: str, body: Body) -> None:
         """Change the blob service of an account."""
-        self.storage.blob_services.set_service_properties(
-            self.group_name, account, BlobServiceProperties(body)
-        )
+        put = self.storage.blob_services.set_service_properties
+        unless_busy(lambda: put(self.group_name, account, BlobServiceProperties(body)))
 
     # ------------------------------------------------------------ the subscription
 
@@ -285,16 +303,41 @@ def finish(poller: LROPoller[Any]) -> Body:
     return result.as_dict() if result is not None else {}
 
 
-def unless_busy(put: Callable[[], Body]) -> Body:
-    """Repeat a request that Azure refuses only while it works on a neighbour of the resource."""
+def unless_busy(put: Callable[[], object]) -> None:
+    """Repeat a request that Azure refuses only while it works on something else."""
     deadline = time.monotonic() + REQUEST_SECONDS
-    while True:
+    for pause in pauses():
         try:
-            return put()
+            put()
         except HttpResponseError as error:
             if code_of(error) not in BUSY or time.monotonic() > deadline:
                 raise
-        time.sleep(POLL_SECONDS)
+        else:
+            return
+        time.sleep(pause)
+
+
+def pauses() -> Iterator[float]:
+    """Between one try and the next: longer and longer, to a limit."""
+    pause = POLL_SECONDS
+    while True:
+        yield pause
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def may_pass(error: HttpResponseError) -> bool:
+    """Whether an error may be about what Azure does just now, perhaps for us.
+
+    Not where an operation of ours was begun and failed: then the code must say so.
+    """
+    request = getattr(error.response, "request", None)
+    refused = getattr(request, "method", "") == "PUT" and error.status_code in OF_THE_MOMENT
+    return refused or code_of(error) in {*BUSY, "Conflict"}
+
+
+def is_going(group: Body | None) -> bool:
+    """Whether a group is gone, or will be."""
+    return group is None or group.get("properties", {}).get("provisioningState") == "Deleting"
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -5,13 +5,24 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
+
+from azure.core.exceptions import HttpResponseError
 
 from azure.core.exceptions import AzureError
 
 from deploy import Refusal
 from deploy.azure.apply import Result, Step, Watch, run_steps
-from deploy.azure.cloud import OPERATION_SECONDS, POLL_SECONDS, Cloud, Size
+from deploy.azure.cloud import (
+    BUSY,
+    OPERATION_SECONDS,
+    POLL_SECONDS,
+    REQUEST_SECONDS,
+    Cloud,
+    Size,
+    may_pass,
+    pauses,
+)
 from deploy.azure.compare import differences, merged
 from deploy.azure.resources import (
     BALANCER_ADDRESS,
@@ -24,6 +35,7 @@ from deploy.azure.resources import (
 )
 from deploy.azure.state import State, fingerprint
 from deploy.azure.web_site import container, served, stale, upload
+from deploy.azure.words import code_of
 from deploy.plan import Node, Plan, nodes_info, with_public_addresses
 from deploy.release import release_files
 from deploy.userdata import user_data
@@ -328,17 +340,62 @@ def fixed(plan: Plan) -> dict[str, str]:
 def ensure(cluster: Cluster, key: str) -> str:
     """Make one resource as it should be; nothing is sent where nothing differs."""
     resource = cluster.resources()[key]
-    body = settled(cluster.cloud, resource, cluster.present.get(key))
-    if body is None:
-        cluster.present[key] = cluster.cloud.put(resource, creation(cluster, resource))
-        return "created"
-    cluster.present[key] = body
-    failed = provisioning(body) != "Succeeded"
-    if not failed and not (resource.in_place and differences(resource.body, body)):
+    before = settled(cluster.cloud, resource, cluster.present.get(key))
+    cluster.present[key] = found = made(cluster, resource, before)
+    if found is before:
         return "left"
-    mended = merged(resource.body, body) if resource.in_place else body
-    cluster.present[key] = cluster.cloud.put(resource, mended)
-    return "repaired" if failed else "changed"
+    if before is None:
+        return "created"
+    return "changed" if provisioning(before) == "Succeeded" else "repaired"
+
+
+def made(cluster: Cluster, resource: Resource, found: Body | None) -> Body:
+    """The resource as it should be.
+
+    An answer may get lost, and the request be sent again while Azure is at work on it: what Azure
+    then refuses is perhaps what it is making. So it is looked at, waited for and compared again.
+    """
+    deadline, waits = 0.0, pauses()
+    while True:
+        if is_as_wanted(found, resource):
+            return found
+        try:
+            return cluster.cloud.put(resource, to_send(cluster, resource, found))
+        except HttpResponseError as error:
+            deadline = deadline or time.monotonic() + REQUEST_SECONDS
+            found = looked_at_again(cluster.cloud, resource, found, error, deadline)
+        time.sleep(next(waits))
+
+
+def is_as_wanted(found: Body | None, resource: Resource) -> TypeGuard[Body]:
+    """Whether nothing is to be sent."""
+    if found is None or provisioning(found) != "Succeeded":
+        return False
+    return not (resource.in_place and differences(resource.body, found))
+
+
+def to_send(cluster: Cluster, resource: Resource, found: Body | None) -> Body:
+    """The body that makes a resource, or mends what is there."""
+    if found is None:
+        return creation(cluster, resource)
+    body: Body = merged(resource.body, found) if resource.in_place else found
+    return body
+
+
+def looked_at_again(
+    cloud: Cloud, resource: Resource, before: Body | None, error: HttpResponseError, deadline: float
+) -> Body | None:
+    """The resource after a refusal, once it is settled; raises the error where that is no reason.
+
+    A refusal that nothing has happened to since is repeated only where its code says it passes.
+    """
+    if not may_pass(error) or time.monotonic() > deadline:
+        raise error
+    now = cloud.get(resource)
+    after = settled(cloud, resource, now)
+    if now == before and code_of(error) not in BUSY:
+        raise error
+    return after
 
 
 def creation(cluster: Cluster, resource: Resource) -> Body:

@@ -36,10 +36,17 @@ def body_of(error: AzureError) -> Mapping[str, Any]:
     """The error within an answer of the resource manager; empty where there is none."""
     try:
         body = json.loads(error.response.text())  # type: ignore[attr-defined]
-        inside = body.get("error", body)
+        inside = body.get("error") or ended(body)
     except (AttributeError, TypeError, ValueError, AzureError):
         return {}
     return inside if isinstance(inside, Mapping) and "message" in inside else {}
+
+
+def ended(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error of an operation that ended with a status alone, like Canceled."""
+    if "message" in body or "status" not in body:
+        return body
+    return {"code": body["status"], "message": f"Azure ended the operation as {body['status']}."}
 
 
 def sentences(error: Mapping[str, Any]) -> Iterator[str]:
