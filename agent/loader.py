@@ -1758,14 +1758,21 @@ def drop_probe(paths: Paths) -> bool:
 
 
 class Ahead:
-    """Self-update and identity, asked at once from threads: neither may delay the decision."""
+    """What is asked at once from threads: self-update, identity, Apache's limit.
+
+    None of them may delay the decision.
+    """
 
     def __init__(self, settings: Settings, paths: Paths) -> None:
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._outcomes: dict[str, Any] = {}
         if url := settings.bootstrap_url:
-            Line("release", self._answers).ask(lambda session: ask_release(session, url, paths))
-        Line("identity", self._answers).ask(ask_identity)
+            self.ask("release", lambda session: ask_release(session, url, paths))
+        self.ask("identity", ask_identity)
+
+    def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
+        """Start asking."""
+        Line(name, self._answers).ask(question)
 
     def take(self, name: str, patience_seconds: float) -> Any:
         """The outcome, once; None when it is not there within `patience_seconds`."""
@@ -1852,6 +1859,7 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     identity = who_am_i(ahead, paths, patience_seconds)
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
+    ahead.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     machine = Machine(cluster, addresses, paths)
     start = machine.moment()
     state = load_state(paths, times, start.boot_seconds)
@@ -1861,10 +1869,25 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
     outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
-    report(paths, identity, machine, outcome)
+    report(paths, identity, machine, outcome, ahead.take("limit", 0))
     if not updated:
         left_seconds = started_seconds + times.end_seconds - boot_seconds()
         take_update(ahead, paths, min(2.0, left_seconds))
+
+
+def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
+    """Whether this node's Apache would refuse a probe whose lease is over. Raises `Unanswered`.
+
+    It takes the query for a lease's end (agent/apache.conf); looking for the file is no refusal.
+    """
+    over = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() - 5))
+    url = f"http://{address}/probe.html?{over}"
+    return fetch(session, url, timeout_seconds=times.timeout_seconds).status not in (200, 404)
+
+
+NO_LIMIT = (
+    "Apache would serve probe.html after the lease: agent/apache.conf is overridden or missing"
+)
 
 
 def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
@@ -1965,14 +1988,20 @@ def status_of(
     }
 
 
-def report(paths: Paths, identity: Identity, machine: Machine, outcome: Outcome) -> None:
-    """status.json, and what `tell_role` tells."""
+def report(
+    paths: Paths, identity: Identity, machine: Machine, outcome: Outcome, expires: Any
+) -> None:
+    """status.json, and what `tell_role` tells; `expires`: False where Apache sets no limit."""
     status = status_of(identity, machine, outcome, machine.moment())
+    status["probe_expires"] = expires if isinstance(expires, bool) else None
+    if expires is False:
+        logging.warning(NO_LIMIT)
     try:
         write_atomic(paths.status, json.dumps(status))
     except OSError as error:
         logging.error("Can't write %s: %s", paths.status, error.strerror)
-    tell_role(paths, status["role"], outcome.reason)
+    reason = outcome.reason + (f". {NO_LIMIT}" if expires is False else "")
+    tell_role(paths, status["role"], reason, warning=expires is False)
 
 
 def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) -> None:

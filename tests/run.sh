@@ -5,7 +5,7 @@ set -eu
 CDPATH="" cd -- "$(dirname "$0")/.."
 . deploy/setup.sh
 
-lab="python3-venv spin gcc systemd-container mmdebstrap nftables iproute2 util-linux curl"
+lab="python3-venv spin gcc systemd-container mmdebstrap nftables iproute2 util-linux curl apache2-bin"
 # Ubuntu has Chromium as a snap alone: there the browser test uses the one that is installed.
 browser=$(sed -n 's/^ID=debian$/chromium/p' /etc/os-release)
 # shellcheck disable=SC2086 - one word a package

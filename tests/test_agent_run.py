@@ -283,6 +283,32 @@ def test_a_node_that_could_not_serve_frees_its_voters_at_once_and_leaves_the_rol
     assert state["failures"] > 0
 
 
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("role", ["active", "passive"])
+def test_an_apache_that_does_not_refuse_the_probe_of_a_lease_that_is_over_is_told_of(
+    world: World, monkeypatch: pytest.MonkeyPatch, role: str, status: int
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    for peer in world.peers if role == "passive" else ():
+        world.page(peer, "/", CLOSES)
+    world.run()
+    assert world.status()["probe_expires"] is True
+    world.own_apache(Page("", status))
+    ran = world.run()
+    assert (world.status()["role"], world.status()["probe_expires"]) == (role, False)
+    assert ran.said(f"WARNING - {loader.NO_LIMIT}")
+    assert ran.journal.startswith(f"<4>{role}: Node node1 ")
+    assert ran.journal.endswith(f"set as {role}. {loader.NO_LIMIT}")
+
+
+def test_an_apache_that_does_not_answer_its_own_node_is_not_waited_for(world: World) -> None:
+    world.own_apache(SILENT)
+    ran = world.run()
+    assert (world.active, world.status()["probe_expires"]) == (True, None)
+    assert not ran.said(loader.NO_LIMIT)
+    assert ran.seconds < 0.5 * world.period
+
+
 # ------------------------------------------------ metadata
 
 BAD_METADATA = {

@@ -166,6 +166,27 @@ def test_a_disk_is_full_on_the_active_node(cluster: Cluster, folder: str) -> Non
 
 
 @labs((3, 2))
+def test_a_web_application_is_deployed_on_the_active_node(cluster: Cluster) -> None:
+    """Its owner gets the folder, sticky, and all in it; pages it does not have are deleted."""
+    began = time.time()
+    html = "/var/www/html"
+    grab = "setpriv --reuid=www-data --clear-groups flock -n /run/bootstrap/run.lock sleep 60"
+    cluster.shell("node1", "sh", "-c", f"({grab}) > /dev/null 2>&1 &")
+    cluster.shell("node1", "chown", "-R", "www-data:www-data", html)
+    cluster.shell("node1", "chmod", "1555", html)
+    runs_later(cluster, 3, *cluster.nodes)
+    assert cluster.active() == {"node1"}
+    assert cluster.gap_seconds(since=began) < 1
+    assert cluster.status("node1")["probe_expires"] is True
+    cluster.shell("node1", "find", html, "-name", "*.html", "!", "-name", "index.html", "-delete")
+    cluster.shell("node1", "find", html, "-name", "*.json", "-delete")
+    runs_later(cluster, 2, *cluster.nodes)
+    cluster.settles_on("node1")
+    assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
+    cluster.shell("node1", "sh", "-c", f"chmod 755 {html}; chown -R root:root {html}")
+
+
+@labs((3, 2))
 @pytest.mark.parametrize("step", ["+300", "-300"])
 def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
     cluster: Cluster, step: str

@@ -211,6 +211,7 @@ class World:
         self.paths.booted.write_text("0")  # long ago: the hold after boot is over
         self.settings()
         self.metadata(me)
+        self.own_apache(Page("", 403))
         for name in self.peers:
             self.page(name, "/", Page())
             self.votes(name)
@@ -219,7 +220,7 @@ class World:
         return {
             "ip_configuration_name": "default",
             "network_interface_id": f"/networkInterfaces/{name}-nic",
-            "private_ip": f"10.0.0.{3 + int(name[4:])}",
+            "private_ip": f"127.0.3.{name[4:]}:{self.cloud.port}",
             "public_ip": f"{self.hosts[name]}:{self.cloud.port}",
         }
 
@@ -268,6 +269,10 @@ class World:
         balancer = {"loadbalancer": {"publicIpAddresses": [front]}}
         self.metadata_says(INSTANCE, Page(json.dumps(instance)))
         self.metadata_says(LOAD_BALANCER, Page(json.dumps(balancer)))
+
+    def own_apache(self, page: Page) -> None:
+        """What this node's Apache answers for the probe of a lease that is over."""
+        self.cloud.pages[f"127.0.3.{self.me[4:]}", "/probe.html"] = page
 
     def metadata_says(self, path: str, page: Page) -> None:
         self.cloud.pages[self.metadata_host, path] = page

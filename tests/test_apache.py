@@ -1,0 +1,195 @@
+"""agent/apache.conf in a real Apache, beside what others put into the same one.
+
+Apache runs as a process on loopback, from a temporary folder; no root needed.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from agent import loader
+
+CONF = Path(loader.__file__).with_name("apache.conf").read_text()
+MODULES = Path("/usr/lib/apache2/modules")
+LOADED = (
+    *("mpm_event", "authz_core", "authz_host", "authz_user", "authn_core", "authn_file"),
+    *("auth_basic", "access_compat", "alias", "dir", "rewrite", "proxy", "proxy_http"),
+)
+SERVER = """
+ServerRoot @FOLDER@
+PidFile @FOLDER@/pid
+ErrorLog @FOLDER@/error.log
+Listen 127.0.0.1:@PORT@
+User nobody
+Group nogroup
+<Directory @FOLDER@/html>
+    Options FollowSymLinks
+    AllowOverride All
+    Require all granted
+</Directory>
+Include @FOLDER@/bootstrap.conf
+<VirtualHost *:@PORT@>
+    DocumentRoot @FOLDER@/html
+@OTHERS@
+</VirtualHost>
+"""
+GRANT = "<Location />\nRequire all granted\n</Location>\n"
+OVER, LONG_AFTER = "20200101000000", "99991231235959"
+
+
+class Apache:
+    """A server whose pages and lease are in `folder`."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.address, self.html = f"127.0.0.1:{port}", folder / "html"
+        self.lease_until = folder / "run/bootstrap/lease_until"
+
+    def status(self, target: str) -> int:
+        connection = HTTPConnection(self.address, timeout=5)
+        try:
+            connection.request("GET", target)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+@contextmanager
+def apache(others: str = "", htaccess: str = "") -> Iterator[Apache]:
+    """Our configuration in a server that has that of `others` too, with a probe that is there."""
+    if not shutil.which("apache2") or not MODULES.is_dir():
+        pytest.skip("needs apache2-bin")
+    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
+        folder = Path(name)
+        free.bind(("127.0.0.1", 0))
+        server = Apache(folder, free.getsockname()[1])
+        free.close()
+        for path in (server.html / "app", server.lease_until.parent):
+            path.mkdir(parents=True)
+        for page in ("index.html", "probe.html", "app.html", "app/probe.html"):
+            (server.html / page).write_text("a page")
+        if htaccess:
+            (server.html / ".htaccess").write_text(htaccess)
+        folder.chmod(0o755)
+        (folder / "bootstrap.conf").write_text(
+            CONF.replace("/run/bootstrap", f"{folder}/run/bootstrap")
+        )
+        modules = (f"LoadModule {it}_module {MODULES}/mod_{it}.so\n" for it in LOADED)
+        text = "".join(modules) + SERVER.replace("@OTHERS@", others)
+        text = text.replace("@FOLDER@", name).replace("@PORT@", server.address.partition(":")[2])
+        (folder / "apache2.conf").write_text(text)
+        with running(folder, server):
+            yield server
+
+
+@contextmanager
+def running(folder: Path, server: Apache) -> Iterator[None]:
+    command = ["apache2", "-f", str(folder / "apache2.conf"), "-DFOREGROUND"]
+    environment = os.environ | {"TZ": "UTC"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 10
+        while not answers(server):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "Apache does not answer"
+            time.sleep(0.02)
+        yield
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def answers(server: Apache) -> bool:
+    try:
+        return bool(server.status("/app.html"))
+    except OSError:
+        return False
+
+
+OTHERS = {
+    "nobody": "",
+    "all paths granted": GRANT,
+    "all paths that match granted": GRANT.replace("Location /", 'LocationMatch "^/"').replace(
+        "</Location>", "</LocationMatch>"
+    ),
+    "merged with ours": "<Location />\nAuthMerging Or\nRequire all granted\n</Location>\n",
+    "access control of old": "<Location />\nOrder allow,deny\nAllow from all\nSatisfy Any\n"
+    "</Location>\n",
+    "a password for all": "<Location />\nAuthType Basic\nAuthName us\nAuthBasicProvider file\n"
+    "AuthUserFile /dev/null\nRequire valid-user\n</Location>\n",
+    "all to one page": "RewriteEngine on\nRewriteRule ^ @FOLDER@/html/app.html [L]\n" + GRANT,
+    "into a folder": "RewriteEngine on\nRewriteRule ^/(?!app)(.*)$ /app/$1 [PT]\n" + GRANT,
+    "an alias": "Alias /probe.html @FOLDER@/html/app.html\n" + GRANT,
+    "a service behind it": "Alias /up @FOLDER@/html\nProxyPass /up !\n"
+    "ProxyPass / http://127.0.0.1:@PORT@/up/\n<Proxy *>\nRequire all granted\n</Proxy>\n" + GRANT,
+}
+
+
+def assert_the_lease_holds(server: Apache) -> None:
+    server.lease_until.write_text(LONG_AFTER)
+    assert server.status("/probe.html") == 200
+    for late in (OVER, "0", "", "garbage"):
+        server.lease_until.write_text(late)
+        assert server.status("/probe.html") == 403, late
+        assert server.status("/probe.html?x") == 403, late
+        assert server.status(f"/probe.html?{LONG_AFTER}") == 403, late
+    server.lease_until.unlink()
+    assert server.status("/probe.html") == 500
+
+
+@pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
+def test_the_probe_ends_with_its_lease_whatever_others_configure(others: str) -> None:
+    with apache(others) as server:
+        assert_the_lease_holds(server)
+
+
+def test_the_probe_ends_with_its_lease_where_an_application_answers_for_all_paths() -> None:
+    with apache(htaccess="RewriteEngine on\nRewriteRule ^ app.html [L]\n", others=GRANT) as server:
+        assert_the_lease_holds(server)
+        server.lease_until.write_text("0")
+        (server.html / "probe.html").unlink()
+        assert server.status("/probe.html") == 403
+
+
+def expires(server: Apache) -> bool:
+    times = loader.timing(20)._replace(timeout_seconds=5)
+    return loader.probe_expires(loader.new_session(), server.address, times)
+
+
+@pytest.mark.parametrize("role", ["active", "passive"])
+@pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
+def test_the_agent_finds_the_limit_in_force(others: str, role: str) -> None:
+    with apache(others) as server:
+        server.lease_until.write_text(LONG_AFTER if role == "active" else "0")
+        assert expires(server)
+
+
+@pytest.mark.parametrize("role", ["active", "passive"])
+@pytest.mark.parametrize("where", ["the server's files", "a folder's .htaccess"])
+def test_the_agent_finds_the_limit_granted_away(where: str, role: str) -> None:
+    grant = '<If "true">\nRequire all granted\n</If>\n'
+    told = {"others" if where == "the server's files" else "htaccess": grant}
+    with apache(**told) as server:
+        server.lease_until.write_text(LONG_AFTER if role == "active" else "0")
+        if role == "passive":
+            (server.html / "probe.html").unlink()
+        assert not expires(server)
+
+
+def test_of_the_hidden_pages_only_those_of_ours_are_refused() -> None:
+    theirs = (".well-known/acme-challenge/token", ".well-known/about.html", ".well-known/a.json")
+    ours = (".probe.html", "..probe.html.tmp", ".node2.html.tmp", ".status.json.tmp")
+    with apache() as server:
+        for name in (*theirs, *ours):
+            (server.html / name).parent.mkdir(parents=True, exist_ok=True)
+            (server.html / name).write_text("a page")
+        assert {name: server.status(f"/{name}") for name in theirs} == dict.fromkeys(theirs, 200)
+        assert {name: server.status(f"/{name}") for name in ours} == dict.fromkeys(ours, 403)
