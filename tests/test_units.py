@@ -115,6 +115,13 @@ def test_the_agent_may_write_where_it_has_to_and_nowhere_else() -> None:
     assert Path("/var/log", service["LogsDirectory"]) == paths.logfile.parent
 
 
+@pytest.mark.parametrize("name", ["loader.service", "handover.service"])
+def test_the_agent_may_write_to_pages_of_others_and_has_no_other_right_of_root(name: str) -> None:
+    service = unit(name)["Service"]
+    assert service["CapabilityBoundingSet"].split() == ["CAP_DAC_OVERRIDE", "CAP_FOWNER"]
+    assert service["NoNewPrivileges"] == "yes"
+
+
 def test_promises_outlive_the_run_that_made_them() -> None:
     for name in ("loader.service", "bootup.service"):
         assert unit(name)["Service"]["RuntimeDirectoryPreserve"] == "yes"
