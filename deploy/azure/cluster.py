@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeGuard
 
-from azure.core.exceptions import HttpResponseError
-
-from azure.core.exceptions import AzureError
+from azure.core.exceptions import AzureError, HttpResponseError
 
 from deploy import Refusal
 from deploy.azure.apply import Result, Step, Watch, run_steps
