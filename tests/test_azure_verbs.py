@@ -278,6 +278,7 @@ def test_what_only_a_registered_provider_tells_is_checked_before_anything_is_cre
 
 def test_limits_that_are_just_enough_are_enough_and_do_not_count_twice(operator: Operator) -> None:
     operator.azure.limits |= {"cores": 6, "standardBasv2Family": 6, "PublicIPAddresses": 4}
+    operator.azure.limits["StaticPublicIPAddresses"] = -1  # none
     made(operator)
     assert operator.run("plan").code == 0
     del operator.azure.resources[operator.azure.body_of("virtualMachines", "node2")["id"].lower()]
@@ -298,23 +299,54 @@ def rules_of(operator: Operator, node: str) -> dict[str, Any]:
     return {rule["name"]: rule["properties"] for rule in rules["securityRules"]}
 
 
+THEIRS = {
+    "name": "AllowTheirs",
+    "properties": {
+        "priority": 200,
+        "direction": "Inbound",
+        "access": "Allow",
+        "protocol": "Tcp",
+        "sourceAddressPrefix": "Internet",
+        "sourcePortRange": "*",
+        "destinationAddressPrefix": "*",
+        "destinationPortRange": "443",
+    },
+}
+
+
+def test_a_rule_that_somebody_adds_while_up_asks_is_kept(operator: Operator) -> None:
+    made(operator)
+    operator.settings(ssh_from="192.0.2.0/24")
+
+    def somebody_adds_one() -> None:
+        firewall = operator.azure.body_of("networkSecurityGroups", "node1-nsg")["properties"]
+        firewall["securityRules"].append(THEIRS)
+
+    outcome = operator.answer_late("up", "Go on? [y/N]: ", somebody_adds_one, "y")
+    assert outcome.code == 0, outcome.output
+    rules = rules_of(operator, "node1")
+    assert rules["AllowSshFromOperator"]["sourceAddressPrefix"] == "192.0.2.0/24"
+    assert "AllowTheirs" in rules
+
+
+def test_up_does_nothing_that_was_not_shown_when_it_asked(operator: Operator) -> None:
+    made(operator)
+    operator.settings(ssh_from="192.0.2.0/24")
+
+    def somebody_deletes_a_machine() -> None:
+        lost = operator.azure.body_of("virtualMachines", "node2")["id"].lower()
+        del operator.azure.resources[lost]
+
+    outcome = operator.answer_late("up", "Go on? [y/N]: ", somebody_deletes_a_machine, "y")
+    assert outcome.code == 2
+    assert "changed while you were asked: nothing was done" in outcome.output
+    assert mutations(operator.azure) == []
+
+
 def test_other_sources_change_our_rules_and_leave_those_of_others(operator: Operator) -> None:
     made(operator)
-    theirs = {
-        "name": "AllowTheirs",
-        "properties": {
-            "priority": 200,
-            "direction": "Inbound",
-            "access": "Allow",
-            "protocol": "Tcp",
-            "sourceAddressPrefix": "Internet",
-            "sourcePortRange": "*",
-            "destinationAddressPrefix": "*",
-            "destinationPortRange": "443",
-        },
-    }
     firewall = operator.azure.body_of("networkSecurityGroups", "node2-nsg")["properties"]
-    firewall["securityRules"].append(theirs)
+    firewall["securityRules"].append(THEIRS)
     assert operator.run("plan").code == 0
     operator.settings(http_from=["203.0.113.0/24", "198.51.100.0/24"], ssh_from="192.0.2.0/24")
     plan = operator.run("plan")

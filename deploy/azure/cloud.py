@@ -231,11 +231,15 @@ class Cloud:
         return {body["name"]: size_of(body) for body in machines}
 
     def room(self, region: str) -> dict[str, int]:
-        """How much more of each thing the subscription may have in the region, by Azure's names."""
+        """How much more of each thing the subscription may have in the region, by Azure's names.
+
+        What has no limit, which Azure tells as a negative one, is left out.
+        """
         usages = [*self.compute.usage.list(region), *self.network.usages.list(region)]
         return {
             str(body["name"].get("value", "")).lower(): body["limit"] - body["currentValue"]
             for body in listed(usages)
+            if body["limit"] >= 0
         }
 
 

@@ -57,6 +57,12 @@ def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool,
     print_changes(cluster, planned, console)
     if not yes:
         click.confirm("Go on?", abort=True)
+        cluster, now = compared(place, settings, adopt=adopt)  # nobody knows how long it took
+        if now != planned:
+            raise Refusal(
+                "what there is changed while you were asked: nothing was done; run `azure up`"
+                " again to see what it would do now."
+            )
     begun = time.monotonic()
     with shown_progress(console) as progress:
         result = run_steps(steps(cluster), Report(progress))

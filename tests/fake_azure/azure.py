@@ -470,7 +470,8 @@ class FakeAzure:
     def check_limits(self, own: str, body: Body) -> None:
         """Refuse what is more than the subscription may have (Azure/AKS and others, in public)."""
         if "/publicipaddresses/" in own.lower():
-            limit = min(v for k, v in self.limits.items() if k.endswith("Addresses"))
+            told = [v for k, v in self.limits.items() if k.endswith("Addresses")]
+            limit = min(value for value in told if value >= 0)
             refuse(
                 self.used("PublicIPAddresses") >= limit,
                 "PublicIPCountLimitReached",

@@ -116,8 +116,10 @@ class Operator:
         """Run a verb of `azure` as `python -m deploy`, with something typed at its questions."""
         return self.deploy(*self.arguments(verb, *more), typed=typed)
 
-    def answer_late(self, verb: str, question: str, meanwhile: Callable[[], None]) -> Outcome:
-        """Run a verb that asks; what happens meanwhile happens before the answer, the name."""
+    def answer_late(
+        self, verb: str, question: str, meanwhile: Callable[[], None], answer: str = NAME
+    ) -> Outcome:
+        """Run a verb that asks; what happens meanwhile happens before the answer."""
         begun = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "deploy", *self.arguments(verb)],
@@ -135,7 +137,7 @@ class Operator:
         while not asked.endswith(question.encode()) and (more := process.stdout.read(1)):
             asked += more
         meanwhile()
-        rest, _ = process.communicate(f"{NAME}\n".encode())
+        rest, _ = process.communicate(f"{answer}\n".encode())
         limit.cancel()
         output = (asked + rest).decode()
         return Outcome(process.returncode, output, time.monotonic() - begun)
