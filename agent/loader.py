@@ -14,11 +14,12 @@ systemd starts this file on every node at the same seconds of each minute. One r
 Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
 Rules are numbered as in docs/protocol.md, which also says why two nodes are never active.
 
-Files of ours: /etc/bootstrap/loader.py and its byte code, /var/www/html/{<peer>,probe}.html and
+Files of ours: /etc/bootstrap/loader.* and its byte code, /var/www/html/{<peer>,probe}.html and
 status.json, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap/logfile.log.
 
     loader.py             one run, as the timer starts it
     loader.py --dry-run   print what this node sees and would do; change nothing
+    loader.py --self-check   say whether this very file could run here; ask nobody, change nothing
     loader.py bootup      forget the last boot's probe and markers (bootup.service)
     loader.py leave       hand the role over, then stop (handover.service)
 """
@@ -184,6 +185,10 @@ class Paths:
         self.run = Path(root, "run/bootstrap")
         self.logfile = Path(root, "var/log/bootstrap/logfile.log")
         self.loader = self.etc / "loader.py"
+        self.newer = self.etc / "loader.tmp.py"  # the web site's, while it is checked
+        self.previous = self.etc / "loader.previous.py"
+        self.trial = self.etc / "loader.trial"  # SHA-256 of a loader.py without a good run yet
+        self.refused = self.etc / "loader.refused"  # of one that failed (rollback.service)
         self.nodes_info = self.etc / "nodes_info.json"
         self.key = self.etc / "cluster.key"
         self.conf = self.etc / "loader.conf"
@@ -457,21 +462,42 @@ def file_sha256(path: Path) -> str:
         return ""
 
 
+def read_mark(path: Path) -> str | None:
+    """What a mark of the update says, None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
-    """Ask for `loader.py`; with what is here unchanged since the last download: if-none-match."""
+    """Ask for `loader.py`; if the last one is still known to be ours or refused: if-none-match."""
     headers = {}
     last = read_json(paths.release) or {}
-    if last.get("etag") and last.get("sha256") == file_sha256(paths.loader):
+    known = (file_sha256(paths.loader), *(read_mark(paths.refused) or "").split())
+    if last.get("etag") and last.get("sha256") in known:
         headers["If-None-Match"] = str(last["etag"])
     return fetch(
         session, f"{url}/loader.py", timeout_seconds=2, limit_bytes=1 << 20, headers=headers
     )
 
 
-def update(answer: Answer, paths: Paths) -> None:
-    """Replace `loader.py` by the web site's, if that differs and compiles.
+def take_release(session: requests.Session, url: str, paths: Paths, end_seconds: float) -> bool:
+    """Ask for a newer agent and take it: in a thread, the decision never waits for its check."""
+    try:
+        update(ask_release(session, url, paths), paths, end_seconds)
+    except Unanswered as silence:
+        logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
+    except OSError as error:
+        logging.error("File loader.py is not replaced: %s", error)
+    return True
 
-    What is refused leaves the agent that is here; the new one runs from the next run on.
+
+def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
+    """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
+
+    What is refused leaves the agent that is here; the new one runs from the next run on, on trial.
+    The check is over at `end_seconds` on the boot clock. Raises `OSError`.
     """
     if answer.status == 304:
         logging.info("File loader.py on the web site is unchanged, no need to download.")
@@ -483,21 +509,96 @@ def update(answer: Answer, paths: Paths) -> None:
     digest = hashlib.sha256(answer.body).hexdigest()
     if digest == file_sha256(paths.loader):
         logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
+    elif digest in (read_mark(paths.refused) or ""):
+        logging.warning(
+            "File loader.tmp.py failed on this node before (%s), not taken.", digest[:12]
+        )
     else:
         try:
-            names = compile(answer.body, "loader.tmp.py", "exec").co_names
-        except (SyntaxError, ValueError) as error:
-            logging.error("File loader.tmp.py does not compile, not taken: %s", error)
-            return
-        if not {"__name__", "main"} <= set(names):  # the last lines: a part compiles, too
-            logging.error("File loader.tmp.py is not a whole agent, not taken.")
-            return
-        write_atomic(paths.loader, answer.body, staged=paths.etc / "loader.tmp.py", sync=True)
-        keep_compiled(paths)
+            write_atomic(paths.newer, answer.body, sync=True)
+            if wrong := why_not(paths.newer, end_seconds):
+                logging.error("File loader.tmp.py fails its self-check, not taken: %s", wrong)
+                return
+            replace_loader(digest, paths)
+        finally:
+            with contextlib.suppress(OSError):
+                paths.newer.unlink()
         logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
-    write_atomic(
-        paths.release, json.dumps({"etag": answer.headers.get("ETag", ""), "sha256": digest})
-    )
+    told = {"etag": answer.headers.get("ETag", ""), "sha256": digest}
+    with contextlib.suppress(OSError):  # it only saves downloads
+        write_atomic(paths.release, json.dumps(told))
+
+
+def replace_loader(digest: str, paths: Paths) -> None:
+    """Put the checked agent in place, in steps of which each leaves an agent that runs.
+
+    The one before is kept and the new one marked, on the disk, before it is in place. While one
+    is on trial the one before *that* is kept. The mark names this run, whose failure is not the
+    new one's. Raises `OSError`.
+    """
+    if not read_mark(paths.trial):
+        paths.previous.unlink(missing_ok=True)
+        os.link(paths.loader, paths.previous)
+    this_run = os.environ.get("INVOCATION_ID", "")
+    write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
+    sync_folder(paths.etc)
+    paths.newer.replace(paths.loader)
+    sync_folder(paths.etc)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on the disk as they are now. Raises `OSError`."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+CHECK_SECONDS = 5.0
+CHECK_PASSED = "self-check passed"
+
+
+def why_not(path: Path, end_seconds: float) -> str:
+    """Why the agent in this file may not replace ours, in words; "" where it may.
+
+    A process group of its own, because it may kill it; and it must say that it passed, because it
+    may end with 0 before it has checked anything. It is not read before it has ended: it may
+    print without end.
+    """
+    import signal  # noqa: PLC0415 - once an update
+    import subprocess  # noqa: PLC0415 - as above
+
+    with subprocess.Popen(
+        [sys.executable, "-B", str(path), "--self-check"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            left_seconds = end_seconds - 0.1 - boot_seconds()
+            code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
+        except subprocess.TimeoutExpired:
+            code = None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        said = process.stdout.read(1 << 16) if process.stdout else b""
+    if code is None:
+        return "it did not end in time"
+    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
+
+
+def end_trial(paths: Paths, mark: str | None) -> None:
+    """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
+    if mark is None or read_mark(paths.trial) != mark:
+        return
+    try:
+        paths.trial.unlink()
+        keep_compiled(paths)
+    except OSError as error:
+        logging.error("Can't end the trial of loader.py: %s", error)
 
 
 def keep_compiled(paths: Paths) -> None:
@@ -1763,11 +1864,11 @@ class Ahead:
     None of them may delay the decision.
     """
 
-    def __init__(self, settings: Settings, paths: Paths) -> None:
+    def __init__(self, settings: Settings, paths: Paths, end_seconds: float) -> None:
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._outcomes: dict[str, Any] = {}
         if url := settings.bootstrap_url:
-            self.ask("release", lambda session: ask_release(session, url, paths))
+            self.ask("release", lambda session: take_release(session, url, paths, end_seconds))
         self.ask("identity", ask_identity)
 
     def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
@@ -1785,19 +1886,6 @@ class Ahead:
                 return None
             self._outcomes[other] = outcome
         return self._outcomes.pop(name)
-
-
-def take_update(ahead: Ahead, paths: Paths, patience_seconds: float) -> bool:
-    """Take a newer agent if the answer is there; False where it is worth asking again."""
-    answer = ahead.take("release", patience_seconds)
-    try:
-        if isinstance(answer, Answer):
-            update(answer, paths)
-        elif answer is not None:
-            logging.warning("File loader.py: the web site gives %s, the run goes on.", answer)
-    except OSError as error:
-        logging.error("File loader.py is not replaced: %s", error)
-    return answer is not None
 
 
 def known_identity(paths: Paths) -> Identity | None:
@@ -1852,11 +1940,28 @@ def read_cluster(
 
 def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
-    started_seconds, times = boot_seconds(), settings.times
-    patience_seconds = max(0.1, times.period_seconds / 40)
-    ahead = Ahead(settings, paths)
-    updated = not settings.bootstrap_url or take_update(ahead, paths, patience_seconds)
-    identity = who_am_i(ahead, paths, patience_seconds)
+    end_seconds = boot_seconds() + settings.times.end_seconds
+    patience_seconds = max(0.1, settings.times.period_seconds / 40)
+    mark = read_mark(paths.trial)
+    ahead = Ahead(settings, paths, end_seconds)
+    updated = not settings.bootstrap_url or ahead.take("release", patience_seconds)
+    try:
+        take_part(ahead, paths, settings, end_seconds, leaving=leaving)
+        end_trial(paths, mark)
+    except Exception:
+        drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
+        raise
+    finally:
+        if not updated:
+            ahead.take("release", min(CHECK_SECONDS, end_seconds - boot_seconds()))
+
+
+def take_part(
+    ahead: Ahead, paths: Paths, settings: Settings, end_seconds: float, *, leaving: bool
+) -> None:
+    """The run itself, to be over at `end_seconds` on the boot clock. Raises `BadInput`."""
+    times = settings.times
+    identity = who_am_i(ahead, paths, max(0.1, times.period_seconds / 40))
     cluster, nodes = read_cluster(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
     ahead.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
@@ -1865,14 +1970,11 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     state = load_state(paths, times, start.boot_seconds)
     keep_promised(paths, state, times, start.boot_seconds)
     # The unit's time limit counts from the beginning, not from the first poll.
-    left_seconds = started_seconds + times.end_seconds - start.boot_seconds
+    left_seconds = end_seconds - start.boot_seconds
     in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
     outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
     log_trace(machine, outcome, nodes, addresses)
     report(paths, identity, machine, outcome, ahead.take("limit", 0))
-    if not updated:
-        left_seconds = started_seconds + times.end_seconds - boot_seconds()
-        take_update(ahead, paths, min(2.0, left_seconds))
 
 
 def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
@@ -2090,14 +2192,51 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     state = load_state(paths, settings.times, moment.boot_seconds)
     replies = machine.poll(Poll(first=True, wait_for=frozenset(cluster.peers)))
     now = boot_seconds()
-    state, seen = observe(cluster, state, Run(now), replies, now)
-    view = view_of(cluster, state, seen, now, probe_there=moment.probe_there, stepped=False)
-    decision = decide(cluster, state, view)
-    seen = seen._replace(markers=view.markers)
+    seen, decision = glance(cluster, state, replies, now, probe_there=moment.probe_there)
     log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
     vote = decision.state.vote
     bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
     logging.info("Would vote for %s. Nothing was changed.", bound)
+
+
+def glance(
+    cluster: Cluster, state: State, replies: Mapping[str, Reply], now: float, *, probe_there: bool
+) -> tuple[Run, Decision]:
+    """What one poll with these replies shows, and what follows from it."""
+    state, seen = observe(cluster, state, Run(now), replies, now)
+    view = view_of(cluster, state, seen, now, probe_there=probe_there, stepped=False)
+    return seen._replace(markers=view.markers), decide(cluster, state, view)
+
+
+def made_up(sender: Cluster, state: State, receiver: str) -> Reply:
+    """The reply of a node in that state, which nobody sent."""
+    marker = markers_of(sender, state, Moment(boot_seconds(), time.time(), probe_there=False))[
+        receiver
+    ]
+    page = format_marker(sender, marker).encode() if marker else b""
+    return Reply(connected=True, marker=Answer(200, page, {}, whole=True))
+
+
+def self_check(paths: Paths) -> None:
+    """Read this node's files and decide once, on markers that nobody wrote. Raises `BadInput`.
+
+    With every peer there, and nothing promised, the most preferred node asks for votes.
+    """
+    times = read_settings(paths.conf).times
+    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
+    nodes = parse_nodes_info(text, str(paths.nodes_info))
+    cluster = Cluster(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
+    now, replies = boot_seconds(), {}
+    state = first_state("self-check", now - 10 * times.promise_seconds, times)
+    asks = state._replace(stamp=int(now * 1000), candidate=True, sees=cluster.peers)
+    for name in cluster.peers:
+        peer = cluster._replace(me=name)
+        heard, _ = observe(peer, state, Run(now), {cluster.me: made_up(cluster, asks, name)}, now)
+        replies[name] = made_up(peer, heard, cluster.me)
+    _, decision = glance(cluster, asks, replies, now, probe_there=False)
+    if not decision.state.candidate:
+        raise BadInput("with every peer there this agent does not ask for votes")
+    print(CHECK_PASSED)
 
 
 def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
@@ -2136,8 +2275,8 @@ def start_log(paths: Paths) -> None:
 
 def perform(verb: str, paths: Paths) -> None:
     """Do one verb. Raises `BadInput`, `OSError`."""
-    if verb == "bootup":
-        bootup(paths)
+    if verb in ("bootup", "--self-check"):
+        bootup(paths) if verb == "bootup" else self_check(paths)
         return
     settings = read_settings(paths.conf)
     if verb == "--dry-run":
@@ -2151,15 +2290,19 @@ def perform(verb: str, paths: Paths) -> None:
             run(paths, ending_in_time(settings))
 
 
+DRY = ("--dry-run", "--self-check")
+"""The verbs that change nothing."""
+
+
 def main(words: list[str]) -> int:
     """Do what the words say; whatever fails ends with no probe here, a sentence, and a code."""
     verb = words[0] if words else ""
-    if len(words) > 1 or verb not in ("", "--dry-run", "bootup", "leave"):
+    if len(words) > 1 or verb not in ("", *DRY, "bootup", "leave"):
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
         return 0 if verb in ("-h", "--help") else 2
     paths = Paths()
     os.umask(0o022)  # Apache reads what is written here
-    if verb != "--dry-run":
+    if verb not in DRY:
         start_log(paths)
     try:
         perform(verb, paths)
@@ -2177,7 +2320,7 @@ def main(words: list[str]) -> int:
 
 def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
     """Say why, and remove the probe: unknown counts against being active."""
-    if verb == "--dry-run":
+    if verb in DRY:
         print(f"loader.py: {reason}", file=sys.stderr)
         return code
     logging.error("%s, set as passive", reason)

@@ -7,6 +7,7 @@ until it has succeeded.
 
 import json
 import secrets
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,10 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 NodesInfo = Mapping[str, Mapping[str, str]]
 LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
 KEY_PATH = "/etc/bootstrap/cluster.key"
-UNITS = ("bootup.service", "loader.service", "loader.timer", "fence.service", "handover.service")
+UNITS = (
+    *("bootup.service", "loader.service", "loader.timer"),
+    *("fence.service", "handover.service", "rollback.service"),
+)
 
 INSTALL_SERVICE = """\
 [Unit]
@@ -43,31 +47,67 @@ WantedBy=multi-user.target
 """
 
 INSTALL_SCRIPT = """\
-# Brings this node's agent up; install.service starts it again until it has succeeded.
-set -eu
+# Brings this node's agent up; install.service starts it again until it has succeeded. A run may die
+# at any line: the next one does all of them again. Of what the journal shows, the last command
+# is the one that failed.
+set -eux
+umask 022
 cd /etc/bootstrap
-if ! command -v apache2ctl || ! command -v logrotate || ! python3 -c 'import requests'; then
+packages="apache2 logrotate python3-requests"
+# Not just whether their programs are there: an installation that died leaves packages half set up.
+if [ "$(dpkg-query --show --showformat='${db:Status-Status} ' $packages)" != \
+    "installed installed installed " ]; then
     export DEBIAN_FRONTEND=noninteractive
+    dpkg --configure -a
     apt-get -o DPkg::Lock::Timeout=120 update
-    apt-get -o DPkg::Lock::Timeout=120 install -y apache2 logrotate python3-requests
+    apt-get -o DPkg::Lock::Timeout=120 install -y $packages
 fi
-python3 - {url}/loader.py loader.tmp.py <<'END'
-import sys, requests
-answer = requests.get(sys.argv[1], timeout=10)
-answer.raise_for_status()
-compile(answer.content, "loader.py", "exec")
-open(sys.argv[2], "wb").write(answer.content)
+# An agent that is here and well stays: it asks the web site for a newer one itself.
+passed="self-check passed"
+if [ "$(timeout 30 python3 -B loader.py --self-check || true)" != "$passed" ]; then
+    python3 - @URL@/loader.py loader.tmp.py <<'END'
+import http.client, os, sys, urllib.request
+url, path = sys.argv[1:]
+try:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        content = answer.read(1 << 20)
+        promised = int(answer.headers.get("Content-Length") or len(content))
+    if len(content) != promised:
+        raise ValueError(f"not whole, {len(content)} bytes of {promised}")
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+except (OSError, ValueError, http.client.HTTPException) as error:
+    sys.exit(f"{url}: {error}")
 END
-mv loader.tmp.py loader.py
+    [ "$(timeout 30 python3 -B loader.tmp.py --self-check)" = "$passed" ]
+    mv loader.tmp.py loader.py
+fi
 mkdir -p /var/log/bootstrap
-mv index.html /var/www/html/index.html
+cp index.html /var/www/html/.index.html.tmp
+mv /var/www/html/.index.html.tmp /var/www/html/index.html
 a2enconf -q bootstrap
 systemctl --no-reload enable bootup.service loader.timer handover.service
-systemctl start --no-block bootup.service
-systemctl restart apache2.service
+systemctl start bootup.service
+systemctl restart apache2.service || {
+    systemctl status --no-pager --full --lines=20 apache2.service
+    exit 1
+}
 systemctl start loader.timer handover.service
+sync -f /etc /var
 touch installed
 """
+
+# Until the node is installed, each boot is its first one for cloud-init: power that is lost while
+# it writes the files below must not leave a node without some of them.
+EACH_BOOT = [
+    [
+        *("sh", "-c"),
+        "cd /var/lib/cloud/instance/sem && [ ! -e /etc/bootstrap/installed ]"
+        " && rm -f config_write_files config_runcmd config_scripts_user || true",
+    ]
+]
 
 FIRST_COMMANDS = [
     # Once, for all units and drop-ins: it takes longer than anything else here.
@@ -147,12 +187,13 @@ def user_data(
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/index.html": part_of_checkout("agent/index.html").replace("@NODE@", node),
-        "/etc/bootstrap/install.sh": INSTALL_SCRIPT.format(url=bootstrap_url),
+        "/etc/bootstrap/install.sh": INSTALL_SCRIPT.replace("@URL@", shlex.quote(bootstrap_url)),
         "/etc/apache2/conf-available/bootstrap.conf": part_of_checkout("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part_of_checkout("agent/logrotate.conf"),
     } | units(period_seconds)
     document = {
         "hostname": node,
+        "bootcmd": EACH_BOOT,
         "write_files": [
             {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}
             for path, text in files.items()

@@ -45,6 +45,42 @@ def test_cloud_init_finds_nothing_wrong_with_the_document_that_a_node_booted_fro
     assert "status: done" in cluster.shell("node2", "cloud-init", "status")
 
 
+@labs((3, 2))
+def test_first_boot_can_be_started_again_and_heals_by_itself_from_a_failure_that_it_names(
+    cluster: Cluster,
+) -> None:
+    cluster.shell("node3", "rm", "/etc/bootstrap/installed")
+    cluster.shell("node3", "systemctl", "start", "install.service")
+    cluster.shell("node3", "test", "-e", "/etc/bootstrap/installed")
+    fault = cluster.root("node3") / "etc/apache2/conf-enabled/fault.conf"
+    fault.write_text("NoSuchDirective on\n")
+    try:
+        cluster.shell("node3", "rm", "/etc/bootstrap/installed")
+        lab("shell", "node3", "systemctl", "start", "install.service", code=1)
+        journal = ("journalctl", "--no-pager", "-u", "install.service", "-n", "200")
+        cause = "Invalid command 'NoSuchDirective'"
+        said = cluster.shell("node3", *journal)
+        assert cause in said, said
+    finally:
+        fault.unlink()
+    cluster.wait("healed", (cluster.root("node3") / "etc/bootstrap/installed").exists)
+    cluster.settles_on("node1")
+
+
+@labs((3, 2))
+def test_power_lost_in_first_boot_is_made_good_by_the_next_boot(cluster: Cluster) -> None:
+    cluster.off("node3")
+    root = cluster.root("node3")
+    for path in ("installed", "install.sh", "loader.py", "loader.conf"):
+        (root / "etc/bootstrap" / path).unlink(missing_ok=True)
+    (root / "etc/systemd/system/install.service").write_text("")
+    cluster.on("node3")
+    cluster.wait("healed", (root / "etc/bootstrap/installed").exists, 30)
+    since = time.time()
+    cluster.wait("running", lambda: cluster.has_run_since(since, ["node3"]), 20)
+    cluster.settles_on("node1")
+
+
 KEY_HUNT = """
 key=$(cat /etc/bootstrap/cluster.key)
 find / -xdev -type f -perm /o+r -size -4M -exec grep -lF "$key" {} +
@@ -147,6 +183,52 @@ def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: Cluster
         seconds=2 * cluster.period_seconds + cluster.times.end_seconds,
     )
     cluster.settles_on("node1")
+
+
+BAD_AGENTS = {
+    "ends with 0 at import": ("class BadInput(", "sys.exit(0)\n\n\n", False),
+    "raises in the run": ("    identity = who_am_i(", "    raise RuntimeError('boom')\n", True),
+    "loops in the run": ("    identity = who_am_i(", "    while True: pass\n", True),
+    "kills its own process group": ("    identity = who_am_i(", "    os.kill(0, 9)\n", True),
+}
+
+
+@labs((3, 2))
+@pytest.mark.parametrize(("place", "line", "tried"), BAD_AGENTS.values(), ids=BAD_AGENTS)
+def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
+    cluster: Cluster, place: str, line: str, *, tried: bool
+) -> None:
+    good = (CHECKOUT / "agent/loader.py").read_text()
+    version = hashlib.sha256(good.encode()).hexdigest()[:12]
+
+    def all_run_the_good_one() -> bool:
+        return all(cluster.status(name).get("version") == version for name in cluster.nodes)
+
+    cluster.wait("well", all_run_the_good_one)
+    began = time.time()
+    publish_loader(good.replace(place, line + place).encode())
+    try:
+        mark = "refused" if tried else "log"
+        logs = [cluster.root(name) / "var/log/bootstrap/logfile.log" for name in cluster.nodes]
+        refused = [cluster.root(name) / "etc/bootstrap/loader.refused" for name in cluster.nodes]
+        said = "fails its self-check, not taken"
+        cluster.wait(
+            f"undone, by its {mark}",
+            lambda: (
+                all(path.exists() for path in refused)
+                if tried
+                else all(said in path.read_text() for path in logs)
+            ),
+        )
+        cluster.settles_on("node1")
+        gap = cluster.gap_seconds(since=began)
+        print(f"nobody active for {gap:.2f} s")
+        assert gap < (2 * cluster.period_seconds if tried else 1)
+        assert all_run_the_good_one()
+    finally:
+        publish_loader(good.encode())
+        for name in cluster.nodes:
+            cluster.shell(name, "rm", "-f", "/etc/bootstrap/loader.refused")
 
 
 @labs((3, 2))

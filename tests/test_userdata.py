@@ -16,6 +16,7 @@ from deploy.__main__ import main
 from deploy.lab.node import write_seed
 from deploy.release import publish
 from deploy.userdata import CHECKOUT, UNITS, read_nodes_info, user_data
+from tests.world import open_world
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
 KEY = "5e" * 32
@@ -258,13 +259,15 @@ def test_a_release_that_can_not_be_written_leaves_the_one_that_is_there(tmp_path
     assert (site / "loader.py").read_text() == "the release before"
 
 
-def test_a_release_that_is_published_is_one_that_an_agent_takes(tmp_path: Path) -> None:
+def test_a_release_that_is_published_is_one_that_an_agent_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(tmp_path, NODES)
-    body = (tmp_path / "bootstrap" / "loader.py").read_bytes()
-    paths = loader.Paths(str(tmp_path / "node"))
-    for folder in (paths.etc, paths.run):
-        folder.mkdir(parents=True)
-    paths.loader.write_text("an older agent")
-    loader.update(loader.Answer(200, body, {}, whole=True), paths)
-    assert paths.loader.read_bytes() == body
-    assert json.loads(paths.release.read_text())["etag"] == ""
+    published = (tmp_path / "bootstrap" / "loader.py").read_text()
+    with open_world(tmp_path / "node", monkeypatch) as world:
+        body = world.installed(published).encode()
+        world.paths.loader.write_text("an older agent")
+        answer = loader.Answer(200, body, {}, whole=True)
+        loader.update(answer, world.paths, loader.boot_seconds() + 10)
+        assert world.paths.loader.read_bytes() == body
+        assert json.loads(world.paths.release.read_text())["etag"] == ""

@@ -1,0 +1,344 @@
+"""A new loader.py that is no good, and what is left of it: whole runs in processes of their own.
+
+What systemd does around a run is done here by its units' own words: the time limit, and OnFailure=
+with the shell of rollback.service.
+"""
+
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from tests.test_agent_run import release
+from tests.world import SOURCE, WEB_SITE_HOST, World, open_world
+
+SYSTEMD = Path(__file__).parent.parent / "systemd"
+LIMIT_SECONDS = 1.9
+
+
+def unit(name: str) -> ConfigParser:
+    found = ConfigParser(interpolation=None, strict=False)
+    found.optionxform = str  # type: ignore[method-assign,assignment] # systemd's names have capitals
+    found.read_string((SYSTEMD / name).read_text().replace("\\\n", ""))
+    return found
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node1 of three, which has been active for a while."""
+    with open_world(tmp_path / "root", monkeypatch) as found:
+        found.serve_release(release(found.installed(SOURCE)))
+        assert tick(found) == 0
+        assert found.active
+        yield found
+
+
+def tick(world: World) -> int:
+    """One run as loader.service has it: exit code, or the signal that ended it, below 0."""
+    run = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-m", "loader"],
+        cwd=world.paths.etc,
+        env=os.environ | {"INVOCATION_ID": run},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        process.communicate(timeout=LIMIT_SECONDS)
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        code = -signal.SIGTERM
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    trial = world.paths.trial
+    if code and trial.exists() and trial.stat().st_size:
+        roll_back(world, code, run)
+    return code
+
+
+def becomes_active(world: World) -> bool:
+    """Good runs only, and within six of them active: who failed leaves the role to others first."""
+    return any(tick(world) == 0 and world.active for _ in range(6))
+
+
+def roll_back(world: World, code: int, run: str) -> None:
+    """What rollback.service does after a run that ended so, as `systemctl show` tells it."""
+    shell = unit("rollback.service")["Service"]["ExecStart"].partition("-c '")[2].rstrip("'")
+    how, number = (1, code) if code > 0 else (2, -code)
+    stub = world.busctl.with_name("systemctl")
+    told = {"ExecMainCode": how, "ExecMainStatus": number, "InvocationID": run}
+    cases = "".join(f"*{name}*) echo {value};;\n" for name, value in told.items())
+    stub.write_text(f'#!/bin/sh\ncase "$*" in {cases}esac\n')
+    stub.chmod(0o755)
+    script = shell.replace("$$", "$")
+    subprocess.run(["/bin/sh", "-c", script], cwd=world.paths.etc, check=True, timeout=10)
+
+
+def changed(world: World, before: str, after: str) -> str:
+    """Another agent: ours with one place changed."""
+    agent = world.installed(SOURCE)
+    assert agent.count(before) == 1
+    return agent.replace(before, after)
+
+
+IN_THE_RUN = "    identity = who_am_i("
+STOPS_AT_IMPORT = {
+    "raises": ("raise RuntimeError('boom')", "RuntimeError: boom"),
+    "loops for ever": ("while True: pass", "did not end in time"),
+    "ends with 0": ("sys.exit(0)", "exit code 0, ''"),
+    "kills its own process group": ("os.kill(0, 9)", "exit code -9"),
+    "prints for ever": ("while True: print('x' * 1000)", "did not end in time"),
+    "does not heed signals": (
+        "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: pass",
+        "did not end in time",
+    ),
+    "needs what is not there": ("import no_such_module", "ModuleNotFoundError"),
+}
+
+
+@pytest.mark.parametrize(("line", "why"), STOPS_AT_IMPORT.values(), ids=STOPS_AT_IMPORT)
+def test_an_agent_that_does_not_get_through_its_import_is_never_in_place(
+    world: World, line: str, why: str
+) -> None:
+    before = world.paths.loader.read_text()
+    world.serve_release(release(changed(world, "class BadInput(", f"{line}\n\n\nclass BadInput(")))
+    assert tick(world) == 0
+    assert (world.active, world.paths.loader.read_text()) == (True, before)
+    assert not world.paths.trial.exists()
+    assert not world.paths.newer.exists()
+    said = [line for line in world.log() if "fails its self-check, not taken" in line]
+    assert why in said[-1]
+    assert tick(world) == 0
+    assert world.active
+
+
+SOME_OF_IT = {
+    "before main": SOURCE[: SOURCE.index("\ndef main(")],
+    "after main": SOURCE[: SOURCE.index('\nif __name__ == "__main__":\n    code')],
+    "in the middle of a line": SOURCE[: len(SOURCE) // 2],
+    "in the last line": SOURCE[: SOURCE.rindex("sys.exit")],
+}
+
+
+@pytest.mark.parametrize("text", SOME_OF_IT.values(), ids=SOME_OF_IT)
+def test_a_part_of_an_agent_is_never_in_place(world: World, text: str) -> None:
+    before = world.paths.loader.read_text()
+    world.serve_release(release(text))
+    assert tick(world) == 0
+    assert (world.active, world.paths.loader.read_text()) == (True, before)
+
+
+FAILS_ON_TRIAL = {
+    "raises in main": "raise RuntimeError('boom')",
+    "loops for ever": "\n    while True: pass",
+    "kills its own process group": "os.kill(0, 9)",
+    "ends with another code": "sys.exit(1)",
+    "is stopped by the kernel": "os.kill(os.getpid(), 11)",
+}
+
+
+@pytest.mark.parametrize("line", FAILS_ON_TRIAL.values(), ids=FAILS_ON_TRIAL)
+def test_an_agent_whose_first_run_fails_is_undone_at_once_and_not_taken_again(
+    world: World, line: str
+) -> None:
+    before = world.paths.loader.read_text()
+    newer = changed(world, IN_THE_RUN, f"    {line.strip()}\n{IN_THE_RUN}")
+    world.serve_release(release(newer))
+    assert tick(world) == 0
+    assert world.paths.loader.read_text() == newer
+    assert world.paths.trial.read_text().split()[0] == hashlib.sha256(newer.encode()).hexdigest()
+    assert tick(world) != 0
+    assert world.paths.loader.read_text() == before
+    assert tick(world) == 0
+    assert not world.paths.trial.exists()
+    assert byte_code_is_of(world, before)
+    assert becomes_active(world)
+    assert world.paths.loader.read_text() == before
+    last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
+    assert "If-None-Match" in last.headers
+    world.serve_release(release(before + "# the remedy\n"))
+    assert [tick(world), tick(world)] == [0, 0]
+    assert (world.active, world.paths.loader.read_text()) == (True, before + "# the remedy\n")
+
+
+def byte_code_is_of(world: World, source: str) -> bool:
+    """Whether the byte code that is kept is of that source (PEP 552)."""
+    import importlib.util  # noqa: PLC0415 - its name is needed here alone
+
+    compiled = Path(importlib.util.cache_from_source(str(world.paths.loader)))
+    return compiled.read_bytes()[8:16] == importlib.util.source_hash(source.encode())
+
+
+def test_a_failed_agent_that_is_served_again_after_a_reboot_is_known(world: World) -> None:
+    newer = changed(world, IN_THE_RUN, f"    raise RuntimeError('boom')\n{IN_THE_RUN}")
+    world.serve_release(release(newer))
+    tick(world)
+    tick(world)
+    world.paths.release.unlink()  # what a reboot forgets
+    assert tick(world) == 0
+    assert any("failed on this node before" in line for line in world.log())
+    assert world.paths.loader.read_text() != newer
+
+
+def test_a_good_agents_trial_ends_with_its_first_good_run(world: World) -> None:
+    newer = world.installed(SOURCE) + "# newer\n"
+    world.serve_release(release(newer))
+    tick(world)
+    assert world.paths.trial.exists()
+    assert tick(world) == 0
+    assert not world.paths.trial.exists()
+    assert (world.active, world.paths.loader.read_text()) == (True, newer)
+    assert byte_code_is_of(world, newer)
+
+
+def test_bad_input_of_the_node_is_not_held_against_the_agent_on_trial(world: World) -> None:
+    newer = world.installed(SOURCE) + "# newer\n"
+    world.serve_release(release(newer))
+    tick(world)
+    nodes = world.paths.nodes_info.read_text()
+    world.paths.nodes_info.write_text("{}")
+    assert tick(world) == 2
+    world.paths.nodes_info.write_text(nodes)
+    assert world.paths.loader.read_text() == newer
+    assert world.paths.trial.read_text()
+    assert tick(world) == 0
+    assert not world.paths.trial.exists()
+    assert becomes_active(world)
+    assert world.paths.loader.read_text() == newer
+
+
+def test_an_agent_that_comes_while_another_is_on_trial_falls_back_to_the_last_good_one(
+    world: World,
+) -> None:
+    before = world.paths.loader.read_text()
+    second = changed(world, IN_THE_RUN, f"    raise RuntimeError('boom')\n{IN_THE_RUN}")
+    first = second.replace("raise RuntimeError('boom')", "raise BadInput('no such thing')")
+    world.serve_release(release(first))
+    assert tick(world) == 0
+    world.serve_release(release(second))
+    assert tick(world) == 2
+    assert world.paths.loader.read_text() == second
+    assert tick(world) == 1
+    assert world.paths.loader.read_text() == before
+    assert becomes_active(world)
+
+
+def test_a_run_that_fails_takes_the_remedy_all_the_same(world: World) -> None:
+    remedy = world.installed(SOURCE)
+    broken = changed(world, IN_THE_RUN, f"    raise RuntimeError('boom')\n{IN_THE_RUN}")
+    world.paths.loader.write_text(broken)
+    assert tick(world) == 1
+    assert not world.active
+    assert world.paths.loader.read_text() == remedy
+    assert becomes_active(world)
+
+
+def test_the_self_check_needs_no_network_and_changes_nothing(world: World) -> None:
+    before = world.listing()
+    asked = len(world.cloud.asked)
+    process = world.start("--self-check")
+    assert process.communicate(timeout=10) == ("self-check passed\n", "")
+    assert (process.returncode, world.listing(), len(world.cloud.asked)) == (0, before, asked)
+    world.paths.key.write_text("short")
+    process = world.start("--self-check")
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out) == (2, "")
+    assert err == f"loader.py: {world.paths.key}: not a key: use 64 hexadecimal digits.\n"
+
+
+DIES = """\
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import loader
+number, real = int(sys.argv[2]), {}
+
+def dying(name):
+    def call(*words, **named):
+        global number
+        number -= 1
+        if number < 0:
+            os.kill(os.getpid(), 9)
+        return real[name](*words, **named)
+    return call
+
+for name in ("link", "replace", "rename", "unlink", "fsync", "open"):
+    real[name] = getattr(os, name)
+    setattr(os, name, dying(name))
+sys.exit(loader.main([]))
+"""
+
+
+def test_power_lost_at_any_step_of_an_update_leaves_an_agent_that_runs(world: World) -> None:
+    newer = world.installed(SOURCE) + "# newer\n"
+    before = world.paths.loader.read_text()
+    found = set()
+    for number in range(60):
+        world.paths.loader.write_text(before)
+        for path in (world.paths.trial, world.paths.previous, world.paths.release):
+            path.unlink(missing_ok=True)
+        world.serve_release(release(newer))
+        command = [sys.executable, "-B", "-c", DIES, str(world.paths.etc), str(number)]
+        ran = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        now = world.paths.loader.read_text()
+        found.add(now)
+        assert now in (before, newer), number
+        assert now == before or world.paths.previous.read_text() == before, number
+        assert now == before or world.paths.trial.read_text(), number
+        if ran.returncode == 0:
+            break
+    assert found == {before, newer}
+    assert tick(world) == 0
+
+
+@pytest.mark.parametrize("limit", [0, 40, 5000])
+def test_a_disk_that_is_full_leaves_the_agent_that_is_here(world: World, limit: int) -> None:
+    before = world.paths.loader.read_text()
+    world.serve_release(release(before + "# newer\n"))
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    command = [sys.executable, "-B", "-m", "loader"]
+    subprocess.run(
+        command,
+        cwd=world.paths.etc,
+        preexec_fn=full,
+        timeout=20,
+        check=False,
+        capture_output=True,
+    )
+    assert world.paths.loader.read_text() == before
+    assert not world.paths.newer.exists()
+    assert tick(world) == 0
+    assert world.active
+
+
+def test_a_rollback_that_died_half_way_is_harmless(world: World) -> None:
+    before = world.paths.loader.read_text()
+    broken = changed(world, IN_THE_RUN, f"    raise RuntimeError('boom')\n{IN_THE_RUN}")
+    world.serve_release(release(broken))
+    tick(world)
+    world.paths.previous.replace(world.paths.loader)  # and the power is lost
+    assert tick(world) == 0
+    assert world.active
+    assert tick(world) != 0, "tried once more"
+    assert world.paths.loader.read_text() == before
+    assert world.paths.refused.read_text().split()[0] == hashlib.sha256(broken.encode()).hexdigest()
+
+
+def test_the_unit_that_undoes_needs_nothing_of_the_agent() -> None:
+    service, loader_unit = unit("rollback.service"), unit("loader.service")
+    assert loader_unit["Unit"]["OnFailure"] == "rollback.service"
+    assert service["Unit"]["Before"] == "loader.service"
+    assert "python" not in service["Service"]["ExecStart"]
+    assert service["Service"]["ReadWritePaths"] == "/etc/bootstrap"
