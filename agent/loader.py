@@ -503,7 +503,8 @@ def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
         logging.info("File loader.py on the web site is unchanged, no need to download.")
         return
     if answer.status != 200 or not answer.whole:
-        logging.warning("File loader.py: status %s, not taken.", answer.status)
+        why = f"status {answer.status}" if answer.whole else "more than 1 MB"
+        logging.warning("File loader.py: %s, not taken.", why)
         return
     logging.info("File loader.tmp.py downloaded successfully.")
     digest = hashlib.sha256(answer.body).hexdigest()
@@ -2155,7 +2156,9 @@ def bootup(paths: Paths) -> None:
     paths.lease_until.unlink(missing_ok=True)
     if not paths.state.exists():
         write_atomic(paths.booted, json.dumps(boot_seconds()))
-    for path in (paths.probe, paths.staged, paths.status, *marker_files(paths)):
+    for path in (paths.probe, paths.staged, paths.status):  # first: others' pages may be many
+        remove(path)
+    for path in list(marker_files(paths)):
         remove(path)
     logging.info("bootup: probe.html and all markers are removed")
     keep_compiled(paths)

@@ -790,6 +790,11 @@ def test_a_passive_node_with_pages_that_are_read_only_stays_passive(world: World
     assert not world.active
 
 
+def test_a_newer_agent_that_is_too_large_is_called_that(world: World) -> None:
+    world.serve_release(Page("#" * (1 << 20) + SOURCE))
+    assert world.run().said("WARNING - File loader.py: more than 1 MB, not taken.")
+
+
 # ------------------------------------------------ others on the same machine
 
 
@@ -826,6 +831,29 @@ def test_whatever_is_planted_among_the_pages_no_run_waits_for_it_or_writes_throu
     aside = sorted(path for name, path in pages.items() if name not in ours)
     kept = names if kind == "a folder" else []
     assert [(path / "kept").read_text() for path in aside] == ["somebody's"] * len(kept)
+
+
+def test_pages_that_a_deployment_deletes_are_there_again_in_the_same_run(world: World) -> None:
+    world.run()
+    honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
+    deployments = iter([True])
+
+    def page(asked: Asked) -> Page:
+        if next(deployments, False):
+            for path in world.paths.html.iterdir():
+                path.unlink()
+        assert callable(honest)
+        return honest(asked)
+
+    world.says("node2", page)
+    ran = world.run()
+    assert (ran.code, ran.journal, world.active) == (0, f"active: {ACTIVE}", True)
+    assert {path.name for path in world.paths.html.iterdir()} == {
+        *("node2.html", "node3.html", "probe.html", "status.json"),
+    }
+    released = world.shown_to("node2")
+    assert released is not None
+    assert released.released > 0  # gone: its fence may have fired, so it asked anew
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -172,12 +172,14 @@ def test_a_web_application_is_deployed_on_the_active_node(cluster: Cluster) -> N
     html = "/var/www/html"
     grab = "setpriv --reuid=www-data --clear-groups flock -n /run/bootstrap/run.lock sleep 60"
     cluster.shell("node1", "sh", "-c", f"({grab}) > /dev/null 2>&1 &")
-    cluster.shell("node1", "chown", "-R", "www-data:www-data", html)
+    cluster.shell("node1", "chown", "-R", "www-data:www-data", html, "/var/log/bootstrap")
     cluster.shell("node1", "chmod", "1555", html)
     runs_later(cluster, 3, *cluster.nodes)
     assert cluster.active() == {"node1"}
     assert cluster.gap_seconds(since=began) < 1
     assert cluster.status("node1")["probe_expires"] is True
+    log = cluster.root("node1") / "var/log/bootstrap"
+    assert [path.owner() for path in (log, log / "logfile.log")] == ["root", "root"]
     cluster.shell("node1", "find", html, "-name", "*.html", "!", "-name", "index.html", "-delete")
     cluster.shell("node1", "find", html, "-name", "*.json", "-delete")
     runs_later(cluster, 2, *cluster.nodes)
