@@ -375,9 +375,16 @@ def test_a_table_is_printed_whatever_the_terminal_can_show(
     assert len(info) == 3
 
 
-def test_a_file_whose_name_can_not_be_printed_is_named_all_the_same(tmp_path: Path) -> None:
-    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\xe2\x82\xac")
-    assert_one_sentence(deploy("status", "--cluster", folder, env=ASCII), "no cluster at ")
+@pytest.mark.parametrize("env", [ASCII, {"PYTHONIOENCODING": "cp1252"}], ids=["C", "cp1252"])
+@pytest.mark.parametrize("name", [b"z\xc5\x82oty", b"caf\xe9"], ids=["UTF-8", "Latin 1"])
+def test_a_folder_whose_name_can_not_be_printed_is_published_to(
+    env: dict[str, str | None], name: bytes, tmp_path: Path
+) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+    assert_one_sentence(deploy("status", "--cluster", folder, env=env), "no cluster at ")
+    ran = deploy("publish", "--to", folder, env=env)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert ran.stdout.startswith(b"published ")
 
 
 def test_a_question_that_nobody_answers_names_the_option_that_does(operator: Any) -> None:
