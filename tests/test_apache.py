@@ -23,6 +23,7 @@ MODULES = Path("/usr/lib/apache2/modules")
 LOADED = (
     *("mpm_event", "authz_core", "authz_host", "authz_user", "authn_core", "authn_file"),
     *("auth_basic", "access_compat", "alias", "dir", "rewrite", "proxy", "proxy_http"),
+    *("env", "cache", "cache_disk"),
 )
 SERVER = """
 ServerRoot @FOLDER@
@@ -72,10 +73,12 @@ def apache(others: str = "", htaccess: str = "") -> Iterator[Apache]:
         free.bind(("127.0.0.1", 0))
         server = Apache(folder, free.getsockname()[1])
         free.close()
-        for path in (server.html / "app", server.lease_until.parent):
+        for path in (server.html / "app", server.lease_until.parent, folder / "cache"):
             path.mkdir(parents=True)
+        (folder / "cache").chmod(0o777)
         for page in ("index.html", "probe.html", "app.html", "app/probe.html"):
             (server.html / page).write_text("a page")
+            os.utime(server.html / page, (1e9, 1e9))  # what is old is cached for long
         if htaccess:
             (server.html / ".htaccess").write_text(htaccess)
         folder.chmod(0o755)
@@ -128,6 +131,7 @@ OTHERS = {
     "all to one page": "RewriteEngine on\nRewriteRule ^ @FOLDER@/html/app.html [L]\n" + GRANT,
     "into a folder": "RewriteEngine on\nRewriteRule ^/(?!app)(.*)$ /app/$1 [PT]\n" + GRANT,
     "an alias": "Alias /probe.html @FOLDER@/html/app.html\n" + GRANT,
+    "a cache": "CacheRoot @FOLDER@/cache\nCacheEnable disk /\n" + GRANT,
     "a service behind it": "Alias /up @FOLDER@/html\nProxyPass /up !\n"
     "ProxyPass / http://127.0.0.1:@PORT@/up/\n<Proxy *>\nRequire all granted\n</Proxy>\n" + GRANT,
 }
