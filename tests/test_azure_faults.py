@@ -135,6 +135,16 @@ def test_what_a_newer_operation_ended_is_looked_at_and_made_again_where_it_faile
     assert snapshot(operator) == undisturbed
 
 
+def test_the_switch_of_the_web_site_waits_for_an_account_at_which_azure_is_at_work(
+    operator: Operator, undisturbed: Any
+) -> None:
+    busy = Fault(puts("blobServices"), "refused", times=2, code="StorageAccountOperationInProgress")
+    operator.azure.faults.append(busy)
+    made(operator)
+    assert busy.times == 0
+    assert snapshot(operator) == undisturbed
+
+
 def test_an_interface_that_azure_reserves_for_a_machine_that_is_gone_is_waited_for(
     operator: Operator, undisturbed: Any
 ) -> None:
