@@ -1568,14 +1568,12 @@ def utc(wall_seconds: float) -> str:
 # ------------------------------------------------ apply: files, fence, requests
 
 
-def write_atomic(
-    path: Path, content: str | bytes, *, staged: Path | None = None, sync: bool = False
-) -> None:
+def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
     """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
 
     Where others may write to the folder, too: what is staged is a new file, no link is followed.
     """
-    staged = staged or path.with_name(f".{path.name}.tmp")
+    staged = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
         remove(staged)

@@ -5,6 +5,7 @@ The fixture asserts at the end of each that never two nodes answered 200.
 
 import hashlib
 import re
+import shutil
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -229,6 +230,25 @@ def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
         publish_loader(good.encode())
         for name in cluster.nodes:
             cluster.shell(name, "rm", "-f", "/etc/bootstrap/loader.refused")
+
+
+@labs((3, 2))
+def test_bad_input_of_a_node_is_not_held_against_its_agent_on_trial(cluster: Cluster) -> None:
+    etc = cluster.root("node3") / "etc/bootstrap"
+    shutil.copy(etc / "loader.py", etc / "loader.previous.py")
+    (etc / "nodes_info.json").rename(etc / "aside")
+    (etc / "loader.trial").write_text("0" * 64 + " another-run\n")
+    log = etc.parent.parent / "var/log/bootstrap/logfile.log"
+    try:
+        said = len(log.read_text())
+        cluster.wait("three", lambda: log.read_text()[said:].count("set as passive") > 2)
+        assert (etc / "loader.trial").stat().st_size
+        assert not (etc / "loader.refused").exists()
+        cluster.settles_on("node1")
+    finally:
+        (etc / "aside").rename(etc / "nodes_info.json")
+    cluster.wait("well", lambda: not (etc / "loader.trial").exists())
+    (etc / "loader.previous.py").unlink()
 
 
 @labs((3, 2))
