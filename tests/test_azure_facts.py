@@ -1,5 +1,6 @@
 """The fake of Azure answers as Azure did in recordings: `tests/fake_azure/facts.json` has them."""
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -87,16 +88,30 @@ def listed(groups: dict[str, list[str]]) -> set[str]:
     return {f"{path}.{name}" if path else name for path, names in groups.items() for name in names}
 
 
+@pytest.fixture(scope="module")
+def cluster_of_all(
+    certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
+    with an_operator(certificate, tmp_path_factory.mktemp("cluster")) as operator:
+        yield made(operator)
+
+
 @pytest.fixture
-def standing(operator: Operator) -> Operator:
-    return made(operator)
+def standing(cluster_of_all: Operator) -> Iterator[Operator]:
+    """A whole cluster; what a test does to it is undone."""
+    azure = cluster_of_all.azure
+    before = copy.deepcopy((azure.groups, azure.resources, azure.accounts))
+    yield cluster_of_all
+    azure.operations.clear()
+    azure.operation_seconds = 0.0
+    azure.groups, azure.resources, azure.accounts = before
 
 
 @pytest.mark.parametrize("key", EVERY)
 def test_a_resource_is_created_and_changed_with_a_recorded_status_state_and_headers(
-    operator: Operator, key: str
+    standing: Operator, key: str
 ) -> None:
-    made(operator)
+    operator = standing
     before = operator.azure.resources.pop(path_of(key).lower())
     facts = FACTS["resources"][wanted(key).kind]["puts"]
     assert put(operator, key) in facts
