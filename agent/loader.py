@@ -537,7 +537,7 @@ def replace_loader(digest: str, paths: Paths) -> None:
     is on trial the one before *that* is kept. The mark names this run, whose failure is not the
     new one's. Raises `OSError`.
     """
-    if not read_mark(paths.trial):
+    if not read_mark(paths.trial) or not paths.previous.exists():  # a rollback may die half way
         paths.previous.unlink(missing_ok=True)
         os.link(paths.loader, paths.previous)
     this_run = os.environ.get("INVOCATION_ID", "")
