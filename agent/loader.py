@@ -123,6 +123,15 @@ def timing(period_seconds: float) -> Timing:
     )
 
 
+def is_late(times: Timing) -> bool:
+    """Whether a run began so late that its ticks are no base for a lease.
+
+    What is gone of the run is taken off its end.
+    """
+    late_seconds = timing(times.period_seconds).end_seconds - times.end_seconds
+    return late_seconds > tick_spread_seconds(times)
+
+
 def tick_spread_seconds(times: Timing) -> float:
     """W: how far apart two nodes' ticks may be without costing the active node its role."""
     round_seconds = times.timeout_seconds + times.poll_seconds
@@ -1074,8 +1083,8 @@ def rests(cluster: Cluster, state: State, view: View) -> str:
     times, left = cluster.times, runs_to_prefer(state.failures) - state.quorum_runs
     if state.active:
         return ""
-    if times.end_seconds < times.period_seconds / 4:
-        return "began too late to stand in this run"
+    if is_late(times):
+        return "began this run too late to stand"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
         return ""
@@ -1383,6 +1392,7 @@ def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
         if moment.boot_seconds - run.started_seconds >= times.end_seconds or (
             decision.settled and not tries
         ):
+            state = state._replace(finished=not tries)
             return (yield from _finish(cluster, state, run, reason))
         yield Pause(times.poll_seconds)
 
@@ -1412,6 +1422,7 @@ def _begin(
     cluster: Cluster, state: State, moment: Moment
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
+    missed = 0 < state.wall_read_seconds < moment.boot_seconds - 1.6 * cluster.times.period_seconds
     state, stepped = note_wall_clock(state, moment)
     now = moment.boot_seconds
     late = now >= lease_end_seconds(cluster, state) - cluster.times.margin_seconds
@@ -1422,7 +1433,7 @@ def _begin(
             raise OSError("can't remove probe.html")
         if state.active:
             state = release(state, now)._replace(active=False)
-    if lost or not state.finished:
+    if lost or missed or not state.finished:
         state = failed(state)
     stands = state.quorum_runs >= runs_to_prefer(state.failures)
     state = state._replace(
@@ -1464,6 +1475,8 @@ def _apply(
         moment = yield Save(state)
         if decision.serve_until_seconds is not None:
             moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
+            if state.active and not moment.value:
+                raise OSError("came too late to renew its lease")
             if bool(moment.value) != state.active:
                 state = state._replace(active=bool(moment.value))
                 moment = yield Save(state)
@@ -1500,11 +1513,11 @@ def _finish(cluster: Cluster, state: State, run: Run, reason: str) -> Steps:
     """Peers that answered nothing in the whole run lose their marker."""
     run = run._replace(markers=run.fresh)  # what was too old did not count
     sees = tuple(name for name in cluster.peers if name in run.answered)
-    last = state._replace(sees=sees, finished=True)
+    last = state._replace(sees=sees)
     try:
         if state.failures and run.had_quorum and not state.active:
             yield from _rehearse()
-        if not run.had_quorum:
+        if not run.had_quorum or is_late(cluster.times):
             last = last._replace(quorum_runs=0)
         elif state.active:
             last = last._replace(failures=max(0, state.failures - 1))
@@ -1513,7 +1526,7 @@ def _finish(cluster: Cluster, state: State, run: Run, reason: str) -> Steps:
             yield Publish(markers_of(cluster, last, moment))
     except OSError as error:  # to the next run this one never ended
         logging.warning("%s", trouble_of(cluster, error, "the run ends"))
-        return Outcome(state, run, reason)
+        last = state._replace(finished=False)
     return Outcome(last, run, reason)
 
 

@@ -58,6 +58,22 @@ class World:
     lost_share: float = 0.002
     fence_late_seconds: float = 0.1  # systemd's accuracy, and the start of rm
     apache_refuses: bool = True  # Apache honours lease_until
+    replayed_share: float = 0.0  # answers in whose place an older marker of the peer's comes
+
+
+@dataclass(frozen=True)
+class Ailment:
+    """What is wrong with a machine that is up: asked before each effect of its runs.
+
+    `killed` and `fails` are told the run's number since the ailment began, how many effects the
+    run had before, and the effect's name.
+    """
+
+    late_periods: tuple[float, float] = (0.0, 0.0)  # runs start so late
+    slow_seconds: tuple[float, float] = (0.0, 0.0)  # each effect takes so much longer
+    lost_share: float = 0.0  # requests without an answer
+    killed: Callable[[int, int, str], bool] = lambda *_: False
+    fails: Callable[[int, int, str], bool] = lambda *_: False
 
 
 @dataclass
@@ -87,6 +103,9 @@ class Node:
     late: dict[str, Any] = field(default_factory=dict)
     poll: Any = None
     waiting: list[Callable[[], None]] = field(default_factory=list)  # held back while frozen
+    ailment: Ailment = Ailment()
+    ailing_runs: int = 0
+    effects: int = 0  # of the run under way
 
     def boot_clock(self, now: float) -> float:
         """Seconds since boot, by this node's own clock."""
@@ -126,11 +145,13 @@ class Simulation:
         }
         self.left: set[str] = set()
         self.leaving: set[str] = set()  # the next run hands over, and is the last
+        self.published: dict[tuple[str, str], list[str]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
         self.elections: list[tuple[float, str]] = []  # when somebody became active, and who
         self.losses: list[tuple[float, str]] = []
         self.double: list[tuple[float, str, str]] = []
         self.samples = self.samples_without = 0  # while some node could reach a majority
+        self.without = self.longest_without = 0  # samples in a row
         self.at(0.5, self._sample)
         for name in self.order:
             self.boot(name, booted=self.random.uniform(-2, 0))
@@ -263,6 +284,8 @@ class Simulation:
         if mutual and max(mutual.values()) > len(self.order) // 2:
             self.samples += 1
             self.samples_without += not self.active()
+            self.without = 0 if self.active() else self.without + 1
+            self.longest_without = max(self.longest_without, self.without)
         self.at(self.now + self.world.period_seconds / 40, self._sample)
 
     def note_served(self, node: Node) -> None:
@@ -291,20 +314,30 @@ class Simulation:
             return
         if name in self.left:
             return
+        node.run_id += 1
+        node.ailing_runs += 1
+        late_seconds = self.random.uniform(*node.ailment.late_periods) * self.world.period_seconds
+        self._at_node(
+            node, self.now + late_seconds, lambda: self._start(node, late_seconds), agent=True
+        )
+
+    def _start(self, node: Node, late_seconds: float) -> None:
+        """A run, `late_seconds` after the tick: its end counts from there, as systemd's limit."""
+        name = node.name
         leaving = name in self.leaving
         self.left |= {name} & self.leaving
-        node.run_id += 1
-        node.lines, node.late = {}, {}
+        node.lines, node.late, node.effects = {}, {}, 0
         if node.state is None:
             epoch = f"{self.random.getrandbits(64):016x}"
             known = node.bootup_clock == node.bootup_clock
             now = node.boot_clock(self.now)
             start = node.bootup_clock if known else now
             node.state = self.agent.first_state(epoch, start, self.times)
-        node.steps = self.agent.settle(
-            self.clusters[name], node.state, self._moment(node), leaving=leaving
-        )
-        limit = node.real_delay(0.95 * self.world.period_seconds)
+        end_seconds = max(0.0, self.times.end_seconds - late_seconds)
+        times = self.times._replace(end_seconds=end_seconds)
+        cluster = self.clusters[name]._replace(times=times)
+        node.steps = self.agent.settle(cluster, node.state, self._moment(node), leaving=leaving)
+        limit = node.real_delay(0.95 * self.world.period_seconds - late_seconds)
         run_id = node.run_id
         self.at(self.now + limit, lambda: self._time_limit(node, run_id))
         self._step(node, lambda: next(node.steps))
@@ -328,8 +361,25 @@ class Simulation:
         except StopIteration:
             node.steps = None  # what it saved stays in node.state
             return
-        kind = type(effect).__name__.lower()
-        getattr(self, f"_do_{kind}")(node, effect)
+        kind, ailment, node.effects = type(effect).__name__, node.ailment, node.effects + 1
+        told = (node.ailing_runs, node.effects - 1, kind)
+        if ailment.killed(*told):
+            self.kill_agent(node.name)
+        elif kind not in ("Poll", "Pause") and ailment.fails(*told):
+            self._do_fail(node, kind)
+        else:
+            slow = self.random.uniform(*ailment.slow_seconds)
+            do = getattr(self, f"_do_{kind.lower()}")
+            self._at_node(node, self.now + slow, lambda: do(node, effect), agent=True)
+
+    def _do_fail(self, node: Node, kind: str) -> None:
+        if kind == "Drop":  # it answers whether the probe is gone, and Apache refuses it
+            node.lease_until = 0.0
+            self._answer(node, not node.probe, delay=self._write_seconds())
+            return
+        error = OSError(f"{kind} fails")
+        throw = lambda: self._step(node, lambda: node.steps.throw(error))  # noqa: E731
+        self._at_node(node, self.now + self._write_seconds(), throw, agent=True)
 
     def _write_seconds(self) -> float:
         return self.random.uniform(0.0002, 0.002)
@@ -355,6 +405,8 @@ class Simulation:
                 else:
                     cluster = self.clusters[node.name]
                     node.markers[peer] = self.agent.format_marker(cluster, marker)
+                    if self.world.replayed_share:
+                        self.published.setdefault((node.name, peer), []).append(node.markers[peer])
 
             self._at_node(node, when, write, agent=True)
         self._answer(node, delay=when - self.now + self._write_seconds())
@@ -440,7 +492,8 @@ class Simulation:
     def _get(self, node: Node, peer: str, patience: float, *, page: bool) -> None:
         """One GET; of the front page at first, then of the marker about us."""
         out, back = self._latency(), self._latency()
-        lost = self.random.random() < self.world.lost_share or out + back > patience
+        lost_share = max(self.world.lost_share, node.ailment.lost_share)
+        lost = self.random.random() < lost_share or out + back > patience
         sent, target, run_id = self.now, self.nodes[peer], node.run_id
 
         def arrive() -> None:
@@ -452,7 +505,7 @@ class Simulation:
             elif not target.apache:
                 when, answer = self.now + back, self._refused
             else:
-                content = target.markers.get(node.name)
+                content = self._content(target, node)
                 when, answer = self.now + back, lambda: self._reply_of(content)
             goes_on = page and not silent and target.apache
 
@@ -465,6 +518,13 @@ class Simulation:
             self._at_node(node, when, arrived, agent=True)
 
         self.at(self.now + min(out, patience), arrive)
+
+    def _content(self, target: Node, reader: Node) -> str | None:
+        """The marker as the reader gets it: now and then one that was recorded before."""
+        recorded = self.published.get((target.name, reader.name), [])
+        if recorded and self.random.random() < self.world.replayed_share:
+            return self.random.choice(recorded)
+        return target.markers.get(reader.name)
 
     def _finish(self, node: Node, peer: str, reply: Any) -> None:
         node.lines.pop(peer, None)
