@@ -86,6 +86,10 @@ COMMIT_TRIES = 3
 """So often in a row a node that was elected may fail to serve before it frees its voters."""
 
 
+FORGIVEN_RUNS = 10
+"""So many good runs in a row, and a node's failures count from the first again."""
+
+
 def runs_to_prefer(failures: int) -> int:
     """How many good runs in a row bring a preference back that so many failures have cost.
 
@@ -807,6 +811,7 @@ class State(NamedTuple):
     wall_offset_seconds: float | None = None  # wall clock minus boot clock, as last read
     wall_read_seconds: float = 0.0
     # Preference, which nothing in the argument for safety depends on (section 11).
+    began_seconds: float = 0.0  # when the last run did
     finished: bool = True  # False while a run is under way, and after one that was killed
     failures: int = 0  # how often this node asked for votes, or had them, and could not serve
     in_vain: Mapping[str, int] = {}  # candidate -> how often our vote for it came to nothing
@@ -852,12 +857,14 @@ def first_state(epoch: str, since_seconds: float, times: Timing, promised: float
 
 def promised_seconds(paths: Paths) -> float:
     """For how long a vote of an earlier boot may bind; the longest there is where it is unclear."""
+    longest = timing(60).promise_seconds
     try:
-        return min(float(paths.promised.read_text(encoding="ascii")), timing(60).promise_seconds)
+        known = float(paths.promised.read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0.0
     except (OSError, ValueError):
-        return timing(60).promise_seconds
+        return longest
+    return known if 0 < known < longest else longest
 
 
 def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None:
@@ -1244,7 +1251,8 @@ def is_content(cluster: Cluster, decision: Decision, view: View, active: str) ->
     """Whether a passive node has given the active one what it needs for this tick."""
     state, marker = decision.state, view.markers[active]
     unchanged_seconds = view.now_seconds - view.changed_seconds[active]
-    if unchanged_seconds > cluster.times.period_seconds / 2:
+    # A stamp of the run before does not do: who was elected late in it may run after us.
+    if unchanged_seconds > cluster.times.period_seconds / 4:
         return False
     if state.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
         return False
@@ -1422,7 +1430,7 @@ def _begin(
     cluster: Cluster, state: State, moment: Moment
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
-    missed = 0 < state.wall_read_seconds < moment.boot_seconds - 1.6 * cluster.times.period_seconds
+    missed = 0 < state.began_seconds < moment.boot_seconds - 1.6 * cluster.times.period_seconds
     state, stepped = note_wall_clock(state, moment)
     now = moment.boot_seconds
     late = now >= lease_end_seconds(cluster, state) - cluster.times.margin_seconds
@@ -1440,6 +1448,7 @@ def _begin(
         stamp=max(state.stamp, int(now * 1000)),
         candidate=state.candidate and (stands or state.active),
         finished=False,
+        began_seconds=now,
     )
     with contextlib.suppress(OSError):  # tried again after the first poll
         yield Save(state)
@@ -1519,8 +1528,8 @@ def _finish(cluster: Cluster, state: State, run: Run, reason: str) -> Steps:
             yield from _rehearse()
         if not run.had_quorum or is_late(cluster.times):
             last = last._replace(quorum_runs=0)
-        elif state.active:
-            last = last._replace(failures=max(0, state.failures - 1))
+        elif state.quorum_runs > FORGIVEN_RUNS:
+            last = last._replace(failures=0)
         moment = yield Save(last)
         if (last.sees, last.quorum_runs) != (state.sees, state.quorum_runs):
             yield Publish(markers_of(cluster, last, moment))

@@ -103,6 +103,7 @@ class Node:
     late: dict[str, Any] = field(default_factory=dict)
     poll: Any = None
     waiting: list[Callable[[], None]] = field(default_factory=list)  # held back while frozen
+    promised_seconds: float = 0.0  # what the disk says of promises before this boot
     ailment: Ailment = Ailment()
     ailing_runs: int = 0
     effects: int = 0  # of the run under way
@@ -155,7 +156,7 @@ class Simulation:
         self.at(0.5, self._sample)
         for name in self.order:
             self.boot(name, booted=self.random.uniform(-2, 0))
-            self._tick_later(name, 0)
+            self._tick_later(name, 0, world.period_seconds)
 
     # ------------------------------------------------ time
 
@@ -189,11 +190,17 @@ class Simulation:
 
         self.at(when, guarded)
 
-    def _tick_later(self, name: str, number: int) -> None:
-        node, period = self.nodes[name], self.world.period_seconds
-        start = number * period + node.skew + self.random.uniform(0.05, 0.25)
+    def _tick_later(self, name: str, number: int, period: float) -> None:
+        start = number * period + self.nodes[name].skew + self.random.uniform(0.05, 0.25)
         self.at(start, lambda: self._tick(name))
-        self.at((number + 1) * period, lambda: self._tick_later(name, number + 1))
+        self.at((number + 1) * period, lambda: self._tick_later(name, number + 1, period))
+
+    def set_period(self, names: Iterable[str], period: float) -> None:
+        """Give some nodes another, shorter period: their timers and what their agents read."""
+        for name in names:
+            times = self.agent.timing(period)
+            self.clusters[name] = self.clusters[name]._replace(times=times)
+            self._tick_later(name, int(self.now / period) + 1, period)
 
     # ------------------------------------------------ what happens to nodes
 
@@ -332,12 +339,13 @@ class Simulation:
             known = node.bootup_clock == node.bootup_clock
             now = node.boot_clock(self.now)
             start = node.bootup_clock if known else now
-            node.state = self.agent.first_state(epoch, start, self.times)
-        end_seconds = max(0.0, self.times.end_seconds - late_seconds)
-        times = self.times._replace(end_seconds=end_seconds)
-        cluster = self.clusters[name]._replace(times=times)
+            times = self.clusters[name].times
+            node.state = self.agent.first_state(epoch, start, times, node.promised_seconds)
+        cluster = self.clusters[name]
+        end_seconds = max(0.0, cluster.times.end_seconds - late_seconds)
+        cluster = cluster._replace(times=cluster.times._replace(end_seconds=end_seconds))
         node.steps = self.agent.settle(cluster, node.state, self._moment(node), leaving=leaving)
-        limit = node.real_delay(0.95 * self.world.period_seconds - late_seconds)
+        limit = node.real_delay(0.95 * cluster.times.period_seconds - late_seconds)
         run_id = node.run_id
         self.at(self.now + limit, lambda: self._time_limit(node, run_id))
         self._step(node, lambda: next(node.steps))

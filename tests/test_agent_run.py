@@ -6,6 +6,7 @@ import hmac
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1116,6 +1117,37 @@ def test_after_a_boot_the_first_run_holds_its_vote_from_when_bootup_ran(world: W
     assert start <= world.state()["hold_until_seconds"] - world.times.promise_seconds <= end
     assert world.state()["vote"] is None
     assert ("node1" in world.state()["grants"]) is False
+
+
+def test_what_was_promised_before_a_boot_is_held_whatever_the_settings_say_now(
+    world: World,
+) -> None:
+    world.settings(period_seconds=20)
+    world.run()
+    assert world.paths.promised.read_text() == "27"
+    shutil.rmtree(world.paths.run)
+    world.settings()
+    world.run("bootup")
+    booted = json.loads(world.paths.booted.read_text())
+    assert world.run().said("set as passive")
+    assert 26 < world.state()["hold_until_seconds"] - booted <= 27
+    assert world.paths.promised.read_text() == "27"
+
+
+def test_a_shorter_promise_is_noted_once_no_longer_one_can_be_left(world: World) -> None:
+    world.paths.promised.write_text("27")
+    world.run()
+    assert world.paths.promised.read_text() == "4.5"
+
+
+@pytest.mark.parametrize("content", ["", "nan", "a word", "1e99", "-3"])
+def test_a_note_of_promises_that_is_none_holds_the_vote_for_the_longest_there_are(
+    world: World, content: str
+) -> None:
+    world.paths.booted.write_text(json.dumps(loader.boot_seconds()))
+    world.paths.promised.write_text(content)
+    world.run()
+    assert world.status()["holding_seconds"] > 70
 
 
 def test_bootup_by_hand_does_not_shorten_a_hold_or_forget_a_promise(world: World) -> None:
