@@ -813,6 +813,7 @@ class State(NamedTuple):
     # Preference, which nothing in the argument for safety depends on (section 11).
     began_seconds: float = 0.0  # when the last run did
     finished: bool = True  # False while a run is under way, and after one that was killed
+    trouble: str = ""  # what the last failure was
     failures: int = 0  # how often this node asked for votes, or had them, and could not serve
     in_vain: Mapping[str, int] = {}  # candidate -> how often our vote for it came to nothing
 
@@ -1065,7 +1066,7 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, release(state, now)._replace(active=False)
         if has_quorum and not steps_down:
-            state = failed(state)
+            state = failed(state, "its lease ended before it was renewed")
     elif wants and now < fence:
         serve = fence
     elif not state.active and state.grants and (not wants or asked_to_yield(cluster, view)):
@@ -1077,9 +1078,9 @@ def decide(cluster: Cluster, state: State, view: View) -> Decision:
     return decision._replace(settled=settled, reason=reason_of(cluster, decision, view))
 
 
-def failed(state: State) -> State:
+def failed(state: State, why: str) -> State:
     """The state of a node that had votes and could not serve, or whose run never ended."""
-    return state._replace(failures=state.failures + 1, quorum_runs=0)
+    return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
 def rests(cluster: Cluster, state: State, view: View) -> str:
@@ -1095,7 +1096,7 @@ def rests(cluster: Cluster, state: State, view: View) -> str:
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
         return ""
-    return f"failed lately, leaves the role to others for {left} good runs more"
+    return f"leaves the role to others for {left} good runs more: {state.trouble}"
 
 
 def preference(cluster: Cluster, state: State, view: View) -> tuple[str, ...]:
@@ -1441,8 +1442,10 @@ def _begin(
             raise OSError("can't remove probe.html")
         if state.active:
             state = release(state, now)._replace(active=False)
-    if lost or missed or not state.finished:
-        state = failed(state)
+    if lost:
+        state = failed(state, "its lease ended before it was renewed")
+    elif missed or not state.finished:
+        state = failed(state, "its last run did not end well")
     stands = state.quorum_runs >= runs_to_prefer(state.failures)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
@@ -1492,18 +1495,20 @@ def _apply(
         yield Publish(markers_of(cluster, state, moment))
     except OSError as error:
         if not state.active:
-            state = yield from _withdraw(decision, state, tries + 1)
+            state = yield from _withdraw(decision, state, tries + 1, str(error))
         return state, error
     return state, None
 
 
-def _withdraw(decision: Decision, state: State, tries: int) -> Generator[Effect, Moment, State]:
+def _withdraw(
+    decision: Decision, state: State, tries: int, why: str
+) -> Generator[Effect, Moment, State]:
     """Remove what may be staged; elected in vain for long enough, free the voters at once."""
     moment = yield Drop()
     if not moment.value:
         raise OSError("can't remove probe.html")
     if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
-        state = failed(release(state, moment.boot_seconds))._replace(candidate=False)
+        state = failed(release(state, moment.boot_seconds), why)._replace(candidate=False)
     return state
 
 

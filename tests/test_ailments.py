@@ -14,8 +14,12 @@ from tests.simulate import Ailment, Simulation, TwoActive, World, load_agent
 
 AGENT = load_agent()
 PERIOD = 20.0
-CALM = {"slow_share": 0.0, "lost_share": 0.0}
 EFFECTS = ("Poll", "Save", "Publish", "Serve", "Drop", "Pause")
+
+
+def calm(nodes: int = 3, replayed_share: float = 0.0) -> World:
+    """A network without faults of its own."""
+    return World(nodes, slow_share=0, lost_share=0, replayed_share=replayed_share)
 
 
 def at_effect(number: int) -> Callable[[int, int, str], bool]:
@@ -59,7 +63,7 @@ class Outcome(NamedTuple):
 def outcome_of(case: tuple[str, int, bool, int]) -> Outcome:
     """One node of three, or two of five, are not well, from the start or while node1 serves."""
     name, count, running, seed = case
-    simulation = Simulation(World(nodes=count, **CALM), seed, AGENT)
+    simulation = Simulation(calm(count), seed, AGENT)
     ailing = [simulation.nodes[f"node{number}"] for number in range(1, count // 2 + 1)]
     if running:
         simulation.run_until(8 * PERIOD + 1)
@@ -100,7 +104,7 @@ def test_whatever_ails_the_preferred_nodes_a_healthy_majority_has_somebody_who_s
 
 @pytest.mark.parametrize("kind", ["Save", "Serve", "Publish"])
 def test_one_failed_call_on_each_node_of_a_cluster_that_starts_costs_no_period(kind: str) -> None:
-    simulation = Simulation(World(**CALM), 1, AGENT)
+    simulation = Simulation(calm(), 1, AGENT)
     failed: set[str] = set()
 
     def once(name: str) -> Callable[[int, int, str], bool]:
@@ -123,7 +127,7 @@ def test_one_failed_call_on_each_node_of_a_cluster_that_starts_costs_no_period(k
 
 def renewal_fault(kind: str, seconds: float, seed: int) -> Simulation:
     """`kind` fails on the active node from a tick on for so many seconds."""
-    simulation = Simulation(World(**CALM), seed, AGENT)
+    simulation = Simulation(calm(), seed, AGENT)
     simulation.run_until(8 * PERIOD - 1)
     assert simulation.active() == ["node1"]
     over = simulation.now + 1 + seconds
@@ -161,7 +165,7 @@ def test_a_fault_that_outlasts_the_lease_ends_it_and_another_serves(kind: str) -
 def test_whatever_old_markers_are_mixed_in_the_node_that_would_be_active_is(share: float) -> None:
     """Of every age, of earlier boots too: who stands between the nodes has recorded them all."""
     for seed in range(1, 6):
-        simulation = Simulation(World(replayed_share=1e-9, **CALM), seed, AGENT)
+        simulation = Simulation(calm(replayed_share=1e-9), seed, AGENT)
         for name in ("node1", "node3", "node2", "node1"):
             simulation.run_for(6 * PERIOD)
             simulation.crash(name)
@@ -178,7 +182,7 @@ def test_whatever_old_markers_are_mixed_in_the_node_that_would_be_active_is(shar
 
 def answers_with_its_past(agent: Any, seed: int) -> Simulation:
     """node1 is gone; at its address somebody answers with the markers of its boot before."""
-    simulation = Simulation(World(replayed_share=1e-9, **CALM), seed, agent)
+    simulation = Simulation(calm(replayed_share=1e-9), seed, agent)
     simulation.run_until(40 * PERIOD)
     recorded = {
         peer: [page for page in simulation.published["node1", peer] if '"candidate": true' in page]
@@ -237,7 +241,7 @@ def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -
 
 def test_a_wall_clock_that_is_slewed_fast_costs_no_role() -> None:
     """chrony moves it by up to 83,333 ppm: 1.7 s from one run to the next."""
-    simulation = Simulation(World(**CALM), 1, AGENT)
+    simulation = Simulation(calm(), 1, AGENT)
     simulation.run_until(8 * PERIOD + 1)
     for _ in range(200):
         simulation.run_for(PERIOD / 20)
@@ -247,7 +251,7 @@ def test_a_wall_clock_that_is_slewed_fast_costs_no_role() -> None:
 
 def voters_reboot_with_a_shorter_period(agent: Any, kept_seconds: float) -> None:
     """They promised themselves for 27 s, are set to a period of 2 s, and reboot."""
-    simulation = Simulation(World(**CALM), 1, agent)
+    simulation = Simulation(calm(), 1, agent)
     simulation.run_until(8 * PERIOD + 1)
     for peer in ("node2", "node3"):
         simulation.cut("node1", peer)
