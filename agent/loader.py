@@ -1294,6 +1294,7 @@ def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
         holds.append(me)
     promised += [f"{name} holds its vote after its boot" for name in holds]
     waits = "; ".join(promised) or "its votes are on the way"
+    waits += f" (lately: {state.trouble})" if state.failures else ""
     return f"Node {me} reachability reach quorum, waits for votes, set as passive: {waits}"
 
 
@@ -1669,7 +1670,9 @@ def call_systemd(verb: str, *words: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
     except (subprocess.SubprocessError, OSError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip()
+        said = str(getattr(error, "stderr", "") or error).strip()
+        if "already loaded" in said or "not loaded" in said:
+            return ""  # what was asked for is so: the answer to an earlier call was lost
         raise OSError(f"can't reach systemd for the fence: {said}") from error
     return done.stdout
 
@@ -1686,13 +1689,18 @@ class Fence:
         self._base = paths.run / "timer_base_microseconds"
 
     def arm(self, until_seconds: float) -> None:
-        """Arm for `until_seconds` on the boot clock; only then drop the fence before. `OSError`."""
+        """Arm for `until_seconds` on the boot clock; only then drop the fence before.
+
+        Raises `OSError`; the next call ends what was begun: every name is noted before systemd
+        may know it, and until it no longer does.
+        """
         suspended = boot_seconds() - time.monotonic()
         microseconds = int((until_seconds - suspended) * 1e6) - self._base_microseconds()
         name = f"fence@{int(until_seconds * 1000)}.timer"  # starts the fence@.service of its name
-        before = self._read(self._armed)
-        if name == before:
+        if self._read(self._armed) == name:
             return
+        known = self._known()
+        write_atomic(self._armed, " ".join(["unsure", *known, name]))
         properties = (
             *("Description", "s", "Removes probe.html when the lease ends"),
             *("AccuracyUSec", "t", "50000"),
@@ -1701,19 +1709,21 @@ class Fence:
         )
         signature = "ssa(sv)a(sa(sv))"
         call_systemd("call", "StartTransientUnit", signature, name, "fail", "4", *properties, "0")
+        self._stop(other for other in known if other != name)
         write_atomic(self._armed, name)
-        self._stop(before)
 
     def disarm(self) -> None:
         """Drop the fence; a probe that is gone needs none. Raises `OSError`."""
-        before = self._read(self._armed)
+        self._stop(self._known())
         self._armed.unlink(missing_ok=True)
-        self._stop(before)
 
-    def _stop(self, name: str) -> None:
-        if not name or int(name[6:-6]) / 1000 < boot_seconds():
-            return  # it has fired, and its unit is gone
-        call_systemd("call", "StopUnit", "ss", name, "fail")
+    def _known(self) -> list[str]:
+        return [name for name in self._read(self._armed).split() if name != "unsure"]
+
+    def _stop(self, names: Iterable[str]) -> None:
+        for name in names:
+            if int(name[6:-6]) / 1000 > boot_seconds():  # else it has fired, and its unit is gone
+                call_systemd("call", "StopUnit", "ss", name, "fail")
 
     def _base_microseconds(self) -> int:
         if not Path("/run/systemd/container").exists():

@@ -251,12 +251,13 @@ def test_an_active_node_whose_systemd_no_longer_takes_the_fence_has_its_old_leas
     assert world.state()["finished"] is False
 
 
+@pytest.mark.parametrize("fault", ["systemd_fails", "systemd_loses_its_answers"])
 def test_a_fault_of_systemd_that_passes_before_the_fence_is_due_costs_nothing(
-    world: World,
+    world: World, fault: str
 ) -> None:
     world.run()
     fence = (world.paths.run / "fence").read_text()
-    world.systemd_fails()
+    getattr(world, fault)()
     process = world.start()
     until(lambda: any(line.endswith("; trying again") for line in world.log()))
     world.systemd_works()
@@ -264,7 +265,25 @@ def test_a_fault_of_systemd_that_passes_before_the_fence_is_due_costs_nothing(
     assert journal == f"active: {ACTIVE}\n"
     assert world.active
     assert (world.paths.run / "fence").read_text() > fence  # later, to the millisecond
+    assert world.fences() == [(world.paths.run / "fence").read_text()]
     assert not any("Removing" in line for line in world.log())
+
+
+def test_a_fence_whose_stop_was_refused_is_stopped_later_and_takes_no_other_lease(
+    world: World,
+) -> None:
+    """Else it fires at its own time, and removes the probe of a lease that goes on."""
+    world.run()
+    key = world.paths.key.read_text()
+    world.paths.key.unlink()
+    world.systemd_fails()
+    world.run()
+    assert (world.active, len(world.fences())) == (False, 1)
+    world.paths.key.write_text(key)
+    world.systemd_works()
+    world.run()
+    assert world.active
+    assert world.fences() == [(world.paths.run / "fence").read_text()]
 
 
 def test_a_node_that_could_not_serve_frees_its_voters_at_once_and_leaves_the_role_to_others(
@@ -1282,6 +1301,7 @@ def test_a_wall_clock_that_stepped_makes_an_active_node_start_over(world: World)
 
 def stop_before_commit(world: World) -> "subprocess.Popen[str]":
     """A run that has staged its probe and hangs: it waits for a writer of a pipe."""
+    world.saw_its_peers()
     os.mkfifo(world.paths.run / "pipe")
     source, limit = world.installed(SOURCE), "write_atomic(self.paths.lease_until, limit)\n"
     assert source.count(limit) == 1

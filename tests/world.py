@@ -43,11 +43,23 @@ def start_forkserver() -> None:
 
 
 BUSCTL = r"""#!/bin/sh
-# Stands for systemd's busctl: notes what it is asked and which pages the node has by then, fails
-# while the file beside it exists.
+# Stands for systemd's busctl: notes what it is asked and which pages the node has by then, knows
+# the units that were started, and while a file is there beside it, fails, or does as it is told and
+# loses the answer.
 echo "$@ | $(ls -A "${0%/*}/../var/www/html" | tr '\n' ' ')" >> "$0.calls"
 if [ -e "$0.fails" ]; then echo "Connection refused" >&2; exit 1; fi
-if [ "$1" = get-property ]; then echo "t 0"; fi
+if [ "$1" = get-property ]; then echo "t 0"; exit; fi
+unit=$0.unit.$7
+case $5 in
+StartTransientUnit)
+    if [ -e "$unit" ]; then
+        echo "Unit $7 was already loaded or has a fragment file." >&2
+        exit 1
+    fi
+    : > "$unit" ;;
+StopUnit) rm "$unit" 2> /dev/null || { echo "Unit $7 not loaded." >&2; exit 1; } ;;
+esac
+if [ -e "$0.loses" ]; then echo "Connection timed out" >&2; exit 1; fi
 """
 
 
@@ -433,8 +445,16 @@ class World:
     def systemd_fails(self) -> None:
         Path(f"{self.busctl}.fails").touch()
 
+    def systemd_loses_its_answers(self) -> None:
+        Path(f"{self.busctl}.loses").touch()
+
     def systemd_works(self) -> None:
-        Path(f"{self.busctl}.fails").unlink()
+        for how in ("fails", "loses"):
+            Path(f"{self.busctl}.{how}").unlink(missing_ok=True)
+
+    def fences(self) -> list[str]:
+        """The timers that systemd has now."""
+        return [path.name.partition(".unit.")[2] for path in self.busctl.parent.glob("*.unit.*")]
 
     @property
     def active(self) -> bool:
