@@ -46,6 +46,9 @@ TimeoutStartSec=600
 WantedBy=multi-user.target
 """
 
+OUR_PAGE = "azure-active-passive-cluster"
+"""What agent/index.html holds."""
+
 INSTALL_SCRIPT = """\
 # Brings this node's agent up; install.service starts it again until it has succeeded. A run may die
 # at any line: the next one does all of them again. Of what the journal shows, the last command
@@ -58,7 +61,7 @@ packages="apache2 logrotate python3-requests"
 if [ "$(dpkg-query --show --showformat='${db:Status-Status} ' $packages)" != \
     "installed installed installed " ]; then
     export DEBIAN_FRONTEND=noninteractive
-    dpkg --configure -a
+    dpkg --configure -a || :  # it waits for no other installer, as the two below do
     apt-get -o DPkg::Lock::Timeout=120 update
     apt-get -o DPkg::Lock::Timeout=120 install -y $packages
 fi
@@ -85,10 +88,15 @@ END
     mv loader.tmp.py loader.py
 fi
 mkdir -p /var/log/bootstrap
-cp index.html /var/www/html/.index.html.tmp
-mv /var/www/html/.index.html.tmp /var/www/html/index.html
+# Not a page that is neither ours nor the one that Apache came with: that is an application's. The
+# folder may be somebody else's, who could plant a link or a folder where something is staged.
+front=/var/www/html/index.html
+if [ ! -e $front ] || grep -qs -e @OURS@ -e "Default Page: It works" $front; then
+    cp index.html page.tmp
+    mv -fT page.tmp $front
+fi
 a2enconf -q bootstrap
-systemctl --no-reload enable bootup.service loader.timer handover.service
+systemctl --no-reload enable bootup.service loader.timer
 systemctl start bootup.service
 systemctl restart apache2.service || {
     systemctl status --no-pager --full --lines=20 apache2.service
@@ -187,7 +195,9 @@ def user_data(
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/index.html": part_of_checkout("agent/index.html").replace("@NODE@", node),
-        "/etc/bootstrap/install.sh": INSTALL_SCRIPT.replace("@URL@", shlex.quote(bootstrap_url)),
+        "/etc/bootstrap/install.sh": (
+            INSTALL_SCRIPT.replace("@URL@", shlex.quote(bootstrap_url)).replace("@OURS@", OUR_PAGE)
+        ),
         "/etc/apache2/conf-available/bootstrap.conf": part_of_checkout("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part_of_checkout("agent/logrotate.conf"),
     } | units(period_seconds)
