@@ -1947,7 +1947,8 @@ def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
         logging.info("Using the identity known for this boot")
         found = known
     elif found != known:
-        write_atomic(paths.identity, json.dumps(found._asdict()))
+        with contextlib.suppress(OSError):  # asked again at the next run
+            write_atomic(paths.identity, json.dumps(found._asdict()))
     logging.info("Local node name: %s", found.name)
     logging.info("Local node private IP: %s", found.private_ip)
     logging.info("Reading load balancer metadata service")
