@@ -874,8 +874,8 @@ def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None
     A shorter time is noted only when no longer promise can be left. Raises `OSError`.
     """
     known, promise = promised_seconds(paths), times.promise_seconds
-    bound = state.vote.promise_seconds if state.vote else 0.0
-    if known < promise or (known > promise >= bound and not state.holding(now)):
+    bound = state.vote is not None and state.vote.until_seconds > now + promise
+    if known < promise or (known > promise and not bound and not state.holding(now)):
         write_atomic(paths.promised, f"{promise:g}", sync=True)
 
 
@@ -1179,11 +1179,13 @@ def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | 
     epoch, stamp = state.granted.get(choice, ("", 0))
     if epoch == claim.epoch and stamp >= claim.stamp:
         return state, None  # granted once: seeing it again extends nothing
-    promise, earlier_until = cluster.times.promise_seconds, 0.0
-    if vote is not None:
-        same = vote.epoch == claim.epoch
-        earlier_until = vote.earlier_until_seconds if same else vote.until_seconds
-    vote = Vote(choice, claim.epoch, claim.stamp, now + promise, promise, earlier_until)
+    promise = cluster.times.promise_seconds
+    until, earlier_until = now + promise, 0.0
+    if vote is not None:  # a renewal never shortens, whatever the settings say by now
+        until = max(until, vote.until_seconds)
+        of_other = vote.until_seconds if vote.epoch != claim.epoch else 0.0
+        earlier_until = max(vote.earlier_until_seconds, of_other)
+    vote = Vote(choice, claim.epoch, claim.stamp, until, promise, earlier_until)
     granted = {**state.granted, choice: (claim.epoch, claim.stamp)}
     return state._replace(vote=vote, granted=granted), None
 
@@ -1718,7 +1720,7 @@ class Fence:
         self._armed.unlink(missing_ok=True)
 
     def _known(self) -> list[str]:
-        return [name for name in self._read(self._armed).split() if name != "unsure"]
+        return re.findall(r"fence@[0-9]+\.timer", self._read(self._armed))
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
@@ -1737,7 +1739,7 @@ class Fence:
     @staticmethod
     def _read(path: Path) -> str:
         try:
-            return path.read_text(encoding="ascii")
+            return path.read_text(encoding="ascii", errors="replace")
         except FileNotFoundError:
             return ""
 
@@ -1840,13 +1842,19 @@ class Machine:
         self.paths.booted.unlink(missing_ok=True)
 
     def publish(self, markers: Mapping[str, Marker | None]) -> None:
-        """Write or remove every peer's marker."""
+        """Write or remove every peer's marker; raises the first `OSError` after the last."""
+        trouble: OSError | None = None
         for name, marker in markers.items():
             path = self.paths.html / f"{name}.html"
-            if marker is None:
-                remove(path)
-            else:
-                write_atomic(path, format_marker(self.cluster, marker))
+            try:
+                if marker is None:
+                    remove(path)
+                else:
+                    write_atomic(path, format_marker(self.cluster, marker))
+            except OSError as error:
+                trouble = trouble or error
+        if trouble:
+            raise trouble
 
     def serve(self, effect: Serve) -> bool:
         """Set the fence and Apache's limit, then commit the probe; whether it is there.
@@ -2172,7 +2180,7 @@ def ending_in_time(settings: Settings) -> Settings:
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
     state = load_state(paths, settings.times, boot_seconds())
-    if not state.active:
+    if not state.active and not paths.probe.exists():
         return
     times = settings.times
     wait_seconds = times.period_seconds - time.time() % times.period_seconds

@@ -6,6 +6,7 @@ passes before the fence is due must cost nothing; and what was recorded must mov
 
 import concurrent.futures
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -267,3 +268,36 @@ def test_a_node_with_another_period_holds_its_vote_for_what_it_promised_before_i
     voters_reboot_with_a_shorter_period(AGENT, AGENT.timing(20).promise_seconds)
     with pytest.raises(TwoActive):
         voters_reboot_with_a_shorter_period(AGENT, 0.0)
+
+
+def voters_get_a_shorter_period_while_node1_runs(agent: Any, seed: int, period: float) -> None:
+    """Their next votes bind for less; node1 is killed before it reads those, and cut off."""
+    simulation = Simulation(calm(), seed, agent)
+    simulation.run_until(10 * PERIOD - 0.5)
+    assert simulation.active() == ["node1"]
+    simulation.set_period(("node2", "node3"), period)
+    simulation.nodes["node1"].ailment = Ailment(killed=at_kind("Pause"))
+    simulation.run_for(3 * PERIOD)
+
+
+def test_a_vote_that_is_renewed_for_less_binds_for_what_was_promised_before() -> None:
+    for seed in range(1, 4):
+        for period in (2, 4, 5, 10):
+            voters_get_a_shorter_period_while_node1_runs(AGENT, seed, period)
+    heedless = load_agent(("until = max(until, vote.until_seconds)", "pass"))
+    with pytest.raises(TwoActive):
+        for seed in range(1, 9):
+            voters_get_a_shorter_period_while_node1_runs(heedless, seed, 2)
+
+
+@pytest.mark.parametrize(("bound_seconds", "noted"), [(4.0, "4.5"), (24.0, "27")])
+def test_a_shorter_promise_is_noted_only_when_no_vote_binds_longer(
+    tmp_path: Path, bound_seconds: float, noted: str
+) -> None:
+    paths, now = AGENT.Paths(str(tmp_path)), 1000.0
+    paths.etc.mkdir(parents=True)
+    paths.promised.write_text("27")
+    vote = AGENT.Vote("node1", "an epoch", 1, now + bound_seconds, 4.5)
+    state = AGENT.State(epoch="mine", hold_until_seconds=0.0, vote=vote)
+    AGENT.keep_promised(paths, state, AGENT.timing(2), now)
+    assert paths.promised.read_text() == noted
