@@ -14,8 +14,8 @@ systemd starts this file on every node at the same seconds of each minute. One r
 Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
 Rules are numbered as in docs/protocol.md, which also says why two nodes are never active.
 
-Files of ours: /etc/bootstrap/loader.* and its byte code, /var/www/html/{<peer>,probe}.html and
-status.json, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap/logfile.log.
+Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/html/status.json,
+{<peer>,probe}.html there, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap.
 
     loader.py             one run, as the timer starts it
     loader.py --dry-run   print what this node sees and would do; change nothing
@@ -81,10 +81,8 @@ DRIFT = 0.001
 READY_RUNS = 2
 """Runs with a majority before a node may take the role from an active one (K)."""
 
-
 COMMIT_TRIES = 3
 """So often in a row a node that was elected may fail to serve before it frees its voters."""
-
 
 FORGIVEN_RUNS = 10
 """So many good runs in a row, and a node's failures count from the first again."""
@@ -201,7 +199,8 @@ class Paths:
         self.newer = self.etc / "loader.tmp.py"  # the web site's, while it is checked
         self.previous = self.etc / "loader.previous.py"
         self.trial = self.etc / "loader.trial"  # SHA-256 of a loader.py without a good run yet
-        self.refused = self.etc / "loader.refused"  # of one that failed (rollback.service)
+        self.refused = self.etc / "loader.refused"  # of one that failed twice (rollback.service)
+        self.failed = self.etc / "loader.failed"  # of one to be tried again later
         self.nodes_info = self.etc / "nodes_info.json"
         self.key = self.etc / "cluster.key"
         self.conf = self.etc / "loader.conf"
@@ -483,11 +482,19 @@ def read_mark(path: Path) -> str | None:
         return None
 
 
+def put_off(paths: Paths) -> str:
+    """The SHA-256 of a release that failed here within the last hour, "" where none did."""
+    with contextlib.suppress(OSError):
+        if 0 <= time.time() - paths.failed.stat().st_mtime < 3600:
+            return (read_mark(paths.failed) or "")[:64]
+    return ""
+
+
 def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
     """Ask for `loader.py`; if the last one is still known to be ours or refused: if-none-match."""
     headers = {}
     last = read_json(paths.release) or {}
-    known = (file_sha256(paths.loader), *(read_mark(paths.refused) or "").split())
+    known = (file_sha256(paths.loader), put_off(paths), *(read_mark(paths.refused) or "").split())
     if last.get("etag") and last.get("sha256") in known:
         headers["If-None-Match"] = str(last["etag"])
     return fetch(
@@ -509,8 +516,7 @@ def take_release(session: requests.Session, url: str, paths: Paths, end_seconds:
 def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
     """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
 
-    What is refused leaves the agent that is here; the new one runs from the next run on, on trial.
-    The check is over at `end_seconds` on the boot clock. Raises `OSError`.
+    The new one is on trial from the next run on; its check ends at `end_seconds`. Raises `OSError`.
     """
     if answer.status == 304:
         logging.info("File loader.py on the web site is unchanged, no need to download.")
@@ -523,21 +529,23 @@ def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
     digest = hashlib.sha256(answer.body).hexdigest()
     if digest == file_sha256(paths.loader):
         logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
-    elif digest in (read_mark(paths.refused) or ""):
-        logging.warning(
-            "File loader.tmp.py failed on this node before (%s), not taken.", digest[:12]
-        )
+    elif digest in (put_off(paths), *(read_mark(paths.refused) or "").split()):
+        logging.warning("File loader.tmp.py failed on this node before (%s).", digest[:12])
     else:
         try:
             write_atomic(paths.newer, answer.body, sync=True)
             if wrong := why_not(paths.newer, end_seconds):
                 logging.error("File loader.tmp.py fails its self-check, not taken: %s", wrong)
-                return
-            replace_loader(digest, paths)
+                if wrong == NO_TIME:
+                    return
+                tell_journal(f"the web site's loader.py is not taken: {wrong}", warning=True)
+                write_atomic(paths.failed, f"{digest}\n")
+            else:
+                replace_loader(digest, paths)
+                logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
         finally:
             with contextlib.suppress(OSError):
                 paths.newer.unlink()
-        logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
     told = {"etag": answer.headers.get("ETag", ""), "sha256": digest}
     with contextlib.suppress(OSError):  # it only saves downloads
         write_atomic(paths.release, json.dumps(told))
@@ -546,9 +554,8 @@ def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
 def replace_loader(digest: str, paths: Paths) -> None:
     """Put the checked agent in place, in steps of which each leaves an agent that runs.
 
-    The one before is kept and the new one marked, on the disk, before it is in place. While one
-    is on trial the one before *that* is kept. The mark names this run, whose failure is not the
-    new one's. Raises `OSError`.
+    The one before (on trial, the one before *that*) is kept and the new one marked, on the disk,
+    first. The mark names this run, whose failure is not the new one's. Raises `OSError`.
     """
     if not read_mark(paths.trial) or not paths.previous.exists():  # a rollback may die half way
         paths.previous.unlink(missing_ok=True)
@@ -556,6 +563,8 @@ def replace_loader(digest: str, paths: Paths) -> None:
     this_run = os.environ.get("INVOCATION_ID", "")
     write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
     sync_folder(paths.etc)
+    with contextlib.suppress(OSError):  # a node that was made before has no such timer
+        call_systemd("call", "RestartUnit", "ss", "rollback.timer", "replace")
     paths.newer.replace(paths.loader)
     sync_folder(paths.etc)
 
@@ -571,14 +580,14 @@ def sync_folder(folder: Path) -> None:
 
 CHECK_SECONDS = 5.0
 CHECK_PASSED = "self-check passed"
+NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 
 
 def why_not(path: Path, end_seconds: float) -> str:
     """Why the agent in this file may not replace ours, in words; "" where it may.
 
-    A process group of its own, because it may kill it; and it must say that it passed, because it
-    may end with 0 before it has checked anything. It is not read before it has ended: it may
-    print without end.
+    A process group of its own: it may kill it. It must say that it passed: it may end with 0
+    before any check. It is read once it has ended: it may print without end.
     """
     import signal  # noqa: PLC0415 - once an update
     import subprocess  # noqa: PLC0415 - as above
@@ -590,8 +599,8 @@ def why_not(path: Path, end_seconds: float) -> str:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     ) as process:
+        left_seconds = end_seconds - 0.1 - boot_seconds()
         try:
-            left_seconds = end_seconds - 0.1 - boot_seconds()
             code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
         except subprocess.TimeoutExpired:
             code = None
@@ -599,7 +608,7 @@ def why_not(path: Path, end_seconds: float) -> str:
             os.killpg(process.pid, signal.SIGKILL)
         said = process.stdout.read(1 << 16) if process.stdout else b""
     if code is None:
-        return "it did not end in time"
+        return NO_TIME if left_seconds < CHECK_SECONDS else f"no end in {CHECK_SECONDS:g} s"
     last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
     return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
 
@@ -608,19 +617,16 @@ def end_trial(paths: Paths, mark: str | None) -> None:
     """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
     if mark is None or read_mark(paths.trial) != mark:
         return
-    try:
+    with contextlib.suppress(OSError):
         paths.trial.unlink()
         keep_compiled(paths)
-    except OSError as error:
-        logging.error("Can't end the trial of loader.py: %s", error)
 
 
 def keep_compiled(paths: Paths) -> None:
     """Leave `loader.py` compiled where `python3 -m loader` looks: a tenth of a run's CPU.
 
-    Checked against a hash of the source at each run (PEP 552), so that another `loader.py` is
-    never run by its predecessor's byte code, whatever the clock says. Written here and not by
-    Python, which may leave half a file on a full disk. Where it can't be written, runs compile.
+    Checked against a hash of the source at each run (PEP 552), whatever the clock says. Written
+    here: Python may leave half a file on a full disk. Where it can't be written, runs compile.
     """
     import importlib.util  # noqa: PLC0415 - once a boot and once an update
     import marshal  # noqa: PLC0415 - as above
@@ -1903,10 +1909,7 @@ def drop_probe(paths: Paths) -> bool:
 
 
 class Ahead:
-    """What is asked at once from threads: self-update, identity, Apache's limit.
-
-    None of them may delay the decision.
-    """
+    """Self-update, identity, Apache's limit: asked from threads, not to delay the decision."""
 
     def __init__(self, settings: Settings, paths: Paths, end_seconds: float) -> None:
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -1992,13 +1995,14 @@ def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
     updated = not settings.bootstrap_url or ahead.take("release", patience_seconds)
     try:
         take_part(ahead, paths, settings, end_seconds, leaving=leaving)
-        end_trial(paths, mark)
     except Exception:
         drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
         raise
     finally:
         if not updated:
-            ahead.take("release", min(CHECK_SECONDS, end_seconds - boot_seconds()))
+            updated = ahead.take("release", min(CHECK_SECONDS, end_seconds - boot_seconds()))
+    if updated:  # else that thread may still put another agent in place
+        end_trial(paths, mark)
 
 
 def take_part(
@@ -2014,7 +2018,6 @@ def take_part(
     start = machine.moment()
     state = load_state(paths, times, start.boot_seconds)
     keep_promised(paths, state, times, start.boot_seconds)
-    # The unit's time limit counts from the beginning, not from the first poll.
     left_seconds = end_seconds - start.boot_seconds
     in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
     outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
@@ -2032,9 +2035,7 @@ def probe_expires(session: requests.Session, address: str, times: Timing) -> boo
     return fetch(session, url, timeout_seconds=times.timeout_seconds).status not in (200, 404)
 
 
-NO_LIMIT = (
-    "Apache would serve probe.html after the lease: agent/apache.conf is overridden or missing"
-)
+NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overridden or missing"
 
 
 def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
@@ -2257,9 +2258,8 @@ def glance(
 
 def made_up(sender: Cluster, state: State, receiver: str) -> Reply:
     """The reply of a node in that state, which nobody sent."""
-    marker = markers_of(sender, state, Moment(boot_seconds(), time.time(), probe_there=False))[
-        receiver
-    ]
+    moment = Moment(boot_seconds(), time.time(), probe_there=False)
+    marker = markers_of(sender, state, moment)[receiver]
     page = format_marker(sender, marker).encode() if marker else b""
     return Reply(connected=True, marker=Answer(200, page, {}, whole=True))
 

@@ -24,7 +24,7 @@ LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
 KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = (
     *("bootup.service", "loader.service", "loader.timer"),
-    *("fence.service", "handover.service", "rollback.service"),
+    *("fence.service", "handover.service", "rollback.service", "rollback.timer"),
 )
 
 INSTALL_SERVICE = """\
@@ -96,13 +96,13 @@ if [ ! -e $front ] || grep -qs -e @OURS@ -e "Default Page: It works" $front; the
     mv -fT page.tmp $front
 fi
 a2enconf -q bootstrap
-systemctl --no-reload enable bootup.service loader.timer
+systemctl --no-reload enable bootup.service loader.timer rollback.timer
 systemctl start bootup.service
 systemctl restart apache2.service || {
     systemctl status --no-pager --full --lines=20 apache2.service
     exit 1
 }
-systemctl start loader.timer handover.service
+systemctl start loader.timer handover.service rollback.timer
 sync -f /etc /var
 touch installed
 """
@@ -143,10 +143,12 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
         check(timing(period_seconds))
     except BadInput as error:
         raise Refusal(str(error)) from error
+    trial_seconds = 3 * period_seconds
     ticks = "*:*:00" if period_seconds == 60 else f"*:*:0/{period_seconds}"
     return {
         "loader.timer.d/period.conf": f"[Timer]\nOnCalendar=\nOnCalendar={ticks}\n",
         "loader.service.d/period.conf": f"[Service]\nTimeoutStartSec={0.95 * period_seconds:g}\n",
+        "rollback.timer.d/period.conf": f"[Timer]\nOnActiveSec=\nOnActiveSec={trial_seconds}\n",
         "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds:g}\n",
     }
 

@@ -135,10 +135,10 @@ def test_first_boot_installs_what_is_missing_and_says_so_last(boot: FirstBoot) -
     assert ran.calls[-1] == "touch installed"
     asked = [call for call in ran.calls if call.startswith("systemctl")]
     assert asked == [
-        "systemctl --no-reload enable bootup.service loader.timer",
+        "systemctl --no-reload enable bootup.service loader.timer rollback.timer",
         "systemctl start bootup.service",
         "systemctl restart apache2.service",
-        "systemctl start loader.timer handover.service",
+        "systemctl start loader.timer handover.service rollback.timer",
     ]
 
 

@@ -137,8 +137,9 @@ def test_bootup_comes_before_apache_and_the_timer_and_handing_over_before_apache
     assert "apache2.service" in unit("handover.service")["Unit"]["After"].split()
 
 
-def test_only_the_timer_and_bootup_are_enabled() -> None:
+def test_only_the_timers_and_bootup_are_enabled() -> None:
     assert [name for name in UNITS if unit(name).has_section("Install")] == [
         "bootup.service",
         "loader.timer",
+        "rollback.timer",
     ]

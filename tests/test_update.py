@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -41,8 +42,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield found
 
 
-def tick(world: World) -> int:
-    """One run as loader.service has it: exit code, or the signal that ended it, below 0."""
+def tick(world: World, ended_by: int = 0) -> int:
+    """One run as loader.service has it: exit code, or the signal that ended it, below 0.
+
+    `ended_by`: a signal that comes from outside, before the run has done anything.
+    """
     run = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-B", "-m", "loader"],
@@ -52,16 +56,19 @@ def tick(world: World) -> int:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    result = ""
     try:
+        if ended_by:
+            process.send_signal(ended_by)
         process.communicate(timeout=LIMIT_SECONDS)
         code = process.returncode
     except subprocess.TimeoutExpired:
-        code = -signal.SIGTERM
+        code, result = -signal.SIGTERM, "timeout"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     trial = world.paths.trial
     if code and trial.exists() and trial.stat().st_size:
-        roll_back(world, code, run)
+        roll_back(world, code, run, result)
     return code
 
 
@@ -82,14 +89,17 @@ def becomes_active(world: World) -> bool:
     return any(tick(world) == 0 and world.active for _ in range(6))
 
 
-def roll_back(world: World, code: int, run: str) -> None:
+def roll_back(
+    world: World, code: int, run: str, result: str = "", *, timer: str = "waiting"
+) -> None:
     """What rollback.service does after a run that ended so, as `systemctl show` tells it."""
     shell = unit("rollback.service")["Service"]["ExecStart"].partition("-c '")[2].rstrip("'")
-    how, number = (1, code) if code > 0 else (2, -code)
     stub = world.busctl.with_name("systemctl")
-    told = {"ExecMainCode": how, "ExecMainStatus": number, "InvocationID": run}
-    cases = "".join(f"*{name}*) echo {value};;\n" for name, value in told.items())
-    stub.write_text(f'#!/bin/sh\ncase "$*" in {cases}esac\n')
+    ended = "success" if code == 0 else "exit-code" if code > 0 else "signal"
+    told = f"Result={result or ended}\\nInvocationID={run}\\nExecMainStatus={abs(code)}\\n"
+    stub.write_text(
+        f'#!/bin/sh\ncase "$*" in *SubState*) echo SubState={timer};; *) printf "{told}";; esac\n'
+    )
     stub.chmod(0o755)
     script = shell.replace("$$", "$")
     subprocess.run(["/bin/sh", "-c", script], cwd=world.paths.etc, check=True, timeout=10)
@@ -159,7 +169,7 @@ FAILS_ON_TRIAL = {
 
 
 @pytest.mark.parametrize("line", FAILS_ON_TRIAL.values(), ids=FAILS_ON_TRIAL)
-def test_an_agent_whose_first_run_fails_is_undone_at_once_and_not_taken_again(
+def test_an_agent_whose_runs_fail_is_undone_at_once_and_refused_the_second_time(
     world: World, line: str
 ) -> None:
     before = world.paths.loader.read_text()
@@ -173,11 +183,140 @@ def test_an_agent_whose_first_run_fails_is_undone_at_once_and_not_taken_again(
     assert byte_code_is_of(world, before)
     assert becomes_active(world)
     assert world.paths.loader.read_text() == before
+    assert not world.paths.refused.exists()
+    an_hour_later(world)
+    takes(world, newer)
+    assert tick(world) != 0
+    assert world.paths.refused.exists()
+    an_hour_later(world)
+    assert becomes_active(world)
+    assert world.paths.loader.read_text() == before
     last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
     assert "If-None-Match" in last.headers
     takes(world, before + "# the remedy\n")
     assert tick(world) == 0
     assert (world.active, world.paths.loader.read_text()) == (True, before + "# the remedy\n")
+
+
+def an_hour_later(world: World) -> None:
+    """As far as the agent knows: a file that failed may be tried again."""
+    if world.paths.failed.exists():
+        os.utime(world.paths.failed, (time.time() - 3601,) * 2)
+
+
+def test_one_run_that_was_killed_costs_a_good_agent_an_hour_and_no_more(world: World) -> None:
+    before, newer = world.paths.loader.read_text(), world.installed(SOURCE) + "# newer\n"
+    takes(world, newer)
+    assert tick(world, ended_by=signal.SIGKILL) == -9
+    assert tick(world) == 0
+    assert world.paths.loader.read_text() == before
+    an_hour_later(world)
+    takes(world, newer)
+    assert tick(world) == 0
+    assert (world.paths.loader.read_text(), world.paths.trial.exists()) == (newer, False)
+
+
+def test_a_run_that_was_stopped_is_not_the_agents_fault(world: World) -> None:
+    newer = world.installed(SOURCE) + "# newer\n"
+    takes(world, newer)
+    assert tick(world, ended_by=signal.SIGTERM) == -15
+    assert world.paths.loader.read_text() == newer
+    assert tick(world) == 0
+    assert (world.paths.loader.read_text(), world.paths.trial.exists()) == (newer, False)
+
+
+@pytest.mark.parametrize("line", ["sys.exit(2)", "os.kill(os.getpid(), 15)"])
+def test_an_agent_whose_every_run_ends_as_if_the_node_were_at_fault_is_undone_not_refused(
+    world: World, line: str
+) -> None:
+    before = world.paths.loader.read_text()
+    newer = changed(world, IN_THE_RUN, f"    {line}\n{IN_THE_RUN}")
+    takes(world, newer)
+    for _ in range(3):
+        assert world.paths.loader.read_text() == newer
+        assert tick(world) != 0
+    assert world.paths.loader.read_text() == before
+    assert becomes_active(world)  # and it is not taken again at once
+    assert world.paths.loader.read_text() == before
+    assert not world.paths.refused.exists()
+
+
+def test_an_agent_whose_runs_do_nothing_is_undone_by_the_timer_that_its_taker_started(
+    world: World,
+) -> None:
+    before = world.paths.loader.read_text()
+    newer = changed(world, IN_THE_RUN, f"    sys.exit(0)\n{IN_THE_RUN}")
+    for _ in range(2):
+        takes(world, newer)
+        assert "RestartUnit ss rollback.timer" in world.busctl.with_suffix(".calls").read_text()
+        assert tick(world) == 0
+        assert world.paths.loader.read_text() == newer
+        roll_back(world, 0, "a later run", timer="running")
+        assert world.paths.loader.read_text() == before
+        an_hour_later(world)
+    assert hashlib.sha256(newer.encode()).hexdigest() in world.paths.refused.read_text()
+    assert becomes_active(world)
+
+
+def test_a_trial_that_had_no_run_at_all_is_put_off_and_never_refused(world: World) -> None:
+    newer = world.installed(SOURCE) + "# newer\n"
+    for _ in range(2):
+        takes(world, newer)
+        taker = world.paths.trial.read_text().split()[1]
+        roll_back(world, 0, taker, timer="running")  # the operator stopped loader.timer
+        assert tick(world) == 0
+        an_hour_later(world)
+    takes(world, newer)
+    assert tick(world) == 0
+    assert (world.paths.loader.read_text(), world.paths.refused.exists()) == (newer, False)
+
+
+def test_an_agent_that_fails_its_check_is_checked_once_an_hour_and_told_of_once(
+    world: World,
+) -> None:
+    broken = changed(world, "class BadInput(", "raise RuntimeError('boom')\nclass BadInput(")
+    world.serve_release(release(broken))
+    told = [world.run().journal.count("loader.py is not taken") for _ in range(3)]
+    assert told == [1, 0, 0]
+    last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
+    assert "If-None-Match" in last.headers
+    an_hour_later(world)
+    assert "loader.py is not taken" in world.run().journal
+    takes(world, world.installed(SOURCE) + "# the remedy\n")
+
+
+WAITS = """\
+import os, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import loader
+unlink = os.unlink
+
+def late(path, *words, **named):
+    if str(path).endswith("loader.trial"):
+        deadline = time.monotonic() + 5
+        trial = loader.Paths().trial
+        before = trial.read_text()
+        while trial.read_text() == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+            if not any("_ask" in thread.name for thread in threading.enumerate()):
+                break
+    return unlink(path, *words, **named)
+
+os.unlink = late
+sys.exit(loader.main([]))
+"""
+
+
+def test_an_agent_that_is_taken_while_another_ones_trial_ends_is_on_trial(world: World) -> None:
+    first = world.installed(SOURCE) + "# first\n"
+    takes(world, first)
+    second = first + "# second\n"
+    world.serve_release(release(second))
+    command = [sys.executable, "-B", "-c", WAITS, str(world.paths.etc)]
+    ran = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    assert ran.returncode == 0
+    found = (world.paths.loader.read_text() == second, world.paths.trial.exists())
+    assert found in ((True, True), (False, False))
 
 
 def byte_code_is_of(world: World, source: str) -> bool:
@@ -190,8 +329,10 @@ def byte_code_is_of(world: World, source: str) -> bool:
 
 def test_a_failed_agent_that_is_served_again_after_a_reboot_is_known(world: World) -> None:
     newer = changed(world, IN_THE_RUN, f"    raise RuntimeError('boom')\n{IN_THE_RUN}")
-    takes(world, newer)
-    tick(world)
+    for _ in range(2):
+        takes(world, newer)
+        tick(world)
+        an_hour_later(world)
     world.paths.release.unlink()  # what a reboot forgets
     assert tick(world) == 0
     assert any("failed on this node before" in line for line in world.log())
@@ -334,7 +475,7 @@ def test_a_rollback_that_died_half_way_is_harmless(world: World) -> None:
     takes(world, broken)  # once more, by a good run of the one before
     assert tick(world) != 0
     assert world.paths.loader.read_text() == before
-    assert world.paths.refused.read_text().split()[0] == hashlib.sha256(broken.encode()).hexdigest()
+    assert world.paths.failed.read_text().split()[0] == hashlib.sha256(broken.encode()).hexdigest()
 
 
 def test_the_unit_that_undoes_needs_nothing_of_the_agent() -> None:
