@@ -285,40 +285,6 @@ def test_an_agent_that_fails_its_check_is_checked_once_an_hour_and_told_of_once(
     takes(world, world.installed(SOURCE) + "# the remedy\n")
 
 
-WAITS = """\
-import os, sys, threading, time
-sys.path.insert(0, sys.argv[1])
-import loader
-unlink = os.unlink
-
-def late(path, *words, **named):
-    if str(path).endswith("loader.trial"):
-        deadline = time.monotonic() + 5
-        trial = loader.Paths().trial
-        before = trial.read_text()
-        while trial.read_text() == before and time.monotonic() < deadline:
-            time.sleep(0.01)
-            if not any("_ask" in thread.name for thread in threading.enumerate()):
-                break
-    return unlink(path, *words, **named)
-
-os.unlink = late
-sys.exit(loader.main([]))
-"""
-
-
-def test_an_agent_that_is_taken_while_another_ones_trial_ends_is_on_trial(world: World) -> None:
-    first = world.installed(SOURCE) + "# first\n"
-    takes(world, first)
-    second = first + "# second\n"
-    world.serve_release(release(second))
-    command = [sys.executable, "-B", "-c", WAITS, str(world.paths.etc)]
-    ran = subprocess.run(command, capture_output=True, timeout=20, check=False)
-    assert ran.returncode == 0
-    found = (world.paths.loader.read_text() == second, world.paths.trial.exists())
-    assert found in ((True, True), (False, False))
-
-
 def byte_code_is_of(world: World, source: str) -> bool:
     """Whether the byte code that is kept is of that source (PEP 552)."""
     import importlib.util  # noqa: PLC0415 - its name is needed here alone
