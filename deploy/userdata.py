@@ -172,6 +172,11 @@ def units(period_seconds: int) -> dict[str, str]:
     return {f"/etc/systemd/system/{name}": text for name, text in found.items()}
 
 
+def install_script(bootstrap_url: str) -> str:
+    """What install.service runs until it has succeeded."""
+    return INSTALL_SCRIPT.replace("@URL@", shlex.quote(bootstrap_url)).replace("@OURS@", OUR_PAGE)
+
+
 def user_data(
     node: str,
     nodes_info: NodesInfo,
@@ -197,9 +202,7 @@ def user_data(
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/index.html": part_of_checkout("agent/index.html").replace("@NODE@", node),
-        "/etc/bootstrap/install.sh": (
-            INSTALL_SCRIPT.replace("@URL@", shlex.quote(bootstrap_url)).replace("@OURS@", OUR_PAGE)
-        ),
+        "/etc/bootstrap/install.sh": install_script(bootstrap_url),
         "/etc/apache2/conf-available/bootstrap.conf": part_of_checkout("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part_of_checkout("agent/logrotate.conf"),
     } | units(period_seconds)
