@@ -18,7 +18,7 @@ pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`
 
 from deploy.azure.state import fingerprint
 from tests.azure_cluster import an_operator, made, mutations, snapshot
-from tests.fake_azure.model import Fault, Request
+from tests.fake_azure.model import Fault, Request, is_poll
 from tests.fake_azure.operator import NAME, Operator
 
 KINDS = ("publicIPAddresses", "loadBalancers", "virtualMachines", "storageAccounts", "$web")
@@ -41,7 +41,7 @@ def puts(end: str) -> Callable[[Request], bool]:
 
 def changes(request: Request) -> bool:
     """Picks what changes something."""
-    return request.method != "GET" and not request.path.endswith(("/token", "/listKeys"))
+    return request.method != "GET" and not request.path.endswith("/token")
 
 
 class Nth:
@@ -441,3 +441,111 @@ def test_after_kill_9_at_any_step_the_next_up_makes_exactly_the_same(
     assert [end for end in ends if end not in ("same", "not killed")] == []
     # A group, 16 resources, the web site's switch, 2 files: each of these was the last one once.
     assert ends.count("same") == 2 * 20
+
+
+# ---------------------------------------------------------------- who is not Azure
+
+ANSWERS = ("html", "html as json", "nothing", "a list", "an empty object")
+
+
+def always(_: Request) -> bool:
+    return True
+
+
+def of_manager(request: Request) -> bool:
+    return request.path.startswith("/subscriptions/")
+
+
+def of_blobs(request: Request) -> bool:
+    return request.path.startswith("/blob/")
+
+
+def looks_in_group(request: Request) -> bool:
+    return request.method == "GET" and "/providers/Microsoft.Network/" in request.path
+
+
+def polls(request: Request) -> bool:
+    return is_poll(request.path)
+
+
+def tells_who_is_not_azure(operator: Operator, output: str) -> bool:
+    host = operator.azure.url.removeprefix("https://")
+    last = output.splitlines()[-1]
+    told = f"{host} does not answer as Azure does" in last and last.endswith(": a proxy?")
+    return told and last.startswith("deploy: ") and "Traceback" not in output
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+@pytest.mark.parametrize("verb", ["plan", "up", "down"])
+def test_whoever_answers_in_azures_place_is_told_in_one_sentence(
+    operator: Operator, verb: str, what: str
+) -> None:
+    operator.azure.faults.append(Fault(of_manager, what, times=99))
+    outcome = operator.run(verb, *([] if verb == "plan" else ["--yes"]))
+    assert outcome.code == 2
+    assert tells_who_is_not_azure(operator, outcome.output), outcome.output
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (where, what)
+        for where in (looks_in_group, puts("virtualNetworks/network"), puts(f"groups/{NAME}"))
+        for what in ANSWERS
+        if (where, what) != (looks_in_group, "an empty object")  # the SDK takes it as a list
+    ],
+)
+def test_who_answers_one_request_in_azures_place_is_told_in_one_sentence(
+    operator: Operator, where: Callable[[Request], bool], what: str
+) -> None:
+    if where is looks_in_group:
+        made(operator)
+        operator.settings(ssh_from="192.0.2.0/24")
+    operator.azure.faults.append(Fault(where, what, times=99))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert tells_who_is_not_azure(operator, outcome.output), outcome.output
+
+
+@pytest.mark.parametrize("what", ["html", "html as json", "a list"])
+def test_who_answers_a_poll_in_azures_place_is_told_in_one_sentence(
+    operator: Operator, what: str
+) -> None:
+    operator.azure.operation_seconds = 0.5
+    operator.azure.faults.append(Fault(polls, what, times=99))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert tells_who_is_not_azure(operator, outcome.output), outcome.output
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty object"])
+def test_a_poll_without_a_status_is_no_traceback(operator: Operator, what: str) -> None:
+    operator.azure.operation_seconds = 0.5
+    operator.azure.faults.append(Fault(polls, what, times=99))
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert outcome.output.splitlines()[-1].startswith("deploy: ")
+    assert "Traceback" not in outcome.output
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_who_answers_in_the_place_of_storage_is_told_in_one_sentence(
+    operator: Operator, what: str
+) -> None:
+    made(operator)
+    operator.azure.faults.append(Fault(of_blobs, what, times=99))
+    outcome = operator.deploy("publish")
+    assert outcome.code == 2
+    assert tells_who_is_not_azure(operator, outcome.output), outcome.output
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_who_answers_in_the_place_of_the_sign_in_is_no_traceback(
+    operator: Operator, what: str
+) -> None:
+    operator.azure.faults.append(Fault(always, what, times=999))
+    operator.settings(ssh_from="192.0.2.0/24")
+    outcome = operator.run("plan")
+    assert outcome.code == 2
+    assert outcome.output.splitlines()[-1].startswith("deploy: ")
+    assert "Traceback" not in outcome.output

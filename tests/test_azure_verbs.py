@@ -786,6 +786,35 @@ def test_a_web_site_that_can_not_be_looked_at_is_told_and_the_rest_compared_and_
     assert ssh["sourceAddressPrefix"] == "192.0.2.0/24"
 
 
+def test_a_yes_counts_where_the_web_site_can_not_be_looked_at(operator: Operator) -> None:
+    """Storage answers with other words each time; only what would be done has to be the same."""
+    made(operator)
+    operator.azure.allowed_on_data = ()
+    operator.settings(ssh_from="192.0.2.0/24")
+    outcome = operator.answer_late("up", "Go on? [y/N]: ", lambda: None, "y")
+    assert "changed while you were asked" not in outcome.output
+    assert DATA_ROLE in outcome.output
+    assert not re.search("RequestId|Time:", outcome.output)
+    ssh = rules_of(operator, "node1")["AllowSshFromOperator"]
+    assert ssh["sourceAddressPrefix"] == "192.0.2.0/24"
+
+
+def test_a_yes_counts_where_this_computers_address_changes_with_each_look(
+    operator: Operator,
+) -> None:
+    """As behind a NAT of many addresses: what was shown is what is done."""
+    made(operator)
+    operator.azure.own_address = b"198.51.100.7"
+
+    def another_address() -> None:
+        operator.azure.own_address = b"198.51.100.8"
+
+    outcome = operator.answer_late("up", "Go on? [y/N]: ", another_address, "y")
+    assert outcome.code == 0, outcome.output
+    ssh = rules_of(operator, "node1")["AllowSshFromOperator"]
+    assert ssh["sourceAddressPrefix"] == "198.51.100.7/32"
+
+
 def test_publish_names_the_role_that_is_missing(operator: Operator) -> None:
     made(operator)
     operator.azure.allowed_on_data = ()

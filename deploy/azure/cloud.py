@@ -1,10 +1,11 @@
 """The one place that talks to Azure: one client a service, waits that end, errors in its words."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 from azure.core.pipeline import PipelineResponse
@@ -26,11 +27,14 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from azure.mgmt.storage import StorageManagementClient
 from azure.mgmt.storage.models import BlobServiceProperties
 
+from deploy.azure.answers import OfAzure, azures
 from deploy.azure.identity import Identity, advice, ways
 from deploy.azure.resources import Body, Resource, Scope
 from deploy.azure.words import code_of, words_of
 
 Client = TypeVar("Client")
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 PUBLIC_CLOUD = "https://management.azure.com"
 
@@ -106,6 +110,19 @@ class Place:
         return Identity(ways(self.subscription, self.authority))
 
 
+def understood(
+    ask: Callable[Concatenate["Cloud", Given], Made],
+) -> Callable[Concatenate["Cloud", Given], Made]:
+    """Wraps everything that asks Azure: an answer that is none of Azure's is an `AzureError`."""
+
+    @functools.wraps(ask)
+    def asked(cloud: "Cloud", /, *args: Given.args, **options: Given.kwargs) -> Made:
+        with azures(cloud.place.arm_endpoint):
+            return ask(cloud, *args, **options)
+
+    return asked
+
+
 class Cloud:
     """What a command may do to one resource group."""
 
@@ -157,14 +174,17 @@ class Cloud:
 
     # ------------------------------------------------------------ the group
 
+    @understood
     def group(self) -> Body | None:
         """The resource group, or None."""
         return found(lambda: self.groups.resource_groups.get(self.group_name))
 
+    @understood
     def put_group(self, body: Body) -> None:
         """Create the resource group, or change its tags."""
-        self.groups.resource_groups.create_or_update(self.group_name, body)
+        told(self.groups.resource_groups.create_or_update(self.group_name, body).as_dict())
 
+    @understood
     def delete_group(self) -> None:
         """Delete the resource group with everything in it."""
         try:
@@ -174,12 +194,14 @@ class Cloud:
                 raise
             wait_until(lambda: self.group() is None, f"deletion of {self.group_name}")
 
+    @understood
     def everything(self) -> list[Body]:
         """Id, name, type and tags of every resource in the group, whoever made it."""
         return listed(self.groups.resources.list_by_resource_group(self.group_name))
 
     # ------------------------------------------------------------ resources
 
+    @understood
     def all_of(self, kind: str) -> dict[str, Body]:
         """The group's resources of a kind, by name."""
         try:
@@ -190,21 +212,25 @@ class Cloud:
             return {}  # nobody in this subscription has any
         return {body["name"]: body for body in every}
 
+    @understood
     def get(self, resource: Resource) -> Body | None:
         """The resource as it is, or None."""
         return found(lambda: self.verbs[resource.kind].get(self.group_name, resource.name))
 
+    @understood
     def put(self, resource: Resource, body: Body) -> Body:
         """Create the resource or change it; returns what Azure made of it."""
-        return finish(self.verbs[resource.kind].put(self.group_name, resource.name, body))
+        return told(finish(self.verbs[resource.kind].put(self.group_name, resource.name, body)))
 
     # ------------------------------------------------------------ the web site
 
+    @understood
     def web_site(self, account: str) -> Body:
         """The blob service of an account, with its static web site."""
         answer = self.storage.blob_services.get_service_properties(self.group_name, account)
-        return answer.as_dict()
+        return told(answer.as_dict())
 
+    @understood
     def put_web_site(self, account: str, body: Body) -> None:
         """Change the blob service of an account."""
         put = self.storage.blob_services.set_service_properties
@@ -212,10 +238,12 @@ class Cloud:
 
     # ------------------------------------------------------------ the subscription
 
+    @understood
     def is_registered(self, namespace: str) -> bool:
         """Whether the subscription may use a resource provider."""
         return self.groups.providers.get(namespace).registration_state == REGISTERED
 
+    @understood
     def register(self, namespace: str) -> None:
         """Let the subscription use a resource provider, and wait until it may.
 
@@ -224,12 +252,14 @@ class Cloud:
         self.groups.providers.register(namespace, retry_on_methods=frozenset({"POST"}))
         wait_until(lambda: self.is_registered(namespace), f"registration of {namespace}")
 
+    @understood
     def sizes(self, region: str) -> dict[str, Size]:
         """The VM sizes of the region, as this subscription may use them, by their names."""
         skus = self.compute.resource_skus.list(filter=f"location eq '{region}'")
         machines = (body for body in listed(skus) if body["resourceType"] == "virtualMachines")
         return {body["name"]: size_of(body) for body in machines}
 
+    @understood
     def room(self, region: str) -> dict[str, int]:
         """How much more of each thing the subscription may have in the region, by Azure's names.
 
@@ -262,6 +292,7 @@ def policies(identity: Identity, scope: str) -> list[Any]:
         UserAgentPolicy("azure-active-passive-cluster"),
         ProxyPolicy(),
         ContentDecodePolicy(),
+        OfAzure(),
         RedirectPolicy(),
         BoundedRetry(retry_total=RETRIES, retry_status=RETRIES, timeout=REQUEST_SECONDS),
         ARMChallengeAuthenticationPolicy(identity, scope),
@@ -290,7 +321,12 @@ def found(get: Callable[[], Any]) -> Body | None:
         body: Body = get().as_dict()
     except ResourceNotFoundError:
         return None
-    return body
+    return told(body)
+
+
+def told(body: Body) -> Body:
+    """What Azure tells of one thing: with the id that all of it has, else raises `KeyError`."""
+    return {"id": body["id"], **body}
 
 
 def listed(models: Iterable[Any]) -> list[Body]:

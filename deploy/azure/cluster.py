@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from azure.core.exceptions import AzureError, HttpResponseError
 
 from deploy import Refusal
+from deploy.azure.answers import azures
 from deploy.azure.apply import Result, Step, Watch, run_steps
 from deploy.azure.cloud import (
     BUSY,
@@ -62,6 +63,7 @@ class Change:
     step: str
     verb: str
     details: tuple[str, ...] = ()
+    why: str = field(default="", compare=False)  # Azure's words are new in each of its answers
 
 
 @dataclass
@@ -177,16 +179,20 @@ def look_at_release(cluster: Cluster, account: str) -> None:
     if not is_settled(cluster.present.get(account)):
         return
     try:
-        cluster.served = served(container_of(cluster))
+        with azures(storage_of(cluster)):
+            cluster.served = served(container_of(cluster))
     except AzureError as error:
         cluster.unseen = cluster.cloud.words(error)
 
 
 def container_of(cluster: Cluster) -> Any:
     """The web site's files."""
-    account = cluster.account() or {}
-    endpoint = account["properties"]["primaryEndpoints"]["blob"]
-    return container(endpoint, cluster.cloud.identity)
+    return container(storage_of(cluster), cluster.cloud.identity)
+
+
+def storage_of(cluster: Cluster) -> str:
+    """Where the account's files are; an account without that is not known to be anywhere."""
+    return cluster.endpoints()["storage"]
 
 
 def raise_first(result: Result, cloud: Cloud) -> None:
@@ -268,7 +274,7 @@ def release_change(cluster: Cluster) -> Change:
     release = cluster.release()
     names = stale(release, cluster.served)
     if cluster.unseen:
-        return Change("release", "upload", (f"it can't be looked at: {cluster.unseen}",))
+        return Change("release", "upload", why=f"it can't be looked at: {cluster.unseen}")
     if not release or not cluster.served:
         return Change("release", "create")
     return Change("release", "change" if names else "leave", tuple(names))
@@ -443,9 +449,10 @@ def ensure_release(cluster: Cluster) -> str:
     names = stale(release, cluster.served)
     if not names:
         return "left"
-    site = container_of(cluster)
-    for name in names:
-        upload(site, name, release[name])
+    with azures(storage_of(cluster)):
+        site = container_of(cluster)
+        for name in names:
+            upload(site, name, release[name])
     return "uploaded" if cluster.unseen else "changed" if cluster.served else "created"
 
 

@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy import Refusal
+from deploy.azure.answers import azures
 from deploy.azure.apply import Result, Watch, run_steps
 from deploy.azure.cloud import Cloud, Place
 from deploy.azure.cluster import (
@@ -48,6 +49,7 @@ def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: 
 
 def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
     """As `up`, with the cluster's lock held."""
+    settings = resolved_once(settings)
     cluster, planned = compared(place, settings, adopt=adopt)
     if all(change.verb == "leave" for change in planned):
         cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
@@ -74,14 +76,13 @@ def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool,
 
 def plan(place: Place, settings: Settings, console: Console, *, adopt: bool) -> bool:
     """Print what `up` would do; True where that is anything at all."""
-    cluster, planned = compared(place, settings, adopt=adopt)
+    cluster, planned = compared(place, resolved_once(settings), adopt=adopt)
     print_changes(cluster, planned, console)
     return any(change.verb != "leave" for change in planned)
 
 
 def compared(place: Place, settings: Settings, *, adopt: bool) -> tuple[Cluster, list[Change]]:
     """The cluster as Azure has it, and what `up` would do; refuses before anything is touched."""
-    settings = replace(settings, ssh_from=tuple(map(resolved, settings.ssh_from)))
     wanted = plan_of(settings)
     key = ssh_public_key(settings)
     cloud = signed_in(place, wanted.name)
@@ -111,6 +112,11 @@ def signed_in(place: Place, group: str) -> Cloud:
     return cloud
 
 
+def resolved_once(settings: Settings) -> Settings:
+    """Without URLs in `ssh_from`: an address may differ at a second look, as behind many NATs."""
+    return replace(settings, ssh_from=tuple(map(resolved, settings.ssh_from)))
+
+
 def resolved(source: str) -> str:
     """An address range; a URL becomes the address from which this computer reaches it."""
     if not is_url(source):
@@ -136,10 +142,11 @@ def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: C
     account = endpoints["storage_account"]
     cloud = signed_in(place, endpoints["resource_group"])
     try:
-        site = container(endpoints["storage"], cloud.identity)
-        names = stale(files, served(site))
-        for name in names:
-            upload(site, name, files[name])
+        with azures(endpoints["storage"]):
+            site = container(endpoints["storage"], cloud.identity)
+            names = stale(files, served(site))
+            for name in names:
+                upload(site, name, files[name])
     except (AzureError, OSError) as error:
         raise Refusal(f"publishing to {account}: {cloud.words(error)}") from error
     for name in files:
@@ -292,7 +299,7 @@ def print_changes(cluster: Cluster, planned: Iterable[Change], console: Console)
         left += change.verb == "leave"
         if change.verb != "leave":
             console.print(f"{change.verb:9} {change.step}")
-        for line in change.details:
+        for line in filter(None, (*change.details, change.why)):
             note = "" if change.verb != "leave" else f"{change.step} stays, though it differs: "
             console.print(f"          {note}{line}")
     if left:

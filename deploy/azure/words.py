@@ -1,10 +1,14 @@
 """Azure's errors in its own words: all of them, on one line, the shortest first."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from azure.core.exceptions import AzureError, HttpResponseError
+
+OF_ONE_ANSWER = re.compile(r"^(RequestId|Time):.*\n?", re.MULTILINE)
+"""Lines of storage's messages that are new in each answer, and of no use to the operator."""
 
 
 def words_of(error: Exception) -> str:
@@ -29,7 +33,7 @@ def message_of(error: AzureError) -> str:
     """The message of an error whose answer is not the resource manager's, with its code."""
     message = getattr(getattr(error, "error", None), "message", None) or error.message
     code = code_of(error) if isinstance(error, HttpResponseError) else ""
-    return with_code(code, one_line(message))
+    return with_code(code, one_line(OF_ONE_ANSWER.sub("", message)))
 
 
 def body_of(error: AzureError) -> Mapping[str, Any]:

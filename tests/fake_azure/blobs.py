@@ -1,9 +1,11 @@
 """Storage accounts' data: signed uploads and lists, and the anonymous web site."""
 
 import base64
+import datetime
 import hashlib
 import hmac
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -122,7 +124,9 @@ def listing(container: str, files: Mapping[str, bytes]) -> bytes:
 
 
 def failure(status: int, code: str, message: str) -> Answer:
-    """An error as storage tells it."""
+    """An error as storage tells it: no two answers are the same."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat()
+    message = f"{message}\nRequestId:{uuid.uuid4()}\nTime:{now}"
     headers = {"x-ms-error-code": code, "Content-Type": "application/xml"}
     return Answer(status, ERROR.format(code, message).encode(), headers)
 

@@ -82,7 +82,8 @@ class Fault:
     `what`: "throttled", "unavailable", "busy" (409), "retryable" (429), "refused" (with `status`,
     `code`, `message` and `more`), "fails" (the operation that it begins), "preempted" (it fails,
     and the resource succeeds by a newer one), "cut" (the connection, before the request has any
-    effect), "cut after", "kill" and "kill after".
+    effect), "cut after", "kill" and "kill after"; or what a proxy answers in Azure's place: "html",
+    "html as json", "nothing", "a list" and "an empty object".
     """
 
     where: Callable[[Request], bool]

@@ -26,6 +26,14 @@ CLIENT, SECRET = "the-operator", "the-operators-secret"
 
 BEFORE = ("throttled", "unavailable", "busy", "retryable", "refused", "cut", "kill")
 AFTER = ("cut after", "kill after")
+OF_A_PROXY = {
+    "html": (b"<!DOCTYPE html>\n<title>Access denied</title> by your company.", "text/html"),
+    "html as json": (b"<!DOCTYPE html>\n<title>Access denied</title>", "application/json"),
+    "nothing": (b"", "application/json"),
+    "a list": (b"[1, 2]", "application/json"),
+    "an empty object": (b"{}", "application/json"),
+}
+"""What others than Azure answer with a status of 200: bodies and their types."""
 
 
 BEARER = {"token_type": "Bearer", "expires_in": 3600, "expires_on": 4102444800}
@@ -115,6 +123,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_with_faults(self, request: Request) -> Answer:
         """The answer, unless a test wants something to go wrong before or after it."""
+        fault = self.azure.take_fault(request, tuple(OF_A_PROXY))
+        if fault:
+            body, kind = OF_A_PROXY[fault.what]
+            return Answer(200, body, {"Content-Type": kind})
         fault = self.azure.take_fault(request, BEFORE)
         if fault:
             refuse_for(fault, request)
