@@ -124,3 +124,14 @@ def operator(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Any]:
 
     with an_operator(certificate, tmp_path) as one:
         yield one
+
+
+@pytest.fixture(scope="module")
+def standing(
+    certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """An operator whose cluster is there, for tests that only ask."""
+    from tests.azure_cluster import an_operator, made  # noqa: PLC0415 - as above
+
+    with an_operator(certificate, tmp_path_factory.mktemp("cluster")) as one:
+        yield made(one)

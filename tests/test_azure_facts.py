@@ -25,7 +25,6 @@ from tests.azure_cluster import (
     VM,
     an_operator,
     creation,
-    made,
     send,
     wanted,
 )
@@ -88,20 +87,12 @@ def listed(groups: dict[str, list[str]]) -> set[str]:
     return {f"{path}.{name}" if path else name for path, names in groups.items() for name in names}
 
 
-@pytest.fixture(scope="module")
-def cluster_of_all(
-    certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operator]:
-    with an_operator(certificate, tmp_path_factory.mktemp("cluster")) as operator:
-        yield made(operator)
-
-
 @pytest.fixture
-def standing(cluster_of_all: Operator) -> Iterator[Operator]:
+def standing(standing: Operator) -> Iterator[Operator]:
     """A whole cluster; what a test does to it is undone."""
-    azure = cluster_of_all.azure
+    azure = standing.azure
     before = copy.deepcopy((azure.groups, azure.resources, azure.accounts))
-    yield cluster_of_all
+    yield standing
     azure.operations.clear()
     azure.operation_seconds = 0.0
     azure.groups, azure.resources, azure.accounts = before

@@ -1,8 +1,7 @@
 """The fake of Azure refuses what Azure refuses: else tests that pass with it would say little."""
 
 import base64
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from tests.azure_cluster import (
     NIC,
     SCOPE,
     VM,
-    an_operator,
     code,
     creation,
     made,
@@ -115,14 +113,6 @@ REFUSED = [
     (ACCOUNT, breaks(kind="Storage"), "InvalidValuesForRequestParameters"),
     (ACCOUNT, without(key="sku"), "InvalidRequestContent"),
 ]
-
-
-@pytest.fixture(scope="module")
-def standing(
-    certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operator]:
-    with an_operator(certificate, tmp_path_factory.mktemp("cluster")) as operator:
-        yield made(operator)
 
 
 @pytest.mark.parametrize(("key", "spoil", "refusal"), REFUSED)
