@@ -14,7 +14,7 @@ import pytest
 
 from deploy.lab import STATE
 from deploy.lab.state import TOOLS
-from tests.cluster import CHECKOUT, Cluster, lab
+from tests.lab.cluster import CHECKOUT, Cluster, lab
 
 NO_LAB = None
 """As a parameter of `machine`: no lab is up."""
@@ -112,7 +112,7 @@ def cluster(machine: Cluster) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The fake of Azure's certificate and its key."""
-    from tests.fake_azure.certificate import make_certificate  # noqa: PLC0415 - an extra may be absent
+    from tests.azure.fake_azure.certificate import make_certificate  # noqa: PLC0415 - an extra may be absent
 
     return make_certificate(tmp_path_factory.mktemp("certificate"))
 
@@ -120,7 +120,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def operator(certificate: tuple[Path, Path], tmp_path: Path) -> Iterator[Any]:
     """An operator with a fake of Azure of their own."""
-    from tests.azure_cluster import an_operator  # noqa: PLC0415 - as above
+    from tests.azure.operators import an_operator  # noqa: PLC0415 - as above
 
     with an_operator(certificate, tmp_path) as one:
         yield one
@@ -131,7 +131,7 @@ def standing(
     certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """An operator whose cluster is there, for tests that only ask."""
-    from tests.azure_cluster import an_operator, made  # noqa: PLC0415 - as above
+    from tests.azure.operators import an_operator, made  # noqa: PLC0415 - as above
 
     with an_operator(certificate, tmp_path_factory.mktemp("cluster")) as one:
         yield made(one)

@@ -1,0 +1,485 @@
+"""A node in a folder, and the cloud around it on loopback: peers, metadata, the web site.
+
+One real web server answers for all of them; who is asked is told by the address. A node's files lie
+under a temporary root, and systemd's `busctl` is an executable that notes what it was asked.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from agent import loader
+
+SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
+KEY = "5e" * 32
+PUBLIC_ADDRESS = "198.51.100.4"
+WEB_SITE_HOST = "127.0.0.253"
+INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
+RUN_SECONDS = 30
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.agent.world"])
+
+
+@functools.cache
+def start_forkserver() -> None:
+    """Import the agent once, before the first run is timed."""
+    process = PROCESSES.Process(target=int)
+    process.start()
+    process.join(RUN_SECONDS)
+
+
+BUSCTL = r"""#!/bin/sh
+# Stands for systemd's busctl: notes what it is asked and which pages the node has by then, knows
+# the units that were started, and while a file is there beside it, fails, or does as it is told and
+# loses the answer.
+echo "$@ | $(ls -A "${0%/*}/../var/www/html" | tr '\n' ' ')" >> "$0.calls"
+if [ -e "$0.fails" ]; then echo "Connection refused" >&2; exit 1; fi
+if [ "$1" = get-property ]; then echo "t 0"; exit; fi
+unit=$0.unit.$7
+case $5 in
+StartTransientUnit)
+    if [ -e "$unit" ]; then
+        echo "Unit $7 was already loaded or has a fragment file." >&2
+        exit 1
+    fi
+    : > "$unit" ;;
+StopUnit) rm "$unit" 2> /dev/null || { echo "Unit $7 not loaded." >&2; exit 1; } ;;
+esac
+if [ -e "$0.loses" ]; then echo "Connection timed out" >&2; exit 1; fi
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One answer. `promised_bytes`: what Content-Length claims; `pause_seconds`: before each byte.
+
+    Status 0 closes the connection without a word.
+    """
+
+    body: bytes | str = "<!doctype html><h1>a node</h1>"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    promised_bytes: int | None = None
+    pause_seconds: float = 0.0
+
+
+SILENT, CLOSES = Page(status=-1), Page(status=0)
+
+
+class Asked(NamedTuple):
+    """A request as it came in."""
+
+    host: str
+    path: str
+    headers: Mapping[str, str]
+
+
+@dataclass
+class Cloud:
+    """Everything that answers HTTP; what is not in `pages` is a 404."""
+
+    port: int
+    pages: dict[tuple[str, str], Page | Callable[[Asked], Page]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)  # paths whose body the client did not want
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def requests(self, host: str, path: str) -> list[Asked]:
+        return [asked for asked in self.asked if (asked.host, asked.path) == (host, path)]
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 256
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # a client that goes away is what some of the scenarios are about
+
+    def server_bind(self) -> None:
+        # Every address of the loopback, and none but those.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        super().server_bind()
+
+
+@contextmanager
+def open_cloud() -> Iterator[Cloud]:
+    server = _Server(("", 0), BaseHTTPRequestHandler)
+    cloud = Cloud(server.server_address[1])
+    server.RequestHandlerClass = _handler(cloud)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield cloud
+    finally:
+        cloud.stopped.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # keeps connections open, as Apache does
+
+        def do_GET(self) -> None:
+            host, path = self.connection.getsockname()[0], self.path.partition("?")[0]
+            asked = Asked(host, path, dict(self.headers))
+            cloud.asked.append(asked)
+            page = cloud.pages.get((host, path), Page("not found", 404))
+            page = page if isinstance(page, Page) else page(asked)
+            if page.status <= 0:
+                self.close_connection = True
+                cloud.stopped.wait(0 if page.status == 0 else None)
+                return
+            self.answer(page)
+
+        def answer(self, page: Page) -> None:
+            body = page.body.encode() if isinstance(page.body, str) else page.body
+            promised = len(body) if page.promised_bytes is None else page.promised_bytes
+            self.close_connection = promised != len(body)
+            self.send_response(page.status)
+            for name, value in ({"Content-Length": str(promised)} | dict(page.headers)).items():
+                self.send_header(name, value)
+            self.end_headers()
+            try:
+                self.send_slowly(body, page.pause_seconds) if page.pause_seconds else None
+                self.wfile.write(body if not page.pause_seconds else b"")
+            except OSError:
+                cloud.cut_off.append(self.path)
+                self.close_connection = True
+
+        def send_slowly(self, body: bytes, pause_seconds: float) -> None:
+            for byte in body:
+                if cloud.stopped.wait(pause_seconds):
+                    return
+                self.wfile.write(bytes([byte]))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its parent's name
+            pass
+
+    return Handler
+
+
+class Ran(NamedTuple):
+    """What came of one run of the agent."""
+
+    code: int
+    journal: str  # standard output, without the line's end
+    errors: str  # standard error
+    log: list[str]  # "LEVEL - text" of the lines of this run
+    seconds: float
+
+    def said(self, text: str) -> bool:
+        """Whether a line of the log holds this text."""
+        return any(text in line for line in self.log)
+
+
+def _main(
+    root: str, metadata_url: str, env: dict[str, str], said: str, words: tuple[str, ...]
+) -> None:
+    """What a forked process does: `main`, with its files under `root`."""
+    os.environ.clear()
+    os.environ.update(env)
+    for stream, number in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{said}.{stream}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    loader.Paths.__init__.__defaults__ = (root,)
+    loader.METADATA = metadata_url
+    sys.exit(loader.main(list(words)))
+
+
+class World:
+    """A booted node `me` of a cluster whose other nodes vote for it, and see it."""
+
+    def __init__(
+        self, root: Path, cloud: Cloud, *, me: str = "node1", nodes: int = 3, period: int = 2
+    ) -> None:
+        self.cloud, self.me, self.root, self.period = cloud, me, root, period
+        self.paths = loader.Paths(str(root))
+        self.metadata_host = f"127.0.2.{me[4:]}"
+        self.hosts = {f"node{i}": f"127.0.1.{i}" for i in range(1, nodes + 1)}
+        self.nodes = {name: self._entry(name) for name in self.hosts}
+        self.busctl = root / "bin" / "busctl"
+        for folder in (self.paths.etc, self.paths.html, self.paths.run, self.busctl.parent):
+            folder.mkdir(parents=True)
+        self.busctl.write_text(BUSCTL)
+        self.busctl.chmod(0o755)
+        self.paths.nodes_info.write_text(json.dumps(self.nodes))
+        self.paths.key.write_text(KEY)
+        self.paths.loader.write_text(self.installed(SOURCE))
+        self.paths.booted.write_text("0")  # long ago: the hold after boot is over
+        self.settings()
+        self.metadata(me)
+        self.own_apache(Page("", 403))
+        for name in self.peers:
+            self.page(name, "/", Page())
+            self.votes(name)
+
+    def _entry(self, name: str) -> dict[str, str]:
+        return {
+            "ip_configuration_name": "default",
+            "network_interface_id": f"/networkInterfaces/{name}-nic",
+            "private_ip": f"127.0.3.{name[4:]}:{self.cloud.port}",
+            "public_ip": f"{self.hosts[name]}:{self.cloud.port}",
+        }
+
+    @property
+    def peers(self) -> list[str]:
+        return [name for name in self.hosts if name != self.me]
+
+    @property
+    def times(self) -> loader.Timing:
+        return loader.timing(self.period)
+
+    @property
+    def web_site(self) -> str:
+        return f"http://{WEB_SITE_HOST}:{self.cloud.port}/bootstrap"
+
+    def installed(self, source: str) -> str:
+        """The agent as a file of this node: the same source, with this root and this cloud."""
+        for there, here in (
+            ('root: str = "/"', f"root: str = {str(self.root)!r}"),
+            ("http://169.254.169.254/metadata", self.metadata_url),
+        ):
+            assert source.count(there) == 1, there
+            source = source.replace(there, here)
+        return source
+
+    @property
+    def metadata_url(self) -> str:
+        return f"http://{self.metadata_host}:{self.cloud.port}/metadata"
+
+    # -- what the node is told
+
+    def settings(self, **values: object) -> None:
+        told = {"period_seconds": self.period} | values
+        text = "".join(f"{key} = {value}\n" for key, value in told.items())
+        self.paths.conf.write_text(f"[loader]\n{text}")
+
+    def metadata(self, name: str) -> None:
+        """Azure's two documents for this node, as far as the agent reads them."""
+        private = self.nodes[name]["private_ip"]
+        address = {"privateIpAddress": private, "publicIpAddress": ""}
+        instance = {
+            "compute": {"name": name, "zone": "1"},
+            "network": {"interface": [{"ipv4": {"ipAddress": [address]}}]},
+        }
+        front = {"frontendIpAddress": PUBLIC_ADDRESS, "privateIpAddress": private}
+        balancer = {"loadbalancer": {"publicIpAddresses": [front]}}
+        self.metadata_says(INSTANCE, Page(json.dumps(instance)))
+        self.metadata_says(LOAD_BALANCER, Page(json.dumps(balancer)))
+
+    def own_apache(self, page: Page) -> None:
+        """What this node's Apache answers for the probe of a lease that is over."""
+        self.cloud.pages[f"127.0.3.{self.me[4:]}", "/probe.html"] = page
+
+    def metadata_says(self, path: str, page: Page) -> None:
+        self.cloud.pages[self.metadata_host, path] = page
+
+    def serve_release(self, page: Page | Callable[[Asked], Page]) -> None:
+        self.cloud.pages[WEB_SITE_HOST, "/bootstrap/loader.py"] = page
+        self.settings(bootstrap_url=self.web_site)
+
+    # -- what the peers say
+
+    def page(self, peer: str, path: str, page: Page | Callable[[Asked], Page]) -> None:
+        self.cloud.pages[self.hosts[peer], path] = page
+
+    def says(self, peer: str, page: Page | Callable[[Asked], Page]) -> None:
+        """What the peer's marker about this node is."""
+        self.page(peer, f"/{self.me}.html", page)
+
+    def cluster(self, name: str, **changes: Any) -> loader.Cluster:
+        found = loader.Cluster(name, tuple(self.nodes), bytes.fromhex(KEY), self.times)
+        return found._replace(**changes)
+
+    def marker(self, peer: str, **fields: Any) -> loader.Marker:
+        """A marker of the peer about this node, written now by one that has read this node's."""
+        shown = self.shown_to(peer)
+        plain = loader.Marker(
+            sender=peer,
+            receiver=self.me,
+            epoch=f"epoch of {peer}",
+            stamp=int(loader.boot_seconds() * 1000),
+            candidate=False,
+            quorum_runs=5,
+            holding=False,
+            vote=None,
+            released=0,
+            active=False,
+            yields_to=None,
+            heard={shown.epoch: shown.stamp} if shown else {},
+            generation="",
+            at="",
+        )
+        return plain._replace(**fields)
+
+    def signed(self, marker: loader.Marker, **changes: Any) -> str:
+        """The marker's page; `changes`: of the cluster in whose name it is signed."""
+        return loader.format_marker(self.cluster(marker.sender, **changes), marker)
+
+    def shown_to(self, peer: str) -> loader.Marker | None:
+        """The marker that this node has for the peer, as the peer reads it."""
+        try:
+            body = (self.paths.html / f"{peer}.html").read_bytes()
+        except FileNotFoundError:
+            return None
+        answer = loader.Answer(200, body, {}, whole=True)
+        return loader.parse_marker(self.cluster(peer), self.me, answer)
+
+    def vote_of(self, peer: str) -> loader.Grant | None:
+        """The peer's vote for whatever this node asks for now."""
+        shown = self.shown_to(peer)
+        if shown is None or not shown.candidate:
+            return None
+        return loader.Grant(self.me, shown.epoch, shown.stamp, self.times.promise_seconds, 1.0)
+
+    def votes(self, peer: str, **changes: Any) -> None:
+        """The peer is up, sees this node and grants each of its requests."""
+
+        def page(_: Asked) -> Page:
+            return Page(self.signed(self.marker(peer, vote=self.vote_of(peer)), **changes))
+
+        self.says(peer, page)
+
+    def leads(self, peer: str) -> None:
+        """The peer is active, and asks for votes with a new stamp once in a while."""
+
+        def page(_: Asked) -> Page:
+            return Page(self.signed(self.marker(peer, candidate=True, active=True)))
+
+        self.says(peer, page)
+
+    # -- runs
+
+    def run(self, *words: str) -> Ran:
+        """One run as `main` does it, in a process forked from one that has imported the agent."""
+        start_forkserver()
+        said, before, start = self.root / "said", len(self.log()), time.monotonic()
+        told = (str(self.root), self.metadata_url, dict(os.environ), str(said), words)
+        process = PROCESSES.Process(target=_main, args=told)
+        process.start()
+        process.join(RUN_SECONDS)
+        seconds = time.monotonic() - start
+        assert process.exitcode is not None, f"the run goes on after {RUN_SECONDS} s"
+        journal, errors = (Path(f"{said}.{stream}").read_text() for stream in ("out", "err"))
+        assert "Traceback" not in errors, errors
+        return Ran(process.exitcode, journal.strip(), errors, self.log()[before:], seconds)
+
+    def command(self, *words: str) -> list[str]:
+        """The command that systemd runs on the node."""
+        return [sys.executable, str(self.paths.loader), *words]
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """A run in a process of its own."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.command(*words), stdout=pipe, stderr=pipe, text=True)
+
+    def was_active(self) -> None:
+        """The node's files as a run leaves them that became active a moment ago."""
+        now, promise = loader.boot_seconds(), self.times.promise_seconds
+        epoch, stamp = "epoch of this boot", int(now * 1000)
+        state = loader.State(
+            epoch=epoch,
+            hold_until_seconds=promise,
+            vote=loader.Vote(self.me, epoch, stamp, now + promise, promise),
+            granted={self.me: (epoch, stamp)},
+            grants=dict.fromkeys(self.nodes, (stamp, promise)),
+            stamp=stamp,
+            candidate=True,
+            active=True,
+            quorum_runs=2,
+            sees=tuple(self.peers),
+            wall_offset_seconds=time.time() - now,
+            wall_read_seconds=now,
+        )
+        moment = loader.Moment(now, time.time(), probe_there=True)
+        for name, marker in loader.markers_of(self.cluster(self.me), state, moment).items():
+            assert marker is not None
+            page = loader.format_marker(self.cluster(self.me), marker)
+            (self.paths.html / f"{name}.html").write_text(page)
+        private = self.nodes[self.me]["private_ip"]
+        identity = loader.Identity(self.me, private, PUBLIC_ADDRESS, "1")
+        self.paths.state.write_text(json.dumps(state._asdict()))
+        self.paths.identity.write_text(json.dumps(identity._asdict()))
+        self.paths.probe.touch()
+        self.paths.role.write_text('"active"')
+        self.paths.booted.unlink()
+
+    def saw_its_peers(self) -> None:
+        """The node's files as a run leaves them that saw every peer, and no vote."""
+        self.was_active()
+        self.paths.probe.unlink()
+        self.paths.role.unlink()
+        self.change_state(active=False, grants={}, vote=None)
+
+    # -- what came of it
+
+    def log(self) -> list[str]:
+        """The log, each line without its time."""
+        if not self.paths.logfile.exists():
+            return []
+        lines = self.paths.logfile.read_text(encoding="utf-8").splitlines()
+        return [line.partition(" - ")[2] for line in lines if " - " in line]
+
+    def calls(self) -> list[tuple[str, str]]:
+        """What systemd was asked: a method of its manager, and the node's pages at that moment."""
+        noted = Path(f"{self.busctl}.calls")
+        lines = noted.read_text().splitlines() if noted.exists() else []
+        split = [line.partition(" | ") for line in lines if line.startswith("call ")]
+        return [(call.split()[4], pages) for call, _, pages in split]
+
+    def systemd_fails(self) -> None:
+        Path(f"{self.busctl}.fails").touch()
+
+    def systemd_loses_its_answers(self) -> None:
+        Path(f"{self.busctl}.loses").touch()
+
+    def systemd_works(self) -> None:
+        for how in ("fails", "loses"):
+            Path(f"{self.busctl}.{how}").unlink(missing_ok=True)
+
+    def fences(self) -> list[str]:
+        """The timers that systemd has now."""
+        return [path.name.partition(".unit.")[2] for path in self.busctl.parent.glob("*.unit.*")]
+
+    @property
+    def active(self) -> bool:
+        return self.paths.probe.exists()
+
+    def status(self) -> Any:
+        return json.loads(self.paths.status.read_text())
+
+    def state(self) -> Any:
+        return json.loads(self.paths.state.read_text())
+
+    def change_state(self, **fields: Any) -> None:
+        self.paths.state.write_text(json.dumps(self.state() | fields))
+
+    def listing(self) -> dict[str, tuple[int, int, int]]:
+        """Every file and folder under the root: its size, mode and time of change."""
+        paths = sorted(self.root.rglob("*"))
+        stats = {str(path): path.lstat() for path in paths if path.parent != self.busctl.parent}
+        return {name: (st.st_size, st.st_mode, st.st_mtime_ns) for name, st in stats.items()}
+
+
+@contextmanager
+def open_world(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[World]:
+    """A world whose agent finds its files under `root`, and its `busctl` before systemd's."""
+    with open_cloud() as cloud:
+        world = World(root, cloud, **options)
+        monkeypatch.setenv("PATH", str(world.busctl.parent), prepend=":")
+        yield world

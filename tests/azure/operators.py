@@ -1,0 +1,104 @@
+"""What the tests of `deploy azure` share: an operator with a fake, its requests, and snapshots."""
+
+import base64
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from deploy.azure.compare import merged
+from deploy.azure.resources import Body, Resource, Scope, custom_data, resources
+from deploy.plan import make_plan
+from tests.azure.fake_azure.azure import SUBSCRIPTION, FakeAzure
+from tests.azure.fake_azure.model import Request
+from tests.azure.fake_azure.operator import NAME, SSH_KEY, Operator
+from tests.azure.fake_azure.routes import routes
+from tests.azure.fake_azure.server import TOKEN, fake_azure
+
+MUTATIONS = ("PUT", "DELETE", "PATCH", "POST")
+SCOPE = Scope(SUBSCRIPTION, NAME)
+NETWORK, ADDRESS, FIREWALL = "network network", "public address node1PublicIp", "firewall node1-nsg"
+BALANCER, NIC, VM = (
+    "load balancer loadBalancer",
+    "network interface node1-nic",
+    "virtual machine node1",
+)
+ACCOUNT = f"storage account {SCOPE.storage_account()}"
+
+
+@contextmanager
+def an_operator(certificate: tuple[Path, Path], folder: Path) -> Iterator[Operator]:
+    with fake_azure(*certificate) as azure:
+        yield Operator(azure, folder, certificate[0])
+
+
+def made(operator: Operator, *options: str) -> Operator:
+    """The cluster is there, and the log forgets how it came."""
+    outcome = operator.run("up", "--yes", *options)
+    assert outcome.code == 0, outcome.output
+    operator.azure.log.records.clear()
+    return operator
+
+
+def mutations(azure: FakeAzure) -> list[Request]:
+    """The requests that changed something; sign-in does not."""
+    return [r for r in azure.log.of(*MUTATIONS) if not r.path.endswith("/token")]
+
+
+def snapshot(operator: Operator) -> Any:
+    """What exists, with the cluster's key (new in every cluster) replaced by a word."""
+    text = json.dumps(decoded(operator.azure.snapshot()), sort_keys=True, default=bytes.decode)
+    key = (operator.state / "cluster.key").read_text().strip()
+    tag = operator.azure.groups[NAME]["tags"]["key"]
+    port = operator.azure.url.rsplit(":", 1)[1]
+    return json.loads(text.replace(key, "KEY").replace(tag, "TAG").replace(port, "PORT"))
+
+
+def decoded(value: Any) -> Any:
+    """Custom data in clear."""
+    if isinstance(value, dict):
+        return {
+            key: base64.b64decode(inner).decode() if key == "customData" else decoded(inner)
+            for key, inner in value.items()
+        }
+    return [decoded(inner) for inner in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------- single requests
+
+
+def wanted(key: str) -> Resource:
+    """A resource of the plan, as `up` would create it."""
+    return {r.key: r for r in resources(make_plan(3, name=NAME), SCOPE, SSH_KEY)}[key]
+
+
+def creation(key: str) -> Body:
+    """The body that creates it."""
+    body: Body = merged(wanted(key).at_creation, wanted(key).body)
+    if key == VM:
+        body = merged(custom_data("#cloud-config"), body)
+    return copy.deepcopy(body)
+
+
+def send(operator: Operator, method: str, path: str, body: object = None, version: str = "") -> Any:
+    """A request with the version that the path's operation has."""
+    known = (r.api_version for r in routes() if r.method == method and r.path.match(path))
+    return requests.request(
+        method,
+        operator.azure.url + path,
+        params={"api-version": version or next(known)},
+        json=body,
+        headers={"Authorization": f"Bearer {TOKEN}"},
+        verify=str(operator.certificate),
+        timeout=10,
+    )
+
+
+def code(answer: requests.Response) -> str:
+    """Azure's code of a refusal."""
+    assert answer.status_code >= 400, answer.text
+    return str(answer.json()["error"]["code"])

@@ -1,0 +1,186 @@
+"""The fake of Azure refuses what Azure refuses: else tests that pass with it would say little."""
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+
+pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
+pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
+
+from deploy.azure.resources import Body, Scope
+from tests.azure.fake_azure.azure import SUBSCRIPTION
+from tests.azure.fake_azure.operator import NAME, Operator
+from tests.azure.operators import (
+    ACCOUNT,
+    ADDRESS,
+    BALANCER,
+    FIREWALL,
+    NETWORK,
+    NIC,
+    SCOPE,
+    VM,
+    code,
+    creation,
+    made,
+    send,
+    wanted,
+)
+
+
+def at(body: Any, *path: str | int) -> Any:
+    """A part of a body; `properties` between the parts goes without saying."""
+    for step in path:
+        body = body[step] if isinstance(step, int) or step in body else body["properties"][step]
+    return body
+
+
+def breaks(*path: str | int, **values: object) -> Callable[[Body], object]:
+    """Sets values somewhere in a body."""
+    return lambda body: at(body, *path).update(values)
+
+
+def without(*path: str | int, key: str) -> Callable[[Body], object]:
+    """Takes a value away from somewhere in a body."""
+    return lambda body: at(body, *path).pop(key)
+
+
+RULE = ("securityRules", 0, "properties")
+PROBE = ("probes", 0, "properties")
+CONFIGURATION = ("ipConfigurations", 0, "properties")
+PROFILE = ("properties", "osProfile")
+KEYS = (*PROFILE, "linuxConfiguration", "ssh", "publicKeys", 0)
+NOWHERE = {"id": SCOPE.id_of("public address", "nowhere")}
+NO_PROBE = {"id": f"{SCOPE.id_of('load balancer', 'loadBalancer')}/probes/none"}
+
+REFUSED = [
+    (NETWORK, breaks("properties", colour="red"), "InvalidRequestContent"),
+    (NETWORK, breaks("properties", addressSpace="10.0.0.0/24"), "InvalidRequestContent"),
+    (
+        NETWORK,
+        breaks("subnets", 0, "properties", addressPrefix="10.1.0.0/24"),
+        "NetcfgInvalidSubnet",
+    ),
+    (NETWORK, breaks(location="atlantis"), "LocationNotAvailableForResourceGroup"),
+    (ADDRESS, breaks(zones=["4"]), "InvalidAvailabilityZone"),
+    (ADDRESS, breaks(zones="1"), "InvalidRequestContent"),
+    (
+        ADDRESS,
+        breaks("properties", publicIPAllocationMethod="Dynamic"),
+        "StandardSkuPublicIPAddressMustBeStatic",
+    ),
+    (FIREWALL, breaks(*RULE, protocol="Tpc"), "InvalidRequestContent"),
+    (FIREWALL, breaks(*RULE, priority=99), "SecurityRuleInvalidPriority"),
+    (FIREWALL, breaks(*RULE, priority=110), "SecurityRuleConflict"),
+    (FIREWALL, breaks(*RULE, sourceAddressPrefix="everyone"), "SecurityRuleInvalidAddressPrefix"),
+    (FIREWALL, without(*RULE, key="direction"), "InvalidRequestContent"),
+    (BALANCER, without(*PROBE, key="port"), "InvalidRequestContent"),
+    (BALANCER, breaks(*PROBE, port="80"), "InvalidRequestContent"),
+    (BALANCER, breaks(*PROBE, intervalInSeconds=4), "LoadBalancerProbeIntervalTooShort"),
+    (BALANCER, without(*PROBE, key="requestPath"), "InvalidProbeRequestPath"),
+    (
+        BALANCER,
+        breaks("loadBalancingRules", 0, "properties", probe=NO_PROBE),
+        "InvalidResourceReference",
+    ),
+    (BALANCER, breaks(sku={"name": "Basic"}), "LoadBalancerAndPublicIPAddressSkuMismatch"),
+    (NIC, breaks(*CONFIGURATION, publicIPAddress=NOWHERE), "InvalidResourceReference"),
+    (NIC, breaks(*CONFIGURATION, privateIPAddress="10.9.0.4"), "PrivateIPAddressNotInSubnet"),
+    (NIC, breaks(*CONFIGURATION, privateIPAddress="10.0.0.3"), "PrivateIPAddressInReservedRange"),
+    (NIC, breaks(*CONFIGURATION, privateIPAddress="10.0.0.6"), "PrivateIPAddressIsAllocated"),
+    (
+        NIC,
+        breaks(*CONFIGURATION, loadBalancerBackendAddressPools={"id": "an object"}),
+        "InvalidRequestContent",
+    ),
+    (VM, breaks(zones=["2"]), "ZonalPublicIPAddressMismatch"),
+    (VM, breaks(*PROFILE, adminUsername="root"), "InvalidParameter"),
+    (VM, breaks(*PROFILE, computerName="node_1"), "InvalidParameter"),
+    (VM, breaks(*PROFILE, customData="not base64"), "InvalidParameter"),
+    (
+        VM,
+        breaks(*PROFILE, customData=base64.b64encode(b"x" * 65_536).decode()),
+        "InvalidParameter",
+    ),
+    (VM, breaks(*KEYS, keyData="ecdsa-sha2-nistp256 AAAA"), "InvalidParameter"),
+    (
+        VM,
+        breaks("properties", "storageProfile", "imageReference", offer="none"),
+        "PlatformImageNotFound",
+    ),
+    (ACCOUNT, breaks(kind="Storage"), "InvalidValuesForRequestParameters"),
+    (ACCOUNT, without(key="sku"), "InvalidRequestContent"),
+]
+
+
+@pytest.mark.parametrize(("key", "spoil", "refusal"), REFUSED)
+def test_a_body_that_azure_would_refuse_is_refused(
+    standing: Operator, key: str, spoil: Callable[[Body], object], refusal: str
+) -> None:
+    resource = wanted(key)
+    own = SCOPE.id_of(resource.kind, resource.name)
+    body = creation(key)
+    if key == VM:  # only its creation says everything
+        standing.azure.resources.pop(own.lower(), None)
+    assert send(standing, "PUT", own, body).status_code < 400
+    if key == VM:
+        standing.azure.resources.pop(own.lower())
+    spoil(body)
+    assert code(send(standing, "PUT", own, body)) == refusal
+
+
+def test_what_is_in_use_is_not_deleted(operator: Operator) -> None:
+    made(operator)
+    for kind, name, refusal in (
+        ("network interface", "node1-nic", "NicInUse"),
+        ("public address", "node1PublicIp", "PublicIPAddressCannotBeDeleted"),
+        ("firewall", "node1-nsg", "InUseNetworkSecurityGroupCannotBeDeleted"),
+        ("network", "network", "InUseSubnetCannotBeDeleted"),
+        ("load balancer", "loadBalancer", "InUse"),
+    ):
+        assert code(send(operator, "DELETE", SCOPE.id_of(kind, name))) == refusal
+    assert send(operator, "DELETE", SCOPE.id_of("virtual machine", "node1")).status_code == 202
+
+
+def test_what_is_not_there_not_known_or_not_allowed_is_refused(operator: Operator) -> None:
+    made(operator)
+    path = SCOPE.id_of("network", "network")
+    body = creation(NETWORK)
+    assert code(send(operator, "GET", path, version="2020-01-01")) == "InvalidApiVersionParameter"
+    assert code(send(operator, "GET", path + "s")) == "ResourceNotFound"
+    bad_name = SCOPE.id_of("network", "net!")
+    assert code(send(operator, "PUT", bad_name, body)) == "InvalidResourceName"
+    elsewhere = Scope(SUBSCRIPTION, "no-group").id_of("network", "network")
+    assert code(send(operator, "PUT", elsewhere, body)) == "ResourceGroupNotFound"
+    other = Scope("0" * 8, NAME).id_of("network", "network")
+    assert code(send(operator, "GET", other)) == "SubscriptionNotFound"
+    operator.azure.providers["Microsoft.Network"] = "NotRegistered"
+    assert code(send(operator, "PUT", path, body)) == "MissingSubscriptionRegistration"
+    answer = requests.get(operator.azure.url + path, verify=str(operator.certificate), timeout=10)
+    assert code(answer) == "AuthenticationFailed"
+
+
+def test_a_machine_keeps_what_it_was_created_with_and_tells_no_custom_data(
+    operator: Operator,
+) -> None:
+    made(operator)
+    own = SCOPE.id_of("virtual machine", "node1")
+    found = send(operator, "GET", own).json()
+    assert "customData" not in found["properties"]["osProfile"]
+    assert send(operator, "PUT", own, found).status_code == 200
+    assert code(send(operator, "PUT", own, creation(VM))) == "PropertyChangeNotAllowed"
+
+
+def test_an_upload_that_is_not_signed_with_the_accounts_key_is_refused(operator: Operator) -> None:
+    made(operator)
+    account = SCOPE.storage_account()
+    answer = requests.put(
+        f"{operator.azure.url}/blob/{account}/$web/bootstrap/loader.py",
+        data=b"evil",
+        headers={"x-ms-blob-type": "BlockBlob", "Authorization": f"SharedKey {account}:AAAA"},
+        verify=str(operator.certificate),
+        timeout=10,
+    )
+    assert answer.status_code == 403

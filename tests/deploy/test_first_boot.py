@@ -1,0 +1,280 @@
+"""First boot dies at each of its commands, and the next start of install.service makes it whole.
+
+The script is the document's own, run against a folder: commands that change a machine are stand-ins
+that note what they are asked; every command may be told to fail, or to die with the script.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from deploy.userdata import CHECKOUT, read_nodes_info, user_data
+from tests.agent.world import KEY, SOURCE, Page, World, open_world
+
+COMMANDS = [
+    *("dpkg-query", "dpkg", "apt-get", "timeout", "python3", "mkdir", "cp", "mv", "a2enconf"),
+    *("grep", "systemctl", "sync", "touch"),
+]
+COMMAND = r"""#!/bin/sh
+# Any command of the script: the real one, or what stands for it. The DIE_AT-th of a run does as HOW
+# says: "fails" instead of doing its work, or is "killed" after it, and the script with it.
+name=${0##*/}
+here=${0%/*}
+echo "$name $*" >> "$here/../calls"
+number=$(wc -l < "$here/../calls")
+if [ "$number $HOW" = "$DIE_AT fails" ]; then exit 1; fi
+case "$name $*" in
+    dpkg-query*) cat "$here/../packages" ;;
+    apt-get*install*) echo "installed installed installed " > "$here/../packages" ;;
+    dpkg*|apt-get*|a2enconf*|systemctl*|sync*) ;;
+    *) PATH=$REAL_PATH "$name" "$@" ;;
+esac
+code=$?
+if [ "$number $HOW" = "$DIE_AT killed" ]; then kill -KILL 0; fi
+exit $code
+"""
+FORGIVEN = ("dpkg-query", "dpkg --configure", "grep", "timeout 30 python3 -B loader.py")
+"""Packages that nobody can tell of are installed, an agent that is not well is fetched, a page that
+can't be read is not ours to replace, and what an installation left, apt-get tells.
+"""
+STAND_IN = 'import sys\nif "--self-check" in sys.argv:\n    print("self-check passed")\n'
+
+
+class Ran(NamedTuple):
+    code: int
+    errors: str
+    calls: list[str]
+
+
+class FirstBoot:
+    """A machine that is to become node1, in a folder: what cloud-init wrote is there."""
+
+    def __init__(self, world: World, agent: str) -> None:
+        self.root, self.paths, self.agent = world.root, world.paths, agent
+        world.serve_release(Page(agent))
+        document = user_data(
+            "node1",
+            read_nodes_info(CHECKOUT / "nodes_info.json"),
+            bootstrap_url=world.web_site,
+            cluster_key=KEY,
+        )
+        self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
+        self.front = self.files["/etc/bootstrap/index.html"]
+        self.bin = self.root / "stand-ins"
+        self.bin.mkdir()
+        for name in COMMANDS:
+            (self.bin / name).write_text(COMMAND)
+            (self.bin / name).chmod(0o755)
+        self.clean()
+
+    def clean(self) -> None:
+        """As cloud-init leaves it; the packages' installation died half way."""
+        for path in (self.paths.loader, self.installed, self.paths.html / "index.html"):
+            path.unlink(missing_ok=True)
+        (self.paths.etc / "index.html").write_text(self.front)
+        (self.root / "packages").write_text("installed half-configured not-installed ")
+
+    @property
+    def installed(self) -> Path:
+        return self.paths.etc / "installed"
+
+    def start(self, die_at: int = 0, how: str = "") -> Ran:
+        """What install.service does."""
+        script = self.files["/etc/bootstrap/install.sh"]
+        for path in ("/etc/bootstrap", "/var/"):
+            script = script.replace(path, f"{self.root}{path}")
+        (self.root / "calls").write_text("")
+        real = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        told = {"REAL_PATH": real, "DIE_AT": str(die_at), "HOW": how}
+        done = subprocess.run(
+            ["sh"],
+            input=script,
+            env={"PATH": f"{self.bin}:/usr/bin:/bin", "LC_ALL": "C"} | told,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            start_new_session=True,
+        )
+        return Ran(done.returncode, done.stderr, (self.root / "calls").read_text().splitlines())
+
+    def assert_nothing_is_half_there(self) -> None:
+        front = self.paths.html / "index.html"
+        assert not self.paths.loader.exists() or self.paths.loader.read_text() == self.agent
+        assert not front.exists() or front.read_text() == self.front
+
+    def assert_whole(self) -> None:
+        assert self.paths.loader.read_text() == self.agent
+        assert (self.paths.html / "index.html").read_text() == self.front
+        assert (self.paths.html / "index.html").stat().st_mode & 0o777 == 0o644
+        assert (self.root / "packages").read_text() == "installed installed installed \n"
+        assert self.installed.exists()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with open_world(tmp_path / "root", monkeypatch) as found:
+        yield found
+
+
+@pytest.fixture
+def boot(world: World) -> FirstBoot:
+    return FirstBoot(world, STAND_IN)
+
+
+def test_first_boot_installs_what_is_missing_and_says_so_last(boot: FirstBoot) -> None:
+    ran = boot.start()
+    assert ran.code == 0, ran.errors
+    boot.assert_whole()
+    assert ran.calls[-1] == "touch installed"
+    asked = [call for call in ran.calls if call.startswith("systemctl")]
+    assert asked == [
+        "systemctl --no-reload enable bootup.service loader.timer rollback.timer",
+        "systemctl start bootup.service",
+        "systemctl restart apache2.service",
+        "systemctl start loader.timer handover.service rollback.timer",
+    ]
+
+
+def test_killed_after_any_command_the_next_start_makes_it_whole(boot: FirstBoot) -> None:
+    count = len(boot.start().calls)
+    assert count > 12
+    for number in range(1, count + 1):
+        boot.clean()
+        assert boot.start(number, "killed").code == -9, number
+        boot.assert_nothing_is_half_there()
+        ran = boot.start()
+        assert ran.code == 0, (number, ran.errors)
+        boot.assert_whole()
+
+
+def test_whatever_fails_once_is_named_last_and_the_next_start_makes_it_whole(
+    boot: FirstBoot,
+) -> None:
+    calls = boot.start().calls
+    for number, call in enumerate(calls, 1):
+        boot.clean()
+        ran = boot.start(number, "fails")
+        boot.assert_nothing_is_half_there()
+        if not call.startswith(FORGIVEN):
+            assert ran.code != 0, call
+            assert not boot.installed.exists()
+            shown = [line for line in ran.errors.splitlines() if line.startswith("+")][-3:]
+            # The shell shows a command's substitution too, and what tells of Apache's failure.
+            assert any(call in line for line in shown), (call, ran.errors)
+        assert boot.start().code == 0, call
+        boot.assert_whole()
+
+
+def test_started_again_on_a_node_in_service_it_leaves_the_agent_that_is_there(
+    boot: FirstBoot,
+) -> None:
+    boot.start()
+    newer = STAND_IN + "# newer\n"
+    boot.paths.loader.write_text(newer)
+    boot.installed.unlink()
+    assert boot.start().code == 0
+    assert boot.paths.loader.read_text() == newer
+
+
+APACHES = "<title>Apache2 Debian Default Page: It works</title>"
+
+
+def test_the_page_that_apache_came_with_is_replaced(boot: FirstBoot) -> None:
+    (boot.paths.html / "index.html").write_text(APACHES)
+    assert boot.start().code == 0
+    boot.assert_whole()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_applications_own_front_page_stays(boot: FirstBoot, again: bool) -> None:
+    front = boot.paths.html / "index.html"
+    if again:
+        boot.start()
+        boot.installed.unlink()
+    front.write_text("<h1>our shop</h1>")
+    assert boot.start().code == 0
+    assert (front.read_text(), boot.installed.exists()) == ("<h1>our shop</h1>", True)
+
+
+@pytest.mark.parametrize("name", [".index.html.tmp", "index.html"])
+def test_a_link_planted_where_the_page_comes_leads_nowhere(boot: FirstBoot, name: str) -> None:
+    (boot.paths.html / name).symlink_to(boot.paths.etc / "planted")
+    assert boot.start().code == 0
+    assert not (boot.paths.etc / "planted").exists()
+    boot.assert_whole()
+
+
+@pytest.mark.parametrize("name", [".index.html.tmp", "index.html"])
+def test_a_folder_planted_where_the_page_comes_stops_nothing(boot: FirstBoot, name: str) -> None:
+    (boot.paths.html / name).mkdir()
+    assert boot.start().code == 0
+    assert boot.installed.exists()
+    assert [path.name for path in (boot.paths.html / name).iterdir()] == []
+
+
+def test_another_installer_at_work_does_not_end_first_boot(boot: FirstBoot) -> None:
+    ran = boot.start(2, "fails")
+    assert ran.calls[1] == "dpkg --configure -a"
+    assert (ran.code, boot.installed.exists()) == (0, True)
+
+
+WRONG = {
+    "half of it": (Page(SOURCE[: len(SOURCE) // 2], promised_bytes=len(SOURCE)), "not whole"),
+    "half that claims to be whole": (
+        Page(SOURCE[: SOURCE.index("\ndef main(")]),
+        "[  = self-check passed ]",
+    ),
+    "a page of somebody else": (Page("<!doctype html><h1>Sign in</h1>"), "SyntaxError"),
+    "an error": (Page("", 503), "503"),
+    "nothing": (Page(status=0), "loader.py: "),
+}
+
+
+@pytest.mark.parametrize(("page", "cause"), WRONG.values(), ids=WRONG)
+def test_what_is_no_whole_agent_is_not_installed_and_the_journal_says_why(
+    world: World, page: Page, cause: str
+) -> None:
+    boot = FirstBoot(world, world.installed(SOURCE))
+    world.serve_release(page)
+    ran = boot.start()
+    assert (ran.code != 0, boot.paths.loader.exists(), boot.installed.exists()) == (
+        *(True, False, False),
+    )
+    assert cause in ran.errors
+    world.serve_release(Page(boot.agent))
+    assert boot.start().code == 0
+    boot.assert_whole()
+
+
+def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_path: Path) -> None:
+    document = user_data(
+        "node1",
+        read_nodes_info(CHECKOUT / "nodes_info.json"),
+        bootstrap_url="http://203.0.113.10/bootstrap",
+        cluster_key=KEY,
+    )
+    (command,) = yaml.safe_load(document)["bootcmd"]
+    marks = tmp_path / "var/lib/cloud/instance/sem"
+    ours = {"config_write_files", "config_runcmd", "config_scripts_user"}
+    etc = tmp_path / "etc/bootstrap"
+
+    def boot(*, installed: bool) -> set[str]:
+        for name in (*ours, "config_ssh"):
+            (marks / name).touch()
+        (etc / "installed").touch() if installed else (etc / "installed").unlink(missing_ok=True)
+        words = [word.replace("/var", f"{tmp_path}/var") for word in command]
+        words = [word.replace("/etc", f"{tmp_path}/etc") for word in words]
+        subprocess.run(words, check=True, timeout=10)
+        return {path.name for path in marks.iterdir()}
+
+    marks.mkdir(parents=True)
+    etc.mkdir(parents=True)
+    assert boot(installed=False) == {"config_ssh"}
+    assert boot(installed=True) == {*ours, "config_ssh"}

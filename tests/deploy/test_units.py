@@ -1,0 +1,145 @@
+"""The units in systemd/: right in themselves, hardened, and in step with agent and first boot."""
+
+import os
+import shutil
+import subprocess
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from agent import loader
+from deploy.userdata import period_dropins
+
+SYSTEMD = Path(__file__).parents[2] / "systemd"
+UNITS = sorted(path.name for path in SYSTEMD.iterdir())
+PERIODS = [2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
+LAST_SECONDS = 0.05
+"""For the log, status.json and the end of the process, after the last poll."""
+
+
+def analyze(*words: str) -> "subprocess.CompletedProcess[str]":
+    """`systemd-analyze` on this checkout's units; skips where there is none."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    env = os.environ | {"SYSTEMD_UNIT_PATH": f"{SYSTEMD}:", "LC_ALL": "C", "TZ": "UTC"}
+    command = ["systemd-analyze", *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, env=env)
+
+
+class Unit(ConfigParser):
+    """A unit's text; of a setting given twice the last one counts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(interpolation=None, strict=False)
+        self.optionxform = str  # type: ignore[method-assign,assignment] # systemd's names have capitals
+        self.read_string(text)
+
+
+def unit(name: str) -> Unit:
+    return Unit((SYSTEMD / name).read_text())
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_finds_nothing_wrong_with_the_unit(name: str, tmp_path: Path) -> None:
+    instance = tmp_path / name.replace("@.", "@1000.")
+    shutil.copy(SYSTEMD / name, instance)
+    verified = analyze("verify", "--man=no", str(instance))
+    ours = [line for line in verified.stderr.splitlines() if name.partition(".")[0] in line]
+    assert (verified.returncode, ours) == (0, [])
+
+
+def test_the_loaders_unit_is_hardened_to_an_exposure_of_3_at_most() -> None:
+    path = str(SYSTEMD / "loader.service")
+    ran = analyze("security", "--offline=true", "--threshold=30", path)
+    assert ran.returncode == 0, ran.stdout.splitlines()[-1]
+
+
+def test_the_units_say_what_is_derived_from_the_default_period() -> None:
+    for path, text in period_dropins(20).items():
+        name = path.partition(".d/")[0]
+        dropin = Unit("\n".join(line for line in text.splitlines() if not line.endswith("=")))
+        for section in dropin.sections():
+            for key, value in dropin[section].items():
+                assert unit(name)[section][key] == value, (name, key)
+
+
+@pytest.mark.parametrize("period", PERIODS)
+def test_the_timer_ticks_at_every_multiple_of_the_period(period: int) -> None:
+    calendar = period_dropins(period)["loader.timer.d/period.conf"].rpartition("OnCalendar=")[2]
+    ticks = 60 // period
+    base = "--base-time=2026-01-01 00:00:00"
+    ran = analyze("calendar", f"--iterations={ticks}", base, calendar.strip())
+    shown = [line.split()[-2] for line in ran.stdout.splitlines() if "UTC" in line]
+    seconds = [int(text[-2:]) for text in shown]
+    assert (ran.returncode, seconds) == (0, [*range(period, 60, period), 0])
+
+
+def limit_seconds(name: str, key: str, period: int) -> float:
+    text = period_dropins(period)[f"{name}.d/period.conf"]
+    return float(Unit(text)["Service"][key])
+
+
+def longest_run_seconds(times: loader.Timing) -> float:
+    """Every wait of a run at its longest, from the tick: Python's start, the web site and metadata
+    count towards the end, and the last poll begins a pause after it at most.
+    """
+    return times.end_seconds + times.poll_seconds + times.timeout_seconds + LAST_SECONDS
+
+
+@pytest.mark.parametrize("period", PERIODS)
+def test_the_longest_run_ends_before_systemd_ends_it(period: int) -> None:
+    limit = limit_seconds("loader.service", "TimeoutStartSec", period)
+    assert longest_run_seconds(loader.timing(period)) < limit < period
+
+
+def test_handing_over_ends_before_systemd_ends_it() -> None:
+    times = loader.timing(20)
+    # A run under way is over, and the next tick there, within a period.
+    longest = times.period_seconds + longest_run_seconds(times)
+    assert longest < limit_seconds("handover.service", "TimeoutStopSec", 20)
+
+
+def test_the_fence_removes_the_probe_and_the_staged_one_and_nothing_else() -> None:
+    name = next(name for name in UNITS if name.startswith("fence"))
+    paths = loader.Paths()
+    command = unit(name)["Service"]["ExecStart"]
+    assert command == f"/bin/rm -f {paths.probe} {paths.staged}"
+
+
+def test_the_agent_may_write_where_it_has_to_and_nowhere_else() -> None:
+    paths, service = loader.Paths(), unit("loader.service")["Service"]
+    assert service["ProtectSystem"] == "strict"
+    assert service["ReadWritePaths"].split() == [str(paths.etc), str(paths.html)]
+    assert Path("/run", service["RuntimeDirectory"]) == paths.run
+    assert Path("/var/log", service["LogsDirectory"]) == paths.logfile.parent
+
+
+@pytest.mark.parametrize("name", ["loader.service", "handover.service"])
+def test_the_agent_may_write_to_pages_of_others_and_has_no_other_right_of_root(name: str) -> None:
+    service = unit(name)["Service"]
+    assert service["CapabilityBoundingSet"].split() == ["CAP_DAC_OVERRIDE", "CAP_FOWNER"]
+    assert service["NoNewPrivileges"] == "yes"
+
+
+def test_promises_outlive_the_run_that_made_them() -> None:
+    for name in ("loader.service", "bootup.service"):
+        assert unit(name)["Service"]["RuntimeDirectoryPreserve"] == "yes"
+
+
+def test_bootup_comes_before_apache_and_the_timer_and_handing_over_before_apache_stops() -> None:
+    before = " ".join(
+        line.partition("=")[2]
+        for line in (SYSTEMD / "bootup.service").read_text().splitlines()
+        if line.startswith("Before=")
+    )
+    assert {"apache2.service", "loader.timer", "loader.service"} <= set(before.split())
+    assert "apache2.service" in unit("handover.service")["Unit"]["After"].split()
+
+
+def test_only_the_timers_and_bootup_are_enabled() -> None:
+    assert [name for name in UNITS if unit(name).has_section("Install")] == [
+        "bootup.service",
+        "loader.timer",
+        "rollback.timer",
+    ]

@@ -1,0 +1,273 @@
+"""The first-boot document and the web site's release, as an operator gets them."""
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agent import loader
+from deploy.__main__ import main
+from deploy.lab.node import write_seed
+from deploy.release import publish
+from deploy.userdata import CHECKOUT, UNITS, read_nodes_info, user_data
+from tests.agent.world import open_world
+
+NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
+KEY = "5e" * 32
+Run = Callable[..., "tuple[int, str, str]"]
+
+
+def document(node: str = "node1", **changes: Any) -> str:
+    options = {"bootstrap_url": "http://203.0.113.10/bootstrap", "cluster_key": KEY} | changes
+    return user_data(node, NODES, **options)
+
+
+def files(text: str) -> dict[str, dict[str, str]]:
+    return {file["path"]: file for file in yaml.safe_load(text)["write_files"]}
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`python -m deploy` with these words: exit code, standard output, standard error."""
+
+    def run_it(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["deploy", *words])
+        code = main()
+        return code, *capsys.readouterr()
+
+    return run_it
+
+
+# ------------------------------------------------ the first-boot document
+
+
+def test_the_document_is_a_cloud_config_that_names_the_node() -> None:
+    text = document("node2")
+    told = yaml.safe_load(text)
+    assert text.startswith("#cloud-config\n")
+    assert told["hostname"] == "node2"
+    assert {type(command) for command in told["runcmd"]} == {list}
+
+
+def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
+    found = files(document())
+    assert found["/etc/bootstrap/cluster.key"]["permissions"] == "0600"
+    assert found["/etc/bootstrap/cluster.key"]["content"] == KEY + "\n"
+    assert [path for path, file in found.items() if KEY in file["content"]] == [
+        "/etc/bootstrap/cluster.key"
+    ]
+
+
+def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
+    found = files(document())
+    for name in UNITS:
+        content = found[f"/etc/systemd/system/{name}"]["content"]
+        assert content == (CHECKOUT / "systemd" / name).read_text()
+    assert sorted(UNITS) == sorted(path.name for path in (CHECKOUT / "systemd").iterdir())
+
+
+def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
+    found = files(document(period_seconds=2, peer_address="private"))
+    for name in ("loader.conf", "cluster.key", "nodes_info.json"):
+        (tmp_path / name).write_text(found[f"/etc/bootstrap/{name}"]["content"])
+    settings = loader.read_settings(tmp_path / "loader.conf")
+    assert settings.times == loader.timing(2)
+    assert settings.peer_address == "private"
+    assert settings.bootstrap_url == "http://203.0.113.10/bootstrap"
+    assert loader.read_key(tmp_path / "cluster.key") == bytes.fromhex(KEY)
+    read = loader.parse_nodes_info((tmp_path / "nodes_info.json").read_text())
+    assert list(read.items()) == list(NODES.items())
+
+
+def test_the_period_of_the_units_is_the_period_of_the_agent() -> None:
+    found = files(document(period_seconds=2))
+    timer = found["/etc/systemd/system/loader.timer.d/period.conf"]["content"]
+    assert timer == "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\n"
+    service = found["/etc/systemd/system/loader.service.d/period.conf"]["content"]
+    assert service == "[Service]\nTimeoutStartSec=1.9\n"
+
+
+@pytest.mark.parametrize("nodes", [3, 101])
+def test_the_document_is_smaller_than_40_kb(nodes: int) -> None:
+    entry = NODES["node1"]
+    many = {
+        f"node{i}": entry | {"public_ip": f"198.51.100.{i}", "private_ip": f"10.0.0.{i}"}
+        for i in range(1, nodes + 1)
+    }
+    url = "http://203.0.113.10/bootstrap"
+    size = len(user_data("node1", many, bootstrap_url=url, cluster_key=KEY).encode())
+    # Azure takes 64 KB of custom data in Base64.
+    assert size < 40 * 1024 or nodes == 101
+
+
+def test_the_first_boot_script_is_right_shell_and_its_python_compiles() -> None:
+    script = files(document())["/etc/bootstrap/install.sh"]["content"]
+    checked = subprocess.run(
+        ["sh", "-n"], input=script, capture_output=True, text=True, timeout=10, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
+    compile(script.partition("<<'END'\n")[2].partition("END\n")[0], "install.sh", "exec")
+
+
+def test_the_document_is_the_same_every_time() -> None:
+    assert document() == document()
+
+
+def test_every_node_gets_the_same_document_but_for_its_name() -> None:
+    first, second = document("node1"), document("node2")
+    unlike = [
+        path
+        for path, file in files(first).items()
+        if file["content"] != files(second)[path]["content"]
+    ]
+    assert unlike == ["/etc/bootstrap/index.html"]
+
+
+def test_the_verb_prints_the_document_and_nothing_else(run: Run, tmp_path: Path) -> None:
+    key = tmp_path / "cluster.key"
+    key.write_text(KEY + "\n")
+    code, out, err = run("user-data", "node1", "--cluster-key", str(key))
+    assert (code, out, err) == (0, document(), "")
+
+
+def test_without_a_key_the_verb_makes_a_new_one_and_says_so(run: Run) -> None:
+    keys = []
+    for _ in range(2):
+        code, out, err = run("user-data", "node1")
+        keys.append(files(out)["/etc/bootstrap/cluster.key"]["content"].strip())
+        assert (code, err.startswith("user-data: made a new cluster key")) == (0, True)
+    assert keys[0] != keys[1]
+    assert {len(bytes.fromhex(key)) for key in keys} == {32}
+
+
+REFUSED = {
+    "a period that is no divisor": (
+        ["user-data", "node1", "--period-seconds", "7"],
+        "deploy: period_seconds = 7: use a divisor of 60 between 2 and 60.",
+    ),
+    "a period of nothing": (
+        ["user-data", "node1", "--period-seconds", "0"],
+        "deploy: period_seconds = 0: use a divisor of 60 between 2 and 60.",
+    ),
+    "a node that is not there": (
+        ["user-data", "node9"],
+        "deploy: 'node9' is not in nodes_info.json: it names node1, node2, node3.",
+    ),
+    "a file that is not there": (
+        ["user-data", "node1", "--nodes-info", "/nowhere/nodes.json"],
+        "deploy: /nowhere/nodes.json: can't be read: ",
+    ),
+    "a file that is no list of nodes": (
+        ["user-data", "node1", "--nodes-info", str(CHECKOUT / "LICENSE")],
+        f"deploy: {CHECKOUT / 'LICENSE'}: not JSON: ",
+    ),
+    "a key that is not there": (
+        ["user-data", "node1", "--cluster-key", "/nowhere/key"],
+        "deploy: /nowhere/key: No such file or directory: put the cluster's key there",
+    ),
+    "a key that is none": (
+        ["user-data", "node1", "--cluster-key", str(CHECKOUT / "nodes_info.json")],
+        f"deploy: {CHECKOUT / 'nodes_info.json'}: not a key: use 64 hexadecimal digits.",
+    ),
+    "a folder that can't be made": (
+        ["publish", "--to", "/dev/null/site"],
+        "deploy: /dev/null/site",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_in_one_sentence_with_code_2(
+    run: Run, words: list[str], sentence: str
+) -> None:
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(sentence)
+
+
+# ------------------------------------------------ the release
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_verb_publishes_the_agent_and_the_nodes(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("publish", "--to", str(tmp_path))
+    assert code == 0
+    found = listing(tmp_path)
+    assert [f"published {tmp_path / name}" for name in found] == out.splitlines()
+    assert found["bootstrap/loader.py"] == (CHECKOUT / "agent" / "loader.py").read_bytes()
+    nodes = loader.parse_nodes_info(found["bootstrap/nodes_info.json"].decode())
+    assert list(nodes) == list(NODES)
+    group = "/resourceGroups/active-passive-cluster/providers/Microsoft.Network"
+    assert nodes["node1"]["network_interface_id"] == f"{group}/networkInterfaces/node1-nic"
+    kept = ("ip_configuration_name", "private_ip", "public_ip")
+    assert [[e[k] for k in kept] for e in nodes.values()] == [
+        [e[k] for k in kept] for e in NODES.values()
+    ]
+    modes = {stat.S_IMODE(path.stat().st_mode) & 0o444 for path in tmp_path.rglob("*.*")}
+    assert modes == {0o444}  # a web server may read them
+
+
+def test_the_labs_copy_of_the_document_is_for_root_alone_also_where_it_was_not(
+    tmp_path: Path,
+) -> None:
+    document = tmp_path / "user-data"
+    document.write_text("of a lab before")
+    document.chmod(0o644)
+    write_seed(tmp_path, "node1", "#cloud-config\n")
+    assert stat.S_IMODE(document.stat().st_mode) == 0o600
+    assert document.read_text() == "#cloud-config\n"
+
+
+def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
+    publish(tmp_path, NODES)
+    before = listing(tmp_path)
+    publish(tmp_path, NODES)
+    assert listing(tmp_path) == before
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from deploy.release import publish
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+publish(Path(sys.argv[1]), {})
+"""
+
+
+def test_a_release_that_can_not_be_written_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    site = tmp_path / "bootstrap"
+    site.mkdir()
+    (site / "loader.py").write_text("the release before")
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    ran = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=20, cwd=CHECKOUT
+    )
+    assert "File too large" in ran.stderr
+    assert (site / "loader.py").read_text() == "the release before"
+
+
+def test_a_release_that_is_published_is_one_that_an_agent_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(tmp_path, NODES)
+    published = (tmp_path / "bootstrap" / "loader.py").read_text()
+    with open_world(tmp_path / "node", monkeypatch) as world:
+        body = world.installed(published).encode()
+        world.paths.loader.write_text("an older agent")
+        answer = loader.Answer(200, body, {}, whole=True)
+        loader.update(answer, world.paths, loader.boot_seconds() + 10)
+        assert world.paths.loader.read_bytes() == body
+        assert json.loads(world.paths.release.read_text())["etag"] == ""

@@ -1,0 +1,220 @@
+"""The lab as a test sees it: its verbs, its nodes, and a sampler that watches all the time."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from agent.loader import Timing, timing, utc
+from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
+from deploy.lab import STATE, WEB_SITE
+from deploy.plan import make_plan
+from tests.lab.sampler import LOAD_BALANCER, Sampler, longest_gap_seconds, moments_with_two
+
+CHECKOUT = Path(__file__).parents[2]
+VERB_SECONDS = 180
+
+
+def lab(*words: str, code: int = 0) -> str:
+    """Run a verb of `python -m deploy lab`, expect that exit code, and give what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "lab", *words],
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=VERB_SECONDS,
+        check=False,
+    )
+    assert done.returncode == code, f"lab {' '.join(words)}: {done.returncode}: {done.stdout}"
+    return done.stdout
+
+
+@dataclass
+class Cluster:
+    """A lab that is up, with `count` nodes."""
+
+    count: int
+    period_seconds: int
+    first_active_seconds: float = 0.0  # from `lab up` to the first answer 200
+    _hung: set[str] = field(default_factory=set)
+    _sampler: Sampler | None = None
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """Node name -> public address, in order of preference."""
+        plan = make_plan(self.count, public_network="198.51.100.0/24")
+        return {node.name: str(node.public_ip) for node in plan.nodes}
+
+    @property
+    def times(self) -> Timing:
+        return timing(self.period_seconds)
+
+    @property
+    def patience_seconds(self) -> float:
+        """Within so long everything settles, whatever happened."""
+        return 3 * self.period_seconds + 15
+
+    @property
+    def sampler(self) -> Sampler:
+        assert self._sampler is not None, "no test is running"
+        return self._sampler
+
+    def watch(self) -> None:
+        self._sampler = Sampler(self.nodes | {LOAD_BALANCER: LOAD_BALANCER_ADDRESS})
+        self._sampler.start()
+
+    def stop_watching(self) -> None:
+        self.sampler.stop()
+
+    def up(self) -> None:
+        """Bring the lab up and wait for the first active node."""
+        began = time.time()
+        lab("up", "--nodes", str(self.count), "--period-seconds", str(self.period_seconds))
+        self.watch()
+        self.wait("active", lambda: bool(self.active()))
+        self.first_active_seconds = time.time() - began
+        self.stop_watching()
+
+    def off(self, *names: str) -> None:
+        for name in names:
+            lab("off", name)
+
+    def on(self, *names: str) -> None:
+        for name in names:
+            lab("on", name)
+
+    def hang(self, name: str) -> None:
+        self._hung.add(name)
+        lab("hang", name)
+
+    def freeze(self, name: str) -> None:
+        self._hung.add(name)
+        lab("freeze", name)
+
+    def thaw(self, name: str) -> None:
+        lab("thaw", name)
+        self._hung.discard(name)
+
+    def restore(self) -> None:
+        """Undo whatever a test did, so that the most preferred node is active again."""
+        for name in sorted(self._hung):
+            self.thaw(name)
+        lab("heal")
+        lab("up")
+        lately = time.time() - 3 * self.period_seconds
+        for name in self.nodes:
+            if not self.has_run_since(lately, [name]):
+                self.shell(name, "systemctl", "start", "loader.timer")
+
+    def root(self, name: str) -> Path:
+        """The node's file system, readable also while it is off."""
+        return STATE / "containers" / name / "root"
+
+    def epoch(self, name: str) -> str:
+        """The epoch of a node's boot: a secret to nobody, every marker shows it."""
+        state = json.loads(self.shell(name, "cat", "/run/bootstrap/state.json"))
+        return str(state["epoch"])
+
+    def shell(self, name: str, *command: str) -> str:
+        return lab("shell", name, *command)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """The node's own view, from its status.json; empty where it does not answer."""
+        return dict(json.loads(fetch(self.nodes[name], "/status.json") or "{}"))
+
+    def active(self) -> set[str]:
+        """The nodes that answered 200 when asked last."""
+        latest = {name: self.sampler.latest(name).status for name in self.nodes}
+        return {name for name, status in latest.items() if status == 200}
+
+    def served(self) -> str:
+        """The node that the load balancer serves; empty for nobody."""
+        return self.sampler.latest(LOAD_BALANCER).active
+
+    def wait(self, what: str, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        """Poll until the condition holds. Fails with all nodes' logs."""
+        seconds = seconds or self.patience_seconds
+        deadline = time.time() + seconds
+        while not condition():
+            assert time.time() < deadline, f"not {what} within {seconds:.1f} s\n{self.dump()}"
+            time.sleep(0.05)
+
+    def settles_on(self, *names: str) -> None:
+        """Wait until exactly these nodes answer 200 and the load balancer serves that one, and
+        until it has been so for a period (four seconds of a long one).
+        """
+        served = names[0] if names else ""
+        hold_seconds = min(self.period_seconds, 4)
+        since = [time.time()]
+
+        def settled() -> bool:
+            if self.active() != set(names) or self.served() != served:
+                since[0] = time.time()
+            return time.time() - since[0] >= hold_seconds
+
+        self.wait(f"settled on {served or 'nobody'}", settled, self.patience_seconds)
+
+    def first_200(self, name: str, since: float) -> float | None:
+        """When the node's first answer 200 after that moment came, wall clock."""
+        found = (s.ended for s in self.sampler.samples[name] if s.status == 200 and s.began > since)
+        return next(found, None)
+
+    def last_200(self, name: str) -> float:
+        """When the node's last answer 200 was asked for, wall clock."""
+        return max(s.began for s in self.sampler.samples[name] if s.status == 200)
+
+    def has_run_since(self, moment: float, names: Iterable[str]) -> bool:
+        """Whether each of these nodes has ended a run since then."""
+        ends = [self.status(name).get("at", "") for name in names]
+        return all(end > utc(moment) for end in ends)
+
+    def gap_seconds(self, since: float) -> float:
+        """The longest time since that moment in which no node answered 200."""
+        return longest_gap_seconds(self.sampler.of_nodes(since), since, time.time())
+
+    def assert_never_two(self) -> None:
+        samples = self.sampler.of_nodes()
+        assert len(samples) > 10 * self.count, "the sampler did not sample"
+        found = moments_with_two(samples)
+        assert not found, "\n".join([*found, self.dump()])
+
+    def dump(self) -> str:
+        """What every node and the sampler have to say, for a failing test."""
+        parts = [f"active {sorted(self.active())}, served {self.served() or 'nobody'}"]
+        for name in self.nodes:
+            log = self.root(name) / "var/log/bootstrap/logfile.log"
+            lines = log.read_text().splitlines() if log.exists() else ["no log"]
+            parts += [f"---- {name}: {self.sampler.latest(name)}", *lines[-60:]]
+        return "\n".join(parts)
+
+
+def fetch(address: str, path: str) -> str:
+    """The body of an answer 200 to a GET from this machine; empty for anything else."""
+    connection = HTTPConnection(address, 80, timeout=2)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read().decode() if answer.status == 200 else ""
+    except OSError:
+        return ""
+    finally:
+        connection.close()
+
+
+def publish_loader(content: bytes) -> None:
+    """Put another loader.py on the web site."""
+    loader = STATE / "site/bootstrap/loader.py"
+    staged = loader.with_name(".loader.py.test")
+    staged.write_bytes(content)
+    staged.replace(loader)
+
+
+def web_site_serves() -> bool:
+    return bool(fetch(WEB_SITE, "/bootstrap/loader.py"))

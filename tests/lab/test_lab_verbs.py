@@ -1,0 +1,300 @@
+"""The lab itself: what its verbs do to this machine, and that nothing of it stays."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from deploy import Refusal
+from deploy.lab import CACHE, STATE, process, state
+from tests.conftest import NO_LAB
+from tests.lab.cluster import CHECKOUT, Cluster, fetch, lab
+
+three_nodes = pytest.mark.parametrize("machine", [(3, 2)], indirect=True, ids=["3 nodes, 2 s"])
+nothing = pytest.mark.parametrize("machine", [NO_LAB], indirect=True, ids=["no lab"])
+Test = Callable[..., None]
+
+
+def on_a_lab(test: Test) -> Test:
+    marked: Test = pytest.mark.lab(three_nodes(pytest.mark.usefixtures("cluster")(test)))
+    return marked
+
+
+def without_a_lab(test: Test) -> Test:
+    marked: Test = pytest.mark.lab(nothing(pytest.mark.usefixtures("no_lab")(test)))
+    return marked
+
+
+CURL = ["curl", "--silent", "-o/dev/null", "--max-time", "1", "--write-out", "%{http_code}"]
+
+
+def traces() -> list[str]:
+    """All that there is of a lab on this machine; that of a container on it is not ours."""
+
+    def lines(*command: str) -> list[str]:
+        return process.run(command).splitlines()
+
+    groups = [Path("/sys/fs/cgroup", kind, process.GROUPS) for kind in ("", "unified", "systemd")]
+    boxes = Path("/run/systemd/nspawn").rglob("aap-*")
+    found = [str(path) for path in (STATE.parent, *groups, *boxes) if path.exists()]
+    found += [line for line in lines("ip", "netns") if "aap-" in line]
+    found += [line for line in lines("ip", "-brief", "link") if "aap-" in line]
+    found += [line for line in lines("ip", "route") if "198.51.100" in line or "203.0.113" in line]
+    found += [line for line in lines("cat", "/proc/mounts") if "aap-" in line or str(STATE) in line]
+    of_a_container = re.compile(f"0::/.+/{process.GROUPS}")
+    paths = (str(STATE), str(CACHE))
+    for line in lines("ps", "-ww", "-eo", "cgroup:300,args"):
+        if any(path in line for path in paths) and not of_a_container.search(line):
+            found.append(line)
+    return found
+
+
+def in_a_shell(prepare: str, *words: str) -> list[str]:
+    """`lab` as a shell starts it that did `prepare` before."""
+    command = [sys.executable, "-m", "deploy", "lab", *words]
+    return ["sh", "-c", f'{prepare}; exec "$@"', "sh", *command]
+
+
+def up_until(step: str, prepare: str = ":") -> "subprocess.Popen[str]":
+    """`lab up`, running, once it has printed that this step is done."""
+    up = subprocess.Popen(
+        in_a_shell(prepare, "up"),
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    output: IO[str] = up.stdout  # type: ignore[assignment]
+    for line in output:
+        if line.startswith(step):
+            return up
+    raise AssertionError(f"`lab up` ended before {step!r}")
+
+
+def test_without_root_the_lab_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Refusal, match="run it with sudo"):
+        state.require_root()
+
+
+def test_a_missing_tool_is_named_with_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Refusal, match=r"mmdebstrap, nft.*apt-get install systemd-container"):
+        state.require_root()
+
+
+@without_a_lab
+def test_down_leaves_nothing_but_the_root_file_system_and_says_so() -> None:
+    lab("up")
+    assert traces(), "what is looked for is there while the lab is up"
+    assert str(CACHE) in lab("down")
+    assert traces() == []
+    assert "No lab was up" in lab("down")
+
+
+@without_a_lab
+@pytest.mark.parametrize("step", ["Network", "Metadata service"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_up_leaves_nothing(step: str, number: int) -> None:
+    up = up_until(step)
+    up.send_signal(number)
+    assert up.wait(timeout=60) == 130
+    assert traces() == []
+
+
+@without_a_lab
+def test_an_up_that_nohup_started_goes_on_when_its_terminal_is_closed() -> None:
+    up = up_until("Network", "trap '' HUP")
+    up.send_signal(signal.SIGHUP)
+    assert up.wait(timeout=120) == 0
+
+
+ROOT_BY_SU = "umask 077; PATH=/usr/bin:/bin; export http_proxy=http://127.0.0.1:9; unset TERM HOME"
+
+
+@without_a_lab
+def test_a_strict_umask_a_short_path_and_a_proxy_make_no_difference_to_a_lab() -> None:
+    up = in_a_shell(ROOT_BY_SU, "up", "--period-seconds", "2")
+    done = subprocess.run(up, cwd=CHECKOUT, capture_output=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    lab("shell", "node1", "runuser", "-u", "www-data", "--", "cat", "/var/www/html/index.html")
+    assert lab("shell", "node1", "stat", "-c", "%a", "/") == "755\n"
+
+
+ALONE = 'set -- unshare --mount --net sh -c \'{} && exec "$@"\' sh "$@"'
+NO_CGROUP = ALONE.format(
+    "mount -t tmpfs none /run"
+    ' && mount -o remount,bind,ro "$(findmnt -n -o TARGET -t cgroup2 | head -n 1)"'
+)
+NO_MOUNT = 'set -- setpriv --bounding-set=-sys_admin --inh-caps=-all "$@"; ' + ALONE.format(
+    "mount -t tmpfs none /run"
+)
+
+
+@without_a_lab
+@pytest.mark.parametrize(
+    ("prepare", "says"),
+    [(NO_CGROUP, "cgroup2 mounted where root may write"), (NO_MOUNT, "Operation not permitted")],
+    ids=["cgroup", "mount"],
+)
+def test_a_machine_that_refuses_what_a_lab_is_made_of_is_told_in_a_sentence(
+    prepare: str, says: str
+) -> None:
+    up = in_a_shell(prepare, "up")
+    done = subprocess.run(up, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("deploy: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert traces() == []
+
+
+@pytest.mark.parametrize("name", ["settings.json", "nodes_info.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"node1": 1}'])
+def test_a_state_that_no_lab_wrote_is_refused(
+    name: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    (tmp_path / "settings.json").write_text('{"period_seconds": 2, "checkout": "/"}')
+    (tmp_path / "nodes_info.json").write_bytes((CHECKOUT / "nodes_info.json").read_bytes())
+    (tmp_path / "endpoints.json").write_text("{}")
+    assert state.running_lab() is not None
+    (tmp_path / name).write_text(content)
+    with pytest.raises(Refusal, match=re.escape(str(tmp_path))):
+        state.running_lab()
+
+
+@without_a_lab
+@pytest.mark.parametrize("step", ["Network", "Metadata service"])
+def test_a_killed_up_is_cleaned_up_by_the_next_down(step: str) -> None:
+    up = up_until(step)
+    up.kill()
+    up.wait(timeout=10)
+    assert traces()
+    lab("down")
+    assert traces() == []
+
+
+@without_a_lab
+def test_a_killed_up_is_no_obstacle_for_another_lab() -> None:
+    up = up_until("Metadata service")
+    up.kill()
+    up.wait(timeout=10)
+    lab("up", "--nodes", "5", "--period-seconds", "2")
+    assert fetch("198.51.100.8", "/"), "the fifth node answers at its public address"
+
+
+@without_a_lab
+def test_two_commands_do_not_change_the_lab_at_once() -> None:
+    up = up_until("Network")
+    assert "another `lab` command" in lab("down", code=2)
+    assert up.wait(timeout=120) == 0
+
+
+@without_a_lab
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("up", "--nodes", "4"), "odd number"),
+        (("up", "--period-seconds", "7"), "divisor of 60"),
+        (("off", "node1"), "no lab is up"),
+        (("shell", "node1"), "no lab is up"),
+    ],
+)
+def test_what_no_lab_can_do_is_refused(words: tuple[str, ...], says: str) -> None:
+    assert says in lab(*words, code=2)
+    assert traces() == []
+
+
+@on_a_lab
+def test_up_again_changes_nothing(cluster: Cluster) -> None:
+    before = {name: sorted(process.pids(name))[:3] for name in (*cluster.nodes, "web-site")}
+    lab("up")
+    after = {name: sorted(process.pids(name))[:3] for name in (*cluster.nodes, "web-site")}
+    assert before == after
+
+
+@on_a_lab
+def test_up_again_repairs_what_is_missing(cluster: Cluster) -> None:
+    for group in ("load-balancer", "metadata", "web-site", "node2"):
+        process.kill(group)
+    process.run(["ip", "netns", "delete", "aap-node3"])
+    lab("up")
+    cluster.wait("three nodes in node1's list", lambda: sees_all(cluster))
+    cluster.settles_on("node1")
+
+
+def sees_all(cluster: Cluster) -> bool:
+    return len(cluster.status("node1").get("reachable", [])) == len(cluster.nodes)
+
+
+@on_a_lab
+@pytest.mark.parametrize("words", [("--nodes", "5"), ("--period-seconds", "4")])
+def test_another_lab_than_the_one_that_is_up_is_refused(words: tuple[str, ...]) -> None:
+    said = lab("up", *words, code=2)
+    assert "a lab of 3 nodes with a period of 2 s" in said
+    assert "`lab down` first" in said
+
+
+@on_a_lab
+def test_an_unknown_node_is_refused_with_the_names_there_are() -> None:
+    assert "it has node1, node2, node3" in lab("off", "node9", code=2)
+
+
+@on_a_lab
+def test_shell_passes_the_exit_code_on_and_logs_prints_the_log() -> None:
+    lab("shell", "node1", "sh", "-c", "exit 7", code=7)
+    assert lab("shell", "node2", "hostname") == "node2\n"
+    assert "Local node name: node3" in lab("logs", "node3")
+
+
+@on_a_lab
+def test_a_node_that_is_off_is_silent_and_sends_no_resets(cluster: Cluster) -> None:
+    cluster.off("node2")
+    # 28: the time was up. A reset would be 7, and 56 on a connection that stood.
+    lab("shell", "node1", *CURL, "http://198.51.100.5/", code=28)
+    lab("shell", "node1", *CURL, "http://10.0.0.5/", code=28)
+    assert "node2 is off" in lab("freeze", "node2", code=2)
+
+
+@on_a_lab
+@pytest.mark.parametrize("own", ["198.51.100.4", "10.0.0.4"], ids=["public", "private"])
+def test_a_cut_is_for_both_addresses_both_ways_and_for_that_pair_alone(own: str) -> None:
+    peer = own[:-1] + "5"
+    lab("cut", "node1", "node2")
+    lab("shell", "node1", *CURL, f"http://{peer}/", code=28)
+    lab("shell", "node2", *CURL, f"http://{own}/", code=28)
+    assert lab("shell", "node3", *CURL, f"http://{own}/") == "200"
+    lab("heal")
+    assert lab("shell", "node1", *CURL, f"http://{peer}/") == "200"
+
+
+@on_a_lab
+def test_a_cut_of_one_way_leaves_the_other_way() -> None:
+    lab("cut", "node1", "node2", "--one-way")
+    lab("shell", "node1", *CURL, "http://198.51.100.5/", code=28)
+    assert lab("shell", "node2", *CURL, "http://198.51.100.4/") == "200"
+
+
+@on_a_lab
+def test_a_node_meets_its_peers_by_their_public_addresses(cluster: Cluster) -> None:
+    lab("shell", "node1", *CURL, "http://198.51.100.5/hairpin")
+    asked = (cluster.root("node2") / "var/log/apache2/access.log").read_text()
+    callers = [line.split()[0] for line in asked.splitlines() if "/hairpin" in line]
+    assert callers == ["198.51.100.4"]
+
+
+@on_a_lab
+def test_the_firewall_of_the_plan_stands_in_front_of_a_node(cluster: Cluster) -> None:
+    server = ("systemd-run", "--quiet", "--unit=other", "python3", "-m", "http.server", "8080")
+    lab("shell", "node2", *server)
+    inside = ("sh", "-c", f"{' '.join(CURL)} http://10.0.0.5:8080/ || true")
+    cluster.wait("reached from inside", lambda: lab("shell", "node1", *inside) == "200")
+    lab("shell", "node1", *CURL, "http://198.51.100.5:8080/", code=28)
+    lab("shell", "node2", "systemctl", "stop", "other")
