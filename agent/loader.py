@@ -1027,7 +1027,7 @@ def view_of(
 def heard_seconds(state: State, marker: Marker) -> float:
     """The newest request of ours that the sender had read, as a moment of our boot clock."""
     stamp = marker.heard.get(state.epoch)
-    return stamp / 1000 if type(stamp) is int else float("-inf")
+    return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
 
 
 # ------------------------------------------------ decide: pure, section 3

@@ -614,6 +614,9 @@ def bad_marker(world: World, peer: str, case: str) -> str:
         "heard a text": lambda: resigned(
             world.signed(marker), heard=dict.fromkeys(marker.heard, "12")
         ),
+        "heard a huge number": lambda: resigned(
+            world.signed(marker), heard=dict.fromkeys(marker.heard, 10**400)
+        ),
     }
     return pages[case]()
 
@@ -641,6 +644,7 @@ BAD_MARKERS = {
     "no marker": "its page about us is no marker",
     "heard nothing": "its marker is too old",
     "heard a text": "its marker is too old",
+    "heard a huge number": "its marker is too old",
 }
 
 
