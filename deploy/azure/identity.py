@@ -163,7 +163,7 @@ def asked(way: Way, scopes: tuple[str, ...], **options: Any) -> AccessToken:
         return way.credential.get_token(*scopes, **options)
     except CredentialUnavailableError as error:
         if isinstance(error.__cause__, subprocess.TimeoutExpired):
-            late = f"{way.whose}: no answer within {AZ_SECONDS} s; try again."
+            late = f"{way.whose}: no answer within {error.__cause__.timeout:g} s; try again."
             raise ClientAuthenticationError(late) from error
         if not options.get("claims"):
             raise

@@ -97,9 +97,12 @@ def test_az_login_counts_before_the_identity_of_the_machine(operator: Operator) 
     assert tokens_sent(operator) == {TOKEN}
 
 
+@pytest.mark.parametrize("told", ["", "dev", "AzureCliCredential"])
 def test_the_identity_of_the_machine_counts_where_nobody_signed_in_and_is_named(
-    operator: Operator,
+    operator: Operator, told: str
 ) -> None:
+    """Whatever services are told to use."""
+    operator.environment["AZURE_TOKEN_CREDENTIALS"] = told
     with_managed_identity(operator)
     with_az(operator, "echo \"Please run 'az login' to setup account.\" >&2; exit 1")
     operator.azure.allowed = ()
