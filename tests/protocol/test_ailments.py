@@ -103,6 +103,33 @@ def test_whatever_ails_the_preferred_nodes_a_healthy_majority_has_somebody_who_s
     assert worst["back_after"][0] <= 5
 
 
+def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs_are_shown() -> (
+    None
+):
+    """Whether or not the one that it voted for has noticed."""
+    voter = AGENT.Cluster("node3", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20))
+    state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=1)
+
+    def votes_at(now: float, good_runs: int) -> Any:
+        """A run in which node1 and node2 ask, and nobody is active."""
+        stamp, replies = int(now * 1000), {}
+        for name in voter.peers:
+            marker = AGENT.Marker(
+                *(name, "node3", f"of {name}", stamp, True, good_runs, False, None, 0, False),
+                *(None, {"mine": stamp}, "", ""),
+            )
+            page = AGENT.format_marker(voter._replace(me=name), marker).encode()
+            replies[name] = AGENT.Reply(True, AGENT.Answer(200, page, {}, whole=True))
+        return AGENT.glance(voter, state, replies, now, probe_there=False)[1].state
+
+    state = votes_at(1000.0, 1)
+    assert (state.vote.candidate, state.yields_to) == ("node1", None)
+    state = votes_at(1020.0, 1)
+    assert (state.vote.candidate, state.yields_to) == ("node1", "node2")
+    assert votes_at(1028.0, 1).vote.candidate == "node2"
+    assert votes_at(1028.0, 2).vote.candidate == "node1"
+
+
 @pytest.mark.parametrize("kind", ["Save", "Serve", "Publish"])
 def test_one_failed_call_on_each_node_of_a_cluster_that_starts_costs_no_period(kind: str) -> None:
     simulation = Simulation(calm(), 1, AGENT)
