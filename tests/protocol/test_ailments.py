@@ -130,6 +130,18 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
     assert votes_at(1028.0, 2).vote.candidate == "node1"
 
 
+def test_a_node_whose_runs_begin_too_late_does_not_stand_and_no_such_run_is_a_good_one() -> None:
+    simulation = Simulation(calm(), 1, AGENT)
+    late = simulation.nodes["node1"]
+    late.ailment = SCHEDULES["late"]
+    simulation.run_until(2 * PERIOD)
+    while simulation.now < 12 * PERIOD:
+        simulation.run_for(PERIOD / 40)
+        assert not late.state.candidate
+        assert late.state.quorum_runs <= 1
+    assert simulation.active() == ["node2"]
+
+
 @pytest.mark.parametrize("kind", ["Save", "Serve", "Publish"])
 def test_one_failed_call_on_each_node_of_a_cluster_that_starts_costs_no_period(kind: str) -> None:
     simulation = Simulation(calm(), 1, AGENT)
