@@ -41,7 +41,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("stopped at your request.")
         return 130
-    except (OSError, subprocess.SubprocessError, UnicodeError) as error:
+    except (OSError, subprocess.SubprocessError, UnicodeError, RecursionError) as error:
         return say(sentence(error))
     finally:
         end_output()

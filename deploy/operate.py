@@ -98,7 +98,7 @@ def read_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise Refusal(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refusal(f"{path} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise Refusal(f"{path} must hold a JSON object.")

@@ -104,7 +104,7 @@ def read_settings(path: Path) -> Settings:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Refusal(f"{path}: {error.strerror}: give a readable file of settings.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(f"{path}: not TOML: {error}.") from error
     defaults = asdict(Settings())
     unknown = sorted(set(found) - set(defaults))

@@ -40,7 +40,7 @@ def is_object(data: bytes) -> bool:
     """Whether it is a JSON object."""
     try:
         return isinstance(json.loads(data), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -51,7 +51,7 @@ def azures(url: str) -> Iterator[None]:
         yield
     except DecodeError as error:
         raise not_azure(url, str(error.message)) from error
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise not_azure(url, f"{type(error).__name__}: {error}") from error
 
 

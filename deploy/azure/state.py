@@ -119,7 +119,7 @@ class State:
         """
         try:
             found = json.loads(self.endpoints_file.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Refusal(
                 f"{self.endpoints_file}: can't be read: run `azure up`, or name a cluster's state"
                 " folder with --cluster, or a web server's folder with --to."

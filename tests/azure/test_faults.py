@@ -445,7 +445,7 @@ def test_after_kill_9_at_any_step_the_next_up_makes_exactly_the_same(
 
 # ---------------------------------------------------------------- who is not Azure
 
-ANSWERS = ("html", "html as json", "nothing", "a list", "an empty object")
+ANSWERS = ("html", "html as json", "nothing", "a list", "an empty object", "nested")
 
 
 def always(_: Request) -> bool:

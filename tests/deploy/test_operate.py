@@ -409,6 +409,7 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(verb: str, tmp_pa
     [
         ("endpoints.json", None, "cannot read"),
         ("endpoints.json", "{", "is not JSON"),
+        ("endpoints.json", "[" * 30_000, "is not JSON"),
         ("endpoints.json", "[]", "must hold a JSON object"),
         ("endpoints.json", "{}", "load_balancer"),
         ("endpoints.json", '{"load_balancer": "203.0.113.20"}', "begins with http://"),

@@ -32,6 +32,7 @@ OF_A_PROXY = {
     "nothing": (b"", "application/json"),
     "a list": (b"[1, 2]", "application/json"),
     "an empty object": (b"{}", "application/json"),
+    "nested": (b"[" * 30_000, "application/json"),
 }
 """What others than Azure answer with a status of 200: bodies and their types."""
 
