@@ -7,7 +7,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +419,19 @@ def test_what_a_killed_writer_left_goes_with_the_cluster(tmp_path: Path) -> None
         state.key_made_if_missing()
         state.remove()
     assert not state.folder.exists()
+
+
+def test_whoever_makes_a_clusters_key_at_the_same_time_has_the_same_one(tmp_path: Path) -> None:
+    """Also where the lock is none, as on some network file systems."""
+    for attempt in range(5):
+        state, all_there = State(tmp_path / str(attempt)), threading.Barrier(8, timeout=30)
+
+        def key(_: int, state: State = state, all_there: threading.Barrier = all_there) -> str:
+            all_there.wait()
+            return state.key_made_if_missing()
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(key, range(8)))) == 1
 
 
 def test_a_clusters_folder_and_key_are_for_its_operator_alone(tmp_path: Path) -> None:
