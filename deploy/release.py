@@ -10,16 +10,17 @@ import click
 from deploy import Refusal
 from deploy.azure.cli import azure_verbs, plain_console
 from deploy.azure.state import State, state_of_cluster
+from deploy.checkout import CHECKOUT, part
 from deploy.files import write_whole
 from deploy.settings import Settings
-from deploy.userdata import CHECKOUT, NodesInfo, part_of_checkout, read_nodes_info
+from deploy.userdata import NodesInfo, read_nodes_info
 
 
 def release_files(nodes_info: NodesInfo) -> dict[str, bytes]:
     """The content of the web site, by path under its root."""
     nodes = {name: for_everybody(entry) for name, entry in nodes_info.items()}
     return {
-        "bootstrap/loader.py": part_of_checkout("agent/loader.py").encode(),
+        "bootstrap/loader.py": part("agent/loader.py").encode(),
         "bootstrap/nodes_info.json": (json.dumps(nodes, indent=2) + "\n").encode(),
     }
 

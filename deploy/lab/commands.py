@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import Refusal
+from deploy.checkout import CHECKOUT
 from deploy.lab import (
     CACHE,
     LOAD_BALANCER,
@@ -40,7 +41,7 @@ from deploy.lab.state import (
 )
 from deploy.plan import Node, Plan, make_plan, nodes_info, plan_from_nodes_info
 from deploy.release import publish
-from deploy.userdata import CHECKOUT, period_dropins, read_nodes_info, user_data
+from deploy.userdata import period_dropins, read_nodes_info, user_data
 
 BOOT_SECONDS = 120.0
 console = Console(highlight=False, soft_wrap=True)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.checkout import CHECKOUT
 from deploy.files import write_whole
 from deploy.lab import STATE
 from deploy.lab.cloud import ENDPOINTS
 from deploy.operate import read_object
 from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
-from deploy.userdata import CHECKOUT, read_nodes_info
+from deploy.userdata import read_nodes_info
 
 MACHINE = "/run"
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")

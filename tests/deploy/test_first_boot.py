@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from deploy.userdata import CHECKOUT, read_nodes_info, user_data
+from deploy.checkout import CHECKOUT
+from deploy.userdata import read_nodes_info, user_data
 from tests.agent.world import KEY, SOURCE, Page, World, open_world
 
 COMMANDS = [

@@ -1,6 +1,7 @@
 """The first-boot document and the web site's release, as an operator gets them."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import yaml
 
 from agent import loader
 from deploy.__main__ import main
+from deploy.checkout import CHECKOUT
 from deploy.lab.node import write_seed
 from deploy.release import publish
-from deploy.userdata import CHECKOUT, UNITS, read_nodes_info, user_data
+from deploy.userdata import UNITS, read_nodes_info, user_data
 from tests.agent.world import open_world
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
@@ -66,10 +68,12 @@ def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
 
 def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
     found = files(document())
-    for name in UNITS:
-        content = found[f"/etc/systemd/system/{name}"]["content"]
+    named = {path.name: path.name for path in (CHECKOUT / "systemd").iterdir()}
+    named["apache2.conf"] = "apache2.service.d/bootstrap.conf"
+    for name, there in named.items():
+        content = found[f"/etc/systemd/system/{there}"]["content"]
         assert content == (CHECKOUT / "systemd" / name).read_text()
-    assert sorted(UNITS) == sorted(path.name for path in (CHECKOUT / "systemd").iterdir())
+    assert {*UNITS, "install.service", "apache2.conf"} == named.keys()
 
 
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
@@ -108,11 +112,17 @@ def test_the_document_is_smaller_than_40_kb(nodes: int) -> None:
 
 def test_the_first_boot_script_is_right_shell_and_its_python_compiles() -> None:
     script = files(document())["/etc/bootstrap/install.sh"]["content"]
-    checked = subprocess.run(
-        ["sh", "-n"], input=script, capture_output=True, text=True, timeout=10, check=False
-    )
-    assert (checked.returncode, checked.stderr) == (0, "")
+    for text in (script, (CHECKOUT / "agent" / "install.sh").read_text()):
+        checked = subprocess.run(
+            ["sh", "-n"], input=text, capture_output=True, text=True, timeout=10, check=False
+        )
+        assert (checked.returncode, checked.stderr) == (0, "")
     compile(script.partition("<<'END'\n")[2].partition("END\n")[0], "install.sh", "exec")
+
+
+def test_no_value_is_left_to_be_filled_in() -> None:
+    for path, file in files(document()).items():
+        assert not re.search("@[A-Z]+@", file["content"]), path
 
 
 def test_the_document_is_the_same_every_time() -> None:
