@@ -1,12 +1,15 @@
 # Brings this node's agent up; install.service starts it again until it has succeeded. A run may die
 # at any line: the next one does all of them again. Of what the journal shows, the last command
 # is the one that failed.
+# shellcheck shell=dash
 set -eux
 umask 022
 cd /etc/bootstrap
 packages="apache2 logrotate python3-requests"
 # Not just whether their programs are there: an installation that died leaves packages half set up.
-if [ "$(dpkg-query --show --showformat='${db:Status-Status} ' $packages)" !=     "installed installed installed " ]; then
+# shellcheck disable=SC2086 - one word a package
+if [ "$(dpkg-query --show --showformat='${db:Status-Status} ' $packages)" != \
+    "installed installed installed " ]; then
     export DEBIAN_FRONTEND=noninteractive
     dpkg --configure -a || :  # it waits for no other installer, as the two below do
     apt-get -o DPkg::Lock::Timeout=120 update
@@ -38,9 +41,9 @@ mkdir -p /var/log/bootstrap
 # Not a page that is neither ours nor the one that Apache came with: that is an application's. The
 # folder may be somebody else's, who could plant a link or a folder where something is staged.
 front=/var/www/html/index.html
-if [ ! -e $front ] || grep -qs -e @OURS@ -e "Default Page: It works" $front; then
+if [ ! -e "$front" ] || grep -qs -e @OURS@ -e "Default Page: It works" "$front"; then
     cp index.html page.tmp
-    mv -fT page.tmp $front
+    mv -fT page.tmp "$front"
 fi
 a2enconf -q bootstrap
 systemctl --no-reload enable bootup.service loader.timer rollback.timer
