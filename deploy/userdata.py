@@ -5,33 +5,23 @@ the network may refuse on first boot is asked for by install.service, which syst
 until it has succeeded.
 """
 
-import json
-import secrets
 import shlex
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 
-import click
 import yaml
 
-from agent.loader import BadInput, check, parse_nodes_info, read_key, timing
-from deploy import Refusal
-from deploy.checkout import NODES_FILE, part
+from deploy import PROJECT, Refusal
+from deploy.checkout import part
+from deploy.files import json_text
+from deploy.nodes_info import NodesInfo
+from deploy.settings import Settings, times_of
 
-NodesInfo = Mapping[str, Mapping[str, str]]
-LAB_WEB_SITE = "http://203.0.113.10/bootstrap"
 KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = (
     *("bootup.service", "loader.service", "loader.timer"),
     *("fence.service", "handover.service", "rollback.service", "rollback.timer"),
 )
-"""The units that are as they are in the repository, but for what depends on the period."""
-
-
-OUR_PAGE = "azure-active-passive-cluster"
-"""What agent/index.html holds."""
-
+"""Nodes get these as they are; what depends on the period stands beside them."""
 
 # Until the node is installed, each boot is its first one for cloud-init: power that is lost while
 # it writes the files below must not leave a node without some of them.
@@ -56,10 +46,7 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
 
     Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 1.
     """
-    try:
-        check(timing(period_seconds))
-    except BadInput as error:
-        raise Refusal(str(error)) from error
+    times_of(period_seconds)
     trial_seconds = 3 * period_seconds
     ticks = "*:*:00" if period_seconds == 60 else f"*:*:0/{period_seconds}"
     return {
@@ -85,8 +72,8 @@ def units(period_seconds: int) -> dict[str, str]:
 
 
 def install_script(bootstrap_url: str) -> str:
-    """What install.service runs until it has succeeded."""
-    return part("agent/install.sh", URL=shlex.quote(bootstrap_url), OURS=OUR_PAGE)
+    """What install.service runs until it has succeeded; our page is known by our name in it."""
+    return part("agent/install.sh", URL=shlex.quote(bootstrap_url), OURS=PROJECT)
 
 
 def user_data(
@@ -95,8 +82,8 @@ def user_data(
     *,
     bootstrap_url: str,
     cluster_key: str,
-    period_seconds: int = 20,
-    peer_address: str = "public",
+    period_seconds: int = Settings.period_seconds,
+    peer_address: str = Settings.peer_address,
 ) -> str:
     """The cloud-config document of `node`.
 
@@ -110,7 +97,7 @@ def user_data(
         f"bootstrap_url = {bootstrap_url}\n"
     )
     files = {
-        "/etc/bootstrap/nodes_info.json": json.dumps(nodes_info, indent=2) + "\n",
+        "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
@@ -128,42 +115,3 @@ def user_data(
         "runcmd": FIRST_COMMANDS,
     }
     return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=sys.maxsize)
-
-
-def read_nodes_info(path: Path) -> dict[str, dict[str, str]]:
-    """The nodes of a nodes_info.json, by the agent's own rules. Raises `Refusal`."""
-    try:
-        return parse_nodes_info(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path}: can't be read: {error}.") from error
-    except BadInput as error:
-        raise Refusal(str(error)) from error
-
-
-@click.command("user-data")
-@click.argument("node")
-@click.option("--nodes-info", type=Path, default=NODES_FILE)
-@click.option("--bootstrap-url", default=LAB_WEB_SITE, show_default=True)
-@click.option("--cluster-key", "key_file", type=Path, help="A file; without: a new key.")
-@click.option("--period-seconds", type=int, default=20, show_default=True)
-def user_data_command(
-    node: str, nodes_info: Path, bootstrap_url: str, key_file: Path | None, period_seconds: int
-) -> None:
-    """Print the first-boot document of NODE; it holds the cluster's key."""
-    if key_file is None:
-        key = secrets.token_hex(32)
-    else:
-        try:
-            key = read_key(key_file).hex()
-        except BadInput as error:
-            raise Refusal(str(error)) from error
-    document = user_data(
-        node,
-        read_nodes_info(nodes_info),
-        bootstrap_url=bootstrap_url,
-        cluster_key=key,
-        period_seconds=period_seconds,
-    )
-    if key_file is None:
-        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
-    click.echo(document.encode(), nl=False)  # bytes: Windows would end its lines in its own way

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from deploy.checkout import CHECKOUT
-from deploy.userdata import read_nodes_info, user_data
+from deploy.nodes_info import read_nodes_info
+from deploy.userdata import user_data
 from tests.agent.world import KEY, SOURCE, Page, World, open_world
 
 COMMANDS = [

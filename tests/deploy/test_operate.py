@@ -16,10 +16,23 @@ from click.testing import CliRunner, Result
 
 from deploy import operate
 from deploy.__main__ import main
-from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster, status_command, watch_command
+from deploy.checkout import NODES_FILE
+from deploy.nodes_info import read_nodes_info
+from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster
+from deploy.verbs import status_command, watch_command
 from tests.deploy.web import Page, Web, status_page, web
 
 NODES = ("node1", "node2", "node3")
+
+
+def nodes_info(public_ip: str) -> str:
+    """The lab's `nodes_info.json` with the nodes at 11, 12 and 13 of a network of loopback's."""
+    found = read_nodes_info(NODES_FILE)
+    for number, name in enumerate(NODES, 11):
+        found[name]["public_ip"] = public_ip.format(number)
+    return json.dumps(found)
+
+
 STATS = """# pxname,svname,status,check_status,check_code
 nodes,FRONTEND,OPEN,,
 nodes,node1,UP,L7OK,200
@@ -70,11 +83,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         for number, name in enumerate(NODES[1:], 12):
             nodes[name] = stack.enter_context(web(f"127.0.0.{number}", port))
         monkeypatch.setattr(operate, "HTTP_PORT", port)
-        info = {
-            name: {"private_ip": f"10.0.0.{number}", "public_ip": f"127.0.0.{number + 7}"}
-            for number, name in enumerate(NODES, 4)
-        }
-        (tmp_path / "nodes_info.json").write_text(json.dumps(info))
+        (tmp_path / "nodes_info.json").write_text(nodes_info("127.0.0.{}"))
         urls = {"load_balancer": balancer.url, "load_balancer_stats": f"{balancer.url}/stats;csv"}
         (tmp_path / "endpoints.json").write_text(json.dumps(urls))
         made = Cluster(tmp_path, nodes, balancer)
@@ -373,10 +382,6 @@ def test_a_silent_node_does_not_slow_down_watch(cluster: Cluster) -> None:
 
 # ---- What is refused
 
-NO_ADDRESS = json.dumps(
-    {name: {"private_ip": f"10.0.0.{4 + i}", "public_ip": f"n{i}"} for i, name in enumerate(NODES)}
-)
-
 
 def deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -413,9 +418,9 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(verb: str, tmp_pa
         ("endpoints.json", "{}", "load_balancer"),
         ("endpoints.json", '{"load_balancer": "203.0.113.20"}', "begins with http://"),
         ("endpoints.json", '{"load_balancer": "http://203.0.113.20:port"}', "begins with http://"),
-        ("nodes_info.json", NO_ADDRESS, "private_ip and a public_ip"),
-        ("nodes_info.json", '{"node1": {}}', "private_ip and a public_ip"),
-        ("nodes_info.json", "{}", "an odd number of nodes"),
+        ("nodes_info.json", nodes_info("n{}"), "node1: public_ip 'n11': use an IPv4 address."),
+        ("nodes_info.json", '{"node1": {}}', "node1 needs the text 'ip_configuration_name'."),
+        ("nodes_info.json", "{}", "0 nodes: use an odd number, 3 or more."),
     ],
 )
 def test_a_state_file_is_refused_that(

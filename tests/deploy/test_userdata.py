@@ -16,8 +16,10 @@ from agent import loader
 from deploy.__main__ import main
 from deploy.checkout import CHECKOUT
 from deploy.lab.node import write_seed
-from deploy.release import publish
-from deploy.userdata import UNITS, read_nodes_info, user_data
+from deploy.nodes_info import read_nodes_info
+from deploy.publish import publish
+from deploy.release import release_files
+from deploy.userdata import UNITS, user_data
 from tests.agent.world import open_world
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
@@ -242,18 +244,19 @@ def test_the_labs_copy_of_the_document_is_for_root_alone_also_where_it_was_not(
 
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
-    publish(tmp_path, NODES)
+    publish(tmp_path, release_files(NODES))
     before = listing(tmp_path)
-    publish(tmp_path, NODES)
+    publish(tmp_path, release_files(NODES))
     assert listing(tmp_path) == before
 
 
 FULL = """
 import resource, sys
 from pathlib import Path
-from deploy.release import publish
+from deploy.publish import publish
+from deploy.release import release_files
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-publish(Path(sys.argv[1]), {})
+publish(Path(sys.argv[1]), release_files({}))
 """
 
 
@@ -272,7 +275,7 @@ def test_a_release_that_can_not_be_written_leaves_the_one_that_is_there(tmp_path
 def test_a_release_that_is_published_is_one_that_an_agent_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(tmp_path, NODES)
+    publish(tmp_path, release_files(NODES))
     published = (tmp_path / "bootstrap" / "loader.py").read_text()
     with open_world(tmp_path / "node", monkeypatch) as world:
         body = world.installed(published).encode()
