@@ -171,7 +171,8 @@ class NodeView:
     probe_code: int | None = None
     age_seconds: float | None = None
     period_seconds: float = DEFAULT_PERIOD_SECONDS
-    version: str | None = None
+    version: str | None = None  # of its agent; its generation, where there is none beside it
+    generation: str | None = None
     reachable: tuple[str, ...] | None = None
     vote: Vote | None = None
     lease_seconds: float | None = None
@@ -247,6 +248,7 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
         age_seconds=max(0.0, age),
         period_seconds=period,
         version=_word(said.get("version")),
+        generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
     )
     if age < -2:  # Date counts whole seconds, so a little less than nothing is normal

@@ -48,7 +48,7 @@ CHANGES_SHOWN = 5
 COLUMNS = (
     "node\nzone",
     "public\nprivate",
-    "role",
+    "role\nversion",
     "vote\nlease",
     "last run\nagent",
     "load balancer",
@@ -74,13 +74,17 @@ def picture(view: View) -> RenderableType:
 
 def _cells(node: NodeView, *, served: bool) -> list[Text]:
     style = STYLES[node.role]
+    role = node.role.upper() if node.role == "active" else node.role
+    # An agent from before there were versions told its generation as one.
+    version = (node.generation and node.version) or "-"
+    generation = node.generation or node.version or "-"
     checks = node.health_check or ("" if served else "-")
     return [
         Text.assemble((node.node, style), f"\nzone {node.zone}"),
         Text(f"{node.public_ip}\n{node.private_ip}"),
-        Text(node.role.upper() if node.role == "active" else node.role, style),
+        Text.assemble((role, style), f"\n{version[:8]}"),
         Text("\n".join(_promises_in_words(node)) or "-"),
-        Text(f"{_ago(node.age_seconds)}\n{(node.version or '-')[:8]}"),
+        Text(f"{_ago(node.age_seconds)}\n{generation[:8]}"),
         Text("\n".join(filter(None, [checks, "serves it" if served else ""]))),
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from agent.loader import BadInput, read_key
+from agent.loader import BadInput, __version__, read_key
 from deploy import Refusal
 from deploy.azure.cli import azure, azure_verbs, plain_console
 from deploy.azure.state import State, state_of_cluster
@@ -30,6 +30,7 @@ from deploy.userdata import user_data
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
 def deploy() -> None:
     """One active node out of three on Azure, or on this machine."""
 

@@ -252,9 +252,26 @@ def test_a_node_whose_clock_is_wrong_by_a_year_may_still_be_active(cluster: Clus
 def test_fields_that_a_node_does_not_write_are_shown_as_dashes(cluster: Cluster) -> None:
     node = cluster.view()["nodes"][0]
     assert (node["vote"], node["lease_seconds"], node["version"]) == (None, None, None)
+    assert node["generation"] is None
     assert node["zone"] == "1"  # from the plan
     [row] = [line for line in cluster.status().output.splitlines() if "ACTIVE" in line]
     assert re.fullmatch(r" node1 +127\.0\.0\.11 +ACTIVE +- +\d s ago +serves it *", row)
+
+
+def test_version_and_generation_of_each_agent_stand_in_the_table(cluster: Cluster) -> None:
+    cluster.says("node1", "active", version="0.2.0", generation="1a2b3c4d5e6f")
+    cluster.says("node2", "passive", version="9f8e7d6c5b4a")  # from before there were versions
+    nodes = cluster.view()["nodes"]
+    assert (nodes[0]["version"], nodes[0]["generation"]) == ("0.2.0", "1a2b3c4d5e6f")
+    assert (nodes[1]["version"], nodes[1]["generation"]) == ("9f8e7d6c5b4a", None)
+    lines = cluster.status(columns=80).output.splitlines()
+    assert [line.split()[2:5] for line in lines if line.startswith(" zone 1")] == [
+        ["10.0.0.4", "0.2.0", "1a2b3c4d"]
+    ]
+    assert [line.split()[2:] for line in lines if line.startswith((" zone 2", " zone 3"))] == [
+        ["10.0.0.5", "-", "9f8e7d6c"],
+        ["10.0.0.6", "-", "-"],
+    ]
 
 
 def test_votes_and_leases_are_counted_down_from_the_run(cluster: Cluster) -> None:
@@ -309,14 +326,14 @@ def test_a_reason_cannot_send_control_sequences_to_the_terminal(cluster: Cluster
 
 def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Cluster) -> None:
     fields = {
-        "zone": 7, "version": ["x"], "vote": "node1", "lease_seconds": "long", "reachable": 3,
-        "holding_seconds": float("nan"), "period_seconds": -1,
+        "zone": 7, "version": ["x"], "generation": 7, "vote": "node1", "lease_seconds": "long",
+        "reachable": 3, "holding_seconds": float("nan"), "period_seconds": -1,
     }  # fmt: skip
     cluster.says("node1", "active", **fields)
     node = cluster.view()["nodes"][0]
     assert node["role"] == "active"
-    shown = [node[name] for name in ("vote", "lease_seconds", "holding_seconds", "version")]
-    assert shown == [None, None, None, None]
+    names = ("vote", "lease_seconds", "holding_seconds", "version", "generation")
+    assert [node[name] for name in names] == [None] * 5
     assert (node["zone"], node["period_seconds"], node["reachable"]) == ("1", 20, None)
 
 

@@ -158,6 +158,16 @@ def test_without_a_key_the_verb_makes_a_new_one_and_says_so(run: Run) -> None:
     assert {len(bytes.fromhex(key)) for key in keys} == {32}
 
 
+def test_the_version_is_the_agents_and_a_literal_that_a_build_reads_without_running_it(
+    run: Run,
+) -> None:
+    assert run("--version") == (0, f"{loader.__version__}\n", "")
+    told = (CHECKOUT / "pyproject.toml").read_text()
+    assert 'version = { attr = "agent.loader.__version__" }' in told
+    code = (CHECKOUT / "agent" / "loader.py").read_text()
+    assert re.findall(r'^__version__ = "(\d+\.\d+\.\d+)"$', code, re.M) == [loader.__version__]
+
+
 REFUSED = {
     "a period that is no divisor": (
         ["user-data", "node1", "--period-seconds", "7"],
