@@ -43,6 +43,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TextIO, get_args, get_origin
 
+__version__ = "0.2.0"
+
 if __name__ == "__main__":
     gc.disable()  # a process of a second: with `gc.freeze` at its end a tenth of its CPU
 

@@ -1,10 +1,12 @@
 """Files and folders that others read: whole or not at all, with modes that no umask narrows."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from deploy import Refusal
 
@@ -13,6 +15,29 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o644, folder_mode: i
     """Write a file so that it appears whole or not at all, in a folder made where there is none."""
     with staged(path, content, mode=mode, folder_mode=folder_mode) as part:
         part.replace(path)
+
+
+def write_json(path: Path, content: object, *, folder_mode: int = 0o755) -> None:
+    """Write a file of JSON, as `write_whole` does."""
+    write_whole(path, json_text(content).encode(), folder_mode=folder_mode)
+
+
+def json_text(content: object) -> str:
+    """JSON as every file of ours has it."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; raises `Refusal` for anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise Refusal(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} must hold a JSON object.")
+    return content
 
 
 @contextmanager

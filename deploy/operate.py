@@ -1,7 +1,7 @@
-"""What the operator sees from outside: `status` and `watch`.
+"""A cluster as seen from outside: asking, and what the answers mean.
 
-Everything here only asks: each node for `/probe.html` and `/status.json`, the load balancer for
-whom it serves. Unknown counts against: nobody is called active on old or half news.
+Each node is asked for `/probe.html` and `/status.json`, the load balancer for whom it serves.
+Unknown counts against: nobody is called active on old or half news.
 """
 
 import contextlib
@@ -13,48 +13,41 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException
-from ipaddress import IPv4Address
 from pathlib import Path
 from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
-import click
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
 from deploy import Refusal
-from deploy.plan import Node, Plan, plan_from_nodes_info
+from deploy.files import read_object
+from deploy.nodes_info import read_nodes
+from deploy.plan import HTTP_PORT, Node
+from deploy.settings import Settings, times_of
 
-LAB_STATE = Path("/run/azure-active-passive-cluster/lab")
-HTTP_PORT = 80
 TIMEOUT_SECONDS = 2.0
 LIMIT_BYTES = 65_536  # the status of a node with a hundred peers is about 10 KB
-FRESH_PERIODS = 1.45  # a status older than this is no news; the agents use the same limit
-DEFAULT_PERIOD_SECONDS = 20.0
-CHANGES_SHOWN = 5
+DEFAULT_PERIOD_SECONDS = float(Settings.period_seconds)
+FRESH_PERIODS = times_of(Settings.period_seconds).fresh_seconds / DEFAULT_PERIOD_SECONDS
+"""A status older than this is no news; the agents use the same limit for markers."""
 
 
 # ---- Where to ask
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Watched:
     """The nodes, and the URLs of the load balancer and (where it has one) of its statistics."""
 
-    plan: Plan
+    nodes: tuple[Node, ...]
     load_balancer: str
     load_balancer_stats: str | None
 
 
-def read_cluster(state: Path) -> Cluster:
+def read_cluster(state: Path) -> Watched:
     """The cluster whose state folder holds `nodes_info.json` and `endpoints.json`.
 
     Raises `Refusal` where there is none, or a file is not what it should be.
@@ -64,14 +57,14 @@ def read_cluster(state: Path) -> Cluster:
             f"no cluster at {state}: run `lab up` first, or name its state folder with --cluster."
         )
     endpoints = read_object(state / "endpoints.json")
-    plan = _read_plan(state / "nodes_info.json")
+    nodes = read_nodes(state / "nodes_info.json")
     balancer, stats = endpoints.get("load_balancer"), endpoints.get("load_balancer_stats")
     if not _is_url(balancer) or not (stats is None or _is_url(stats)):
         raise Refusal(
             f"{state / 'endpoints.json'}: load_balancer (and load_balancer_stats, if any) must be"
             " a URL that begins with http://."
         )
-    return Cluster(plan, str(balancer), stats)
+    return Watched(nodes, str(balancer), stats)
 
 
 def _is_url(value: object) -> bool:
@@ -82,34 +75,11 @@ def _is_url(value: object) -> bool:
         return False
 
 
-def _read_plan(path: Path) -> Plan:
-    try:
-        plan = plan_from_nodes_info(read_object(path))
-        for node in plan.nodes:
-            IPv4Address(node.public_ip)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refusal(f"{path}: every node needs a private_ip and a public_ip.") from error
-    return plan
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; raises `Refusal` for anything else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise Refusal(f"cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise Refusal(f"{path} must hold a JSON object.")
-    return content
-
-
 # ---- Asking
 
 
 @dataclass(frozen=True)
-class Answer:
+class Fetched:
     """What a GET brought: a code with date and body, or the problem in words."""
 
     code: int | None = None
@@ -123,7 +93,7 @@ class Answer:
         return self.problem or f"answer {self.code}"
 
 
-def get(url: str) -> Answer:
+def get(url: str) -> Fetched:
     """One GET, straight to the server: never longer than TIMEOUT_SECONDS, nor over LIMIT_BYTES.
 
     The timeout of an HTTP library is one of each read, and a server that sends a byte a second
@@ -139,18 +109,18 @@ def get(url: str) -> Answer:
             connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
             body = response.read(LIMIT_BYTES + 1)
-        answer = Answer(response.status, response.headers.get("Date", ""), body)
+        answer = Fetched(response.status, response.headers.get("Date", ""), body)
     except ConnectionRefusedError:
-        return Answer(problem="refuses connections")
+        return Fetched(problem="refuses connections")
     except (OSError, HTTPException, UnicodeError) as error:
         words = getattr(error, "strerror", None) or str(error) or repr(error)
-        answer = Answer(problem=f"no proper answer ({printable(words)})")
+        answer = Fetched(problem=f"no proper answer ({printable(words)})")
     finally:
         connection.close()
     if time.monotonic() - started >= TIMEOUT_SECONDS:
-        return Answer(problem=f"no answer within {TIMEOUT_SECONDS:.0f} s")
+        return Fetched(problem=f"no answer within {TIMEOUT_SECONDS:.0f} s")
     if len(answer.body) > LIMIT_BYTES:
-        return Answer(problem=f"an answer of more than {LIMIT_BYTES // 1024} KB")
+        return Fetched(problem=f"an answer of more than {LIMIT_BYTES // 1024} KB")
     return answer
 
 
@@ -201,7 +171,8 @@ class NodeView:
     probe_code: int | None = None
     age_seconds: float | None = None
     period_seconds: float = DEFAULT_PERIOD_SECONDS
-    version: str | None = None
+    version: str | None = None  # of its agent; its generation, where there is none beside it
+    generation: str | None = None
     reachable: tuple[str, ...] | None = None
     vote: Vote | None = None
     lease_seconds: float | None = None
@@ -227,7 +198,7 @@ class View:
     nodes: tuple[NodeView, ...]
 
 
-def node_view(node: Node, probe: Answer, status: Answer) -> NodeView:
+def node_view(node: Node, probe: Fetched, status: Fetched) -> NodeView:
     """What may be said of a node after these two answers."""
     view = NodeView(
         node=node.name,
@@ -249,7 +220,7 @@ def node_view(node: Node, probe: Answer, status: Answer) -> NodeView:
     return view
 
 
-def _parsed(status: Answer) -> dict[str, Any] | str:
+def _parsed(status: Fetched) -> dict[str, Any] | str:
     """The content of a `status.json` with its `age_seconds`, or in words what is wrong with it."""
     try:
         said = json.loads(status.body)
@@ -277,6 +248,7 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
         age_seconds=max(0.0, age),
         period_seconds=period,
         version=_word(said.get("version")),
+        generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
     )
     if age < -2:  # Date counts whole seconds, so a little less than nothing is normal
@@ -314,7 +286,7 @@ def _word(value: object) -> str | None:
     return printable(value) if isinstance(value, str) and value else None
 
 
-def health_checks(stats: Answer) -> dict[str, str]:
+def health_checks(stats: Fetched) -> dict[str, str]:
     """Server name -> "up" or "down (why)", from HAProxy's statistics in CSV.
 
     Columns: https://docs.haproxy.org/2.6/management.html#9.1
@@ -333,7 +305,7 @@ def _health(row: Mapping[str, str | None]) -> str:
     return f"down ({printable(why)})"
 
 
-def cluster_view(cluster: Cluster, nodes: tuple[NodeView, ...], balancer: Answer) -> View:
+def cluster_view(cluster: Watched, nodes: tuple[NodeView, ...], balancer: Fetched) -> View:
     """The nodes and the load balancer taken together, with the one sentence that matters."""
     said = _parsed(balancer) if balancer.code == 200 else {}
     served = said.get("node") if isinstance(said, dict) else None
@@ -351,7 +323,7 @@ def cluster_view(cluster: Cluster, nodes: tuple[NodeView, ...], balancer: Answer
     return replace(view, verdict=verdict, sentence=sentence)
 
 
-def _verdict(view: View, balancer: Answer) -> tuple[str, str]:
+def _verdict(view: View, balancer: Fetched) -> tuple[str, str]:
     answering = view.answering_200
     if len(answering) > 1:
         count = {2: "TWO", 3: "THREE"}.get(len(answering), str(len(answering)))
@@ -376,9 +348,9 @@ def _why_nobody(view: View) -> str:
     return f"{known[0].node} says: {known[0].reason.rstrip('.')}"
 
 
-def look(cluster: Cluster) -> View:
+def look(cluster: Watched) -> View:
     """Ask everybody at the same time; takes a little over TIMEOUT_SECONDS at the most."""
-    nodes = cluster.plan.nodes
+    nodes = cluster.nodes
     sites = [f"http://{node.public_ip}:{HTTP_PORT}" for node in nodes]
     balancer = [f"{cluster.load_balancer.rstrip('/')}/status.json"]
     stats = [cluster.load_balancer_stats] if cluster.load_balancer_stats else []
@@ -394,130 +366,7 @@ def look(cluster: Cluster) -> View:
     return cluster_view(cluster, views, served)
 
 
-# ---- Showing
-
-COLUMNS = (
-    "node\nzone",
-    "public\nprivate",
-    "role",
-    "vote\nlease",
-    "last run\nagent",
-    "load balancer",
-)
-STYLES = {"active": "bold green", "passive": "", "unknown": "bold yellow"}
-
-
-def picture(view: View) -> RenderableType:
-    """The table of the nodes, their reasons, and the one sentence; for 80 columns and more."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name)
-    reasons = Table.grid(padding=(0, 2))
-    for node in view.nodes:
-        table.add_row(*_cells(node, served=node.node == view.served))
-        reasons.add_row(Text(node.node, STYLES[node.role]), Text(node.reason))
-    sentence = Text(view.sentence, "bold green" if view.verdict == "served" else "bold red")
-    failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
-    if any(failover):
-        sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
-    return Group(table, reasons, "", sentence)
-
-
-def _cells(node: NodeView, *, served: bool) -> list[Text]:
-    style = STYLES[node.role]
-    checks = node.health_check or ("" if served else "-")
-    return [
-        Text.assemble((node.node, style), f"\nzone {node.zone}"),
-        Text(f"{node.public_ip}\n{node.private_ip}"),
-        Text(node.role.upper() if node.role == "active" else node.role, style),
-        Text("\n".join(_promises_in_words(node)) or "-"),
-        Text(f"{_ago(node.age_seconds)}\n{(node.version or '-')[:8]}"),
-        Text("\n".join(filter(None, [checks, "serves it" if served else ""]))),
-    ]
-
-
-def _promises_in_words(node: NodeView) -> list[str]:
-    lines = []
-    if node.holding_seconds:
-        lines.append(f"no vote {node.holding_seconds:.0f} s")  # it has just booted
-    if node.vote:
-        lines.append(f"vote {node.vote.candidate} {node.vote.seconds:.0f} s")
-    if node.lease_seconds:
-        lines.append(f"lease {node.lease_seconds:.0f} s")
-    return lines
-
-
-def _ago(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds:.0f} s ago" if seconds < 600 else f"{seconds / 60:.0f} min ago"
-
-
-def changes(before: View | None, after: View) -> list[str]:
-    """One line for each node whose role changed, and the sentence if it is another one now."""
-    old = {node.node: node.role for node in before.nodes} if before else {}
-    lines = [
-        f"{node.node}: {old[node.node]} -> {node.role}: {node.reason}"
-        if node.node in old
-        else f"{node.node}: {node.role}: {node.reason}"
-        for node in after.nodes
-        if node.role != old.get(node.node)
-    ]
-
-    # Reasons count seconds; only another verdict is news.
-    def news(view: View) -> tuple[object, ...]:
-        return view.verdict, view.active, view.served, view.answering_200
-
-    return lines if before and news(before) == news(after) else [*lines, after.sentence]
-
-
-# ---- Verbs
-
-cluster_option = click.option(
-    "--cluster",
-    "state",
-    type=Path,
-    default=LAB_STATE,
-    show_default=True,
-    help="The cluster's state folder, with nodes_info.json and endpoints.json.",
-)
-
-
-@click.command("status")
-@cluster_option
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.pass_context
-def status_command(context: click.Context, state: Path, as_json: bool) -> None:
-    """Print each node as seen from here, and whether one is active and served.
-
-    Exit code 0: exactly one node is active and the load balancer serves it; 3: not so; 2: error.
-    """
-    view = look(read_cluster(state))
-    if as_json:
-        click.echo(json.dumps(asdict(view), indent=2))
-    else:
-        Console().print(picture(view))
-    context.exit(0 if view.verdict == "served" else 3)
-
-
-@click.command("watch")
-@cluster_option
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that many; else Ctrl-C.")
-def watch_command(state: Path, seconds: float | None) -> None:
-    """Show the table of `status` live, and the last changes.
-
-    Into a pipe or a file: one line for every change.
-    """
-    views = looks(read_cluster(state), seconds)
-    console = Console()
-    with contextlib.suppress(KeyboardInterrupt):
-        if console.is_terminal:
-            _watch_live(console, views)
-        else:
-            _watch_lines(views)
-
-
-def looks(cluster: Cluster, seconds: float | None) -> Iterator[View]:
+def looks(cluster: Watched, seconds: float | None) -> Iterator[View]:
     """A view every second, in order; waiting for a silent node holds up none of them."""
     started = time.monotonic()
     pending: deque[Any] = deque()
@@ -536,25 +385,19 @@ def _until(moment: float) -> float:
     return max(0.0, moment - time.monotonic())
 
 
-def _watch_live(console: Console, views: Iterator[View]) -> None:
-    seen: deque[str] = deque([f"{_now()} watching"], maxlen=CHANGES_SHOWN)
-    before = None
-    with Live(console=console, auto_refresh=False) as live:
-        for view in views:
-            news: list[str] = changes(before, view) if before else []
-            seen.extend(f"{_now()} {line}" for line in news)
-            before = view
-            last = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in seen]
-            live.update(Group(picture(view), "", *last), refresh=True)
+def changes(before: View | None, after: View) -> list[str]:
+    """One line for each node whose role changed, and the sentence if it is another one now."""
+    old = {node.node: node.role for node in before.nodes} if before else {}
+    lines = [
+        f"{node.node}: {old[node.node]} -> {node.role}: {node.reason}"
+        if node.node in old
+        else f"{node.node}: {node.role}: {node.reason}"
+        for node in after.nodes
+        if node.role != old.get(node.node)
+    ]
 
+    # Reasons count seconds; only another verdict is news.
+    def news(view: View) -> tuple[object, ...]:
+        return view.verdict, view.active, view.served, view.answering_200
 
-def _watch_lines(views: Iterator[View]) -> None:
-    before = None
-    for view in views:
-        for line in changes(before, view):
-            click.echo(f"{datetime.now(timezone.utc):%Y-%m-%d} {_now()} {line}")
-        before = view
-
-
-def _now() -> str:
-    return f"{datetime.now(timezone.utc):%H:%M:%SZ}"
+    return lines if before and news(before) == news(after) else [*lines, after.sentence]

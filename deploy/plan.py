@@ -4,20 +4,12 @@ The lab and Azure apply the same `Plan`; what differs between them is only who m
 """
 
 import ipaddress
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-import click
-from rich.console import Console
-from rich.table import Table
-
-from agent.loader import timing, worst_failover_seconds
 from deploy import Refusal
-from deploy.settings import Settings, settings_of, settings_options
+from deploy.settings import INTERNET, Settings, times_of
 
 ZONES = 3
 """Availability zones of a region, https://learn.microsoft.com/azure/reliability/availability-zones-overview."""
@@ -25,7 +17,9 @@ ZONES = 3
 FIRST_HOST = 4
 """Azure keeps the first four addresses of a subnet (.0 to .3) for itself."""
 
-NODE_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}(?<!-)")
+NETWORK = "10.0.0.0/24"
+HTTP_PORT, SSH_PORT = 80, 22
+
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,89}(?<!\.)")
 """A resource group, and a folder of the operator's: less than Azure takes, no brackets."""
 
@@ -47,11 +41,6 @@ TAG_NAME = re.compile(r"[^<>%&\\?/\x00-\x1f]{1,128}")
 OWN_TAGS = frozenset({"key", "made-by", "nodes", "period-seconds"})
 MOST_TAGS = 50 - len(OWN_TAGS)
 
-INTERNET = "Internet"
-NO_SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
-RESERVED_NAMES = frozenset({"index", "probe"})
-"""A node's marker is `<name>.html`: these names would overwrite the node's own pages."""
-
 
 @dataclass(frozen=True)
 class FirewallRule:
@@ -69,7 +58,7 @@ class Probe:
     """How the load balancer asks a node whether it is the active one."""
 
     path: str = "/probe.html"
-    port: int = 80
+    port: int = HTTP_PORT
     interval_seconds: int = 5
     threshold: int = 1  # so many equal answers in a row, up or down
 
@@ -91,70 +80,67 @@ class Plan:
 
     name: str
     nodes: tuple[Node, ...]
-    network: str = "10.0.0.0/24"
-    image: str = "Canonical:ubuntu-24_04-lts:server:latest"
-    probe: Probe = Probe()
-    firewall: tuple[FirewallRule, ...] = (
-        FirewallRule("AllowHttpFromInternet", 100, "Tcp", 80, "Internet"),
-        FirewallRule("AllowSshFromOperator", 110, "Tcp", 22, "203.0.113.254/32"),
-        FirewallRule("AllowPingFromNetwork", 120, "Icmp", None, "10.0.0.0/24"),
-    )
-    region: str = "westeurope"
-    peer_address: str = "public"
-    period_seconds: int = 20
-    tags: tuple[tuple[str, str], ...] = ()  # of every resource, beside our own
+    network: str
+    image: str
+    probe: Probe
+    firewall: tuple[FirewallRule, ...]
+    region: str
+    peer_address: str
+    period_seconds: int
+    tags: tuple[tuple[str, str], ...]  # of every resource, beside our own
 
 
-def make_plan(
-    count: int = 3,
+def plan_of(
+    settings: Settings,
+    nodes: tuple[Node, ...] = (),
     *,
-    name: str = "active-passive-cluster",
-    size: str = "Standard_B2als_v2",
-    witness_size: str | None = None,
-    network: str = "10.0.0.0/24",
+    network: str = NETWORK,
     public_network: str | None = None,
 ) -> Plan:
-    """The plan of `count` nodes, node1 first, spread over the zones.
+    """The plan that an operator's settings describe, or that of `nodes` which are there already.
 
     `public_network`: where the lab takes the public addresses from (198.51.100.0/24, RFC 5737);
-    on Azure they are known only after they were created.
+    on Azure they are known only after they were created. Raises `Refusal` with the value that is
+    wrong and what would be right.
     """
+    plan = Plan(
+        name=settings.name,
+        nodes=nodes or new_nodes(settings, network, public_network),
+        network=network,
+        image=settings.image,
+        probe=Probe(),
+        firewall=firewall(settings.http_from, settings.ssh_from, network),
+        region=settings.region,
+        peer_address=settings.peer_address,
+        period_seconds=settings.period_seconds,
+        tags=tuple(tag(text) for text in settings.tags),
+    )
+    check_cluster(plan)
+    check_nodes(plan)
+    return plan
+
+
+def new_nodes(settings: Settings, network: str, public_network: str | None) -> tuple[Node, ...]:
+    """As many nodes as asked for, node1 first, spread over the zones."""
     subnet = ipaddress.ip_network(network)
-    if count > subnet.num_addresses - FIRST_HOST - 1:
-        raise Refusal(f"{count} nodes: the network {network} has no room for so many.")
+    if settings.nodes > subnet.num_addresses - FIRST_HOST - 1:
+        raise Refusal(f"{settings.nodes} nodes: the network {network} has no room for so many.")
     public = ipaddress.ip_network(public_network) if public_network else None
-    nodes = tuple(
+    return tuple(
         Node(
             name=f"node{index + 1}",
-            zone=index % ZONES + 1,
+            zone=zone_of(index),
             private_ip=str(subnet[FIRST_HOST + index]),
             public_ip=str(public[FIRST_HOST + index]) if public else None,
-            size=witness_size or size if index == count - 1 else size,
+            size=(index == settings.nodes - 1 and settings.witness_size) or settings.size,
         )
-        for index in range(count)
+        for index in range(settings.nodes)
     )
-    return validated(Plan(name=name, nodes=nodes, network=network))
 
 
-def plan_of(settings: Settings) -> Plan:
-    """The plan that an operator's settings describe; raises `Refusal` as `validated` does."""
-    plan = make_plan(
-        settings.nodes,
-        name=settings.name,
-        size=settings.size,
-        witness_size=settings.witness_size or None,
-    )
-    return validated(
-        replace(
-            plan,
-            region=settings.region,
-            image=settings.image,
-            firewall=firewall(settings.http_from, settings.ssh_from, plan.network),
-            peer_address=settings.peer_address,
-            period_seconds=settings.period_seconds,
-            tags=tuple(tag(text) for text in settings.tags),
-        )
-    )
+def zone_of(index: int) -> int:
+    """The zone of a node, by its place in the order of preference."""
+    return index % ZONES + 1
 
 
 def tag(text: str) -> tuple[str, str]:
@@ -181,8 +167,8 @@ def firewall(
     http, ssh = together("http_from", http_from), together("ssh_from", ssh_from)
     http_name = "AllowHttpFromInternet" if http == (INTERNET,) else "AllowHttpFromRanges"
     return (
-        *(FirewallRule(http_name, 100, "Tcp", 80, source) for source in http),
-        *(FirewallRule("AllowSshFromOperator", 110, "Tcp", 22, source) for source in ssh),
+        *(FirewallRule(http_name, 100, "Tcp", HTTP_PORT, source) for source in http),
+        *(FirewallRule("AllowSshFromOperator", 110, "Tcp", SSH_PORT, source) for source in ssh),
         FirewallRule("AllowPingFromNetwork", 120, "Icmp", None, network),
     )
 
@@ -222,8 +208,7 @@ def address_range(where: str, source: str) -> ipaddress.IPv4Network:
 
 def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
     """Lets nodes that ask each other's public addresses through where the Internet may not."""
-    sources = {rule.source for rule in plan.firewall if rule.port == plan.probe.port}
-    if plan.peer_address == "private" or INTERNET in sources:
+    if plan.peer_address == "private" or INTERNET in sources(plan, plan.probe.port):
         return ()
     return tuple(
         FirewallRule("AllowHttpFromPeers", 130, "Tcp", plan.probe.port, f"{node.public_ip}/32")
@@ -235,19 +220,12 @@ def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
 def with_public_addresses(plan: Plan, addresses: Mapping[str, str]) -> Plan:
     """The same plan with the public addresses that are known, by the nodes' names."""
     nodes = tuple(replace(node, public_ip=addresses.get(node.name)) for node in plan.nodes)
-    return validated(replace(plan, nodes=nodes))
+    return replace(plan, nodes=nodes)
 
 
-def validated(plan: Plan) -> Plan:
-    """The same plan, if a cluster can be made of it.
-
-    Raises `Refusal` with the value that is wrong and what would be right.
-    """
-    check_cluster(plan)
-    check_nodes(plan)
-    for rule in plan.firewall:
-        check_source(rule)
-    return plan
+def sources(plan: Plan, port: int) -> tuple[str, ...]:
+    """From where a port of the nodes may be reached."""
+    return tuple(rule.source for rule in plan.firewall if rule.port == port)
 
 
 def check_cluster(plan: Plan) -> None:
@@ -261,13 +239,12 @@ def check_cluster(plan: Plan) -> None:
             " beginning with a letter or digit and not ending with '.'."
         )
     if not REGION.fullmatch(plan.region):
-        raise Refusal(f"region {plan.region!r}: use Azure's short name, like westeurope.")
+        raise Refusal(f"region {plan.region!r}: use Azure's short name, like {Settings.region}.")
     if len(plan.image.split(":")) != 4 or not all(plan.image.split(":")):
         raise Refusal(f"image {plan.image!r}: use PUBLISHER:OFFER:SKU:VERSION.")
     if plan.peer_address not in ("public", "private"):
         raise Refusal(f"peer address {plan.peer_address!r}: use public or private.")
-    if not 2 <= plan.period_seconds <= 60 or 60 % plan.period_seconds:
-        raise Refusal(f"period {plan.period_seconds} s: use a divisor of 60 between 2 and 60.")
+    times_of(plan.period_seconds)
     names = [name.lower() for name, _ in plan.tags]
     if len(set(names)) < len(names) or len(names) > MOST_TAGS:
         raise Refusal(
@@ -281,97 +258,13 @@ def check_cluster(plan: Plan) -> None:
 
 
 def check_nodes(plan: Plan) -> None:
-    """Refuse a node that Azure would refuse, or two that get in each other's way."""
+    """Refuse a node that Azure would refuse, or that its network has no place for.
+
+    Names and addresses are ours, or those of a `nodes_info.json` that was read by its rules.
+    """
     network = ipaddress.ip_network(plan.network)
     for node in plan.nodes:
-        if not NODE_NAME.fullmatch(node.name) or node.name in RESERVED_NAMES:
-            raise Refusal(
-                f"node name {node.name!r}: use lower-case letters, digits and '-', at most 63,"
-                " beginning with a letter, and not 'index' or 'probe'."
-            )
         if ipaddress.ip_address(node.private_ip) not in network:
             raise Refusal(f"{node.name}: {node.private_ip} is not inside the network {network}.")
         if not SIZE.fullmatch(node.size):
-            raise Refusal(f"{node.name}: size {node.size!r}: use a name like Standard_B2als_v2.")
-    for what, values in (
-        ("name", [node.name for node in plan.nodes]),
-        ("private address", [node.private_ip for node in plan.nodes]),
-        ("public address", [node.public_ip for node in plan.nodes if node.public_ip]),
-    ):
-        twice = {value for value in values if values.count(value) > 1}
-        if twice:
-            raise Refusal(f"two nodes have the {what} {twice.pop()}: each needs its own.")
-
-
-def check_source(rule: FirewallRule) -> None:
-    """Refuse a source that is no address range; a URL is an address that is not known yet."""
-    if rule.source != INTERNET and not is_url(rule.source):
-        address_range(rule.name, rule.source)
-
-
-def nodes_info(plan: Plan, subscription: str = NO_SUBSCRIPTION) -> dict[str, dict[str, str]]:
-    """What `nodes_info.json` holds for this plan, most preferred node first."""
-    nic = (
-        f"/subscriptions/{subscription}/resourceGroups/"
-        f"{plan.name}/providers/Microsoft.Network/networkInterfaces/"
-    )
-    return {
-        node.name: {
-            "ip_configuration_name": "default",
-            "network_interface_id": f"{nic}{node.name}-nic",
-            "private_ip": node.private_ip,
-            "public_ip": node.public_ip or "",
-        }
-        for node in plan.nodes
-    }
-
-
-def plan_from_nodes_info(info: Mapping[str, Mapping[str, str]]) -> Plan:
-    """The plan of the nodes that a `nodes_info.json` names, in its order."""
-    template = make_plan(3)
-    nodes = tuple(
-        Node(
-            name=name,
-            zone=index % ZONES + 1,
-            private_ip=entry["private_ip"],
-            public_ip=entry["public_ip"],
-            size=template.nodes[0].size,
-        )
-        for index, (name, entry) in enumerate(info.items())
-    )
-    return validated(Plan(name=template.name, nodes=nodes))
-
-
-@click.command("plan")
-@settings_options
-@click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
-def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
-    """Print what `azure up` would create; needs no credentials."""
-    plan = plan_of(settings_of(config, options))
-    if as_json:
-        click.echo(json.dumps(asdict(plan), indent=2))
-        return
-    print_plan(plan, Console())
-
-
-def print_plan(plan: Plan, console: Console) -> None:
-    """The plan as two tables and a line."""
-    nodes = Table("node", "zone", "private address", "size", title=f"Plan of {plan.name}")
-    for node in plan.nodes:
-        nodes.add_row(node.name, str(node.zone), node.private_ip, node.size)
-    console.print(nodes)
-    rules = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
-    for rule in plan.firewall:
-        port = "any" if rule.port is None else str(rule.port)
-        source = "your own address" if is_url(rule.source) else rule.source
-        rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
-    console.print(rules)
-    longest_seconds = worst_failover_seconds(timing(plan.period_seconds))
-    console.print(
-        f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
-        f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
-        f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
-        f" other's {plan.peer_address} address every {plan.period_seconds} s."
-        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
-        highlight=False,
-    )
+            raise Refusal(f"{node.name}: size {node.size!r}: use a name like {Settings.size}.")

@@ -2,13 +2,12 @@
 
 import base64
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import click
-
+from agent.loader import BadInput, Timing, timing
 from deploy import Refusal
 from deploy.files import expanded
 
@@ -18,6 +17,9 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 SETTINGS_FILE = Path("cluster.toml")
+
+INTERNET = "Internet"
+"""Azure's word for every address."""
 
 OWN_ADDRESS = "https://api.ipify.org"
 """Answers with the caller's own IPv4 address as plain text, https://www.ipify.org."""
@@ -34,58 +36,28 @@ class Settings:
     witness_size: str = ""  # empty: as the others
     image: str = "Canonical:ubuntu-24_04-lts:server:latest"
     ssh_key: str = ""  # a file; empty: the first of SSH_KEYS that exists
-    http_from: tuple[str, ...] = ("Internet",)
+    http_from: tuple[str, ...] = (INTERNET,)
     ssh_from: tuple[str, ...] = (OWN_ADDRESS,)
     peer_address: str = "public"
     period_seconds: int = 20
     tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
 
 
-HELP = {
-    "name": "Name of the cluster and of its resource group.",
-    "region": "Azure region, e.g. westeurope.",
-    "nodes": "How many: an odd number, 3 or more.",
-    "size": "VM size of every node.",
-    "witness_size": "VM size of the last node, if not as the others.",
-    "image": "Image as PUBLISHER:OFFER:SKU:VERSION.",
-    "ssh_key": "File of the SSH public key; else id_ed25519.pub or id_rsa.pub in ~/.ssh.",
-    "http_from": "Address range that may reach HTTP, or Internet; repeat for more.",
-    "ssh_from": "Address range that may reach SSH, or the URL of a service that tells your own.",
-    "peer_address": "Which address of their peers the nodes ask: public or private.",
-    "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
-    "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
-}
-
 RSA_BITS = 2048
 """Azure takes no shorter ones, https://learn.microsoft.com/azure/virtual-machines/linux/create-ssh-keys-detailed."""
 
 SSH_KEYS = ("~/.ssh/id_ed25519.pub", "~/.ssh/id_rsa.pub")
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
+def times_of(period_seconds: int) -> Timing:
+    """Every length of time that follows from a period.
 
-def settings_options(command: Command) -> Command:
-    """Give a verb `--config` and one option for every setting, passed to it as keywords."""
-    for field in reversed(fields(Settings)):
-        many = isinstance(field.default, tuple)
-        command = click.option(
-            f"--{field.name.replace('_', '-')}",
-            type=int if isinstance(field.default, int) else str,
-            multiple=many,
-            default=None,
-            help=HELP[field.name] + shown(field.default),
-        )(command)
-    return click.option(
-        "--config",
-        type=Path,
-        help=f"File of settings.  [{SETTINGS_FILE}, if it is there]",
-    )(command)
-
-
-def shown(default: object) -> str:
-    """A default as `--help` prints it."""
-    text = ", ".join(default) if isinstance(default, tuple) else str(default)
-    return f"  [{text}]" if text else ""
+    Raises `Refusal` for one that breaks an inequality of docs/protocol.md section 1.
+    """
+    try:
+        return timing(period_seconds)
+    except BadInput as error:
+        raise Refusal(str(error)) from error
 
 
 def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:

@@ -5,6 +5,7 @@
 #
 # Run by sudo, it leaves nothing in the checkout that the checkout's owner can't delete.
 
+# shellcheck shell=dash
 export PYTHONDONTWRITEBYTECODE=1
 umask 022                                          # others use what is made here
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # `su` leaves them out, and apt needs them

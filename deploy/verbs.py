@@ -1,27 +1,169 @@
 """Every verb of `python -m deploy`, in one group."""
 
-import click
+import contextlib
+import json
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from deploy.azure.cli import azure
+import click
+from rich.console import Console
+
+from agent.loader import BadInput, __version__, read_key
+from deploy import Refusal
+from deploy.azure.cli import azure, azure_verbs, plain_console
+from deploy.azure.state import State, state_of_cluster
+from deploy.checkout import NODES_FILE
+from deploy.lab import BOOTSTRAP_URL
+from deploy.lab import STATE as LAB_STATE
 from deploy.lab.commands import lab_command
-from deploy.operate import status_command, watch_command
-from deploy.plan import plan_command
-from deploy.release import publish_command
-from deploy.userdata import user_data_command
+from deploy.nodes_info import read_nodes_info
+from deploy.operate import look, looks, read_cluster
+from deploy.options import settings_options
+from deploy.plan import plan_of
+from deploy.publish import publish
+from deploy.release import release_files
+from deploy.settings import Settings, settings_of
+from deploy.show import picture, print_plan, watch_lines, watch_live
+from deploy.userdata import user_data
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(version)s")
 def deploy() -> None:
     """One active node out of three on Azure, or on this machine."""
 
 
-for command in (
-    plan_command,
-    azure,
-    lab_command,
-    publish_command,
-    user_data_command,
-    status_command,
-    watch_command,
-):
-    deploy.add_command(command)
+deploy.add_command(azure)
+deploy.add_command(lab_command)
+
+
+# ---- Before there is a cluster
+
+
+@deploy.command("plan")
+@settings_options
+@click.option("--json", "as_json", is_flag=True, help="The whole plan as JSON.")
+def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
+    """Print what `azure up` would create; needs no credentials."""
+    plan = plan_of(settings_of(config, options))
+    if as_json:
+        click.echo(json.dumps(asdict(plan), indent=2))
+    else:
+        print_plan(plan, Console())
+
+
+@deploy.command("user-data")
+@click.argument("node")
+@click.option("--nodes-info", type=Path, default=NODES_FILE)
+@click.option("--bootstrap-url", default=BOOTSTRAP_URL, show_default=True)
+@click.option("--cluster-key", "key_file", type=Path, help="A file; without: a new key.")
+@click.option("--period-seconds", type=int, default=Settings.period_seconds, show_default=True)
+def user_data_command(
+    node: str, nodes_info: Path, bootstrap_url: str, key_file: Path | None, period_seconds: int
+) -> None:
+    """Print the first-boot document of NODE; it holds the cluster's key."""
+    document = user_data(
+        node,
+        read_nodes_info(nodes_info),
+        bootstrap_url=bootstrap_url,
+        cluster_key=read_cluster_key(key_file) if key_file else secrets.token_hex(32),
+        period_seconds=period_seconds,
+    )
+    if key_file is None:
+        click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
+    click.echo(document.encode(), nl=False)  # bytes: Windows would end its lines in its own way
+
+
+def read_cluster_key(path: Path) -> str:
+    """The key in a file, by the agent's rules; raises `Refusal`."""
+    try:
+        return read_key(path).hex()
+    except BadInput as error:
+        raise Refusal(str(error)) from error
+
+
+# ---- The web site
+
+
+@deploy.command("publish")
+@click.option("--to", "directory", type=Path, help="A web server's folder; without: to Azure.")
+@click.option(
+    "--cluster",
+    type=Path,
+    show_default="of the cluster with the default name",
+    help="State folder of the cluster on Azure.",
+)
+@click.option("--nodes-info", type=Path, help="Other nodes than the cluster's, or the lab's.")
+def publish_command(directory: Path | None, cluster: Path | None, nodes_info: Path | None) -> None:
+    """Build the release and publish it, to a folder or to a cluster's storage account."""
+    if directory is None:
+        publish_to_account(cluster or state_of_cluster(Settings.name).folder, nodes_info)
+    else:
+        publish_to_folder(directory, nodes_info or NODES_FILE)
+
+
+def publish_to_account(folder: Path, nodes_info: Path | None) -> None:
+    """Upload the release to the storage account of the cluster whose state folder this is."""
+    state = State(folder)
+    endpoints = state.endpoints()
+    release = release_files(read_nodes_info(nodes_info or state.nodes_file))
+    azure_verbs().publish(endpoints, release, plain_console())
+
+
+def publish_to_folder(directory: Path, nodes_info: Path) -> None:
+    """Write the release to a folder, and say which files."""
+    release = release_files(read_nodes_info(nodes_info))
+    try:
+        publish(directory, release)
+    except OSError as error:
+        raise Refusal(f"{directory}: can't be written: {error}.") from error
+    for name in release:
+        click.echo(f"published {directory / name}")
+
+
+# ---- A cluster that is there
+
+cluster_option = click.option(
+    "--cluster",
+    "state",
+    type=Path,
+    default=LAB_STATE,
+    show_default=True,
+    help="The cluster's state folder, with nodes_info.json and endpoints.json.",
+)
+
+
+@deploy.command("status")
+@cluster_option
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.pass_context
+def status_command(context: click.Context, state: Path, as_json: bool) -> None:
+    """Print each node as seen from here, and whether one is active and served.
+
+    Exit code 0: exactly one node is active and the load balancer serves it; 3: not so; 2: error.
+    """
+    view = look(read_cluster(state))
+    if as_json:
+        click.echo(json.dumps(asdict(view), indent=2))
+    else:
+        Console().print(picture(view))
+    context.exit(0 if view.verdict == "served" else 3)
+
+
+@deploy.command("watch")
+@cluster_option
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after that many; else Ctrl-C.")
+def watch_command(state: Path, seconds: float | None) -> None:
+    """Show the table of `status` live, and the last changes.
+
+    Into a pipe or a file: one line for every change.
+    """
+    views = looks(read_cluster(state), seconds)
+    console = Console()
+    with contextlib.suppress(KeyboardInterrupt):
+        if console.is_terminal:
+            watch_live(console, views)
+        else:
+            watch_lines(views)

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from deploy import Refusal
-from deploy.settings import settings_of, settings_options
+from deploy import PROJECT, Refusal
+from deploy.options import settings_options
+from deploy.settings import settings_of
 
 WOULD_CHANGE = 3
 """Exit code of `azure plan` where `azure up` would do something; 2 is an error."""
@@ -90,7 +91,7 @@ def azure_verbs() -> Any:
         return importlib.import_module("deploy.azure.verbs")
     except ModuleNotFoundError as error:
         raise Refusal(
-            f"{error.name} is not installed: pip install 'azure-active-passive-cluster[azure]'"
+            f"{error.name} is not installed: pip install '{PROJECT}[azure]'"
             " (in a checkout: pip install -e '.[azure]')."
         ) from error
     finally:

@@ -27,6 +27,7 @@ from azure.mgmt.resource.resources import ResourceManagementClient
 from azure.mgmt.storage import StorageManagementClient
 from azure.mgmt.storage.models import BlobServiceProperties
 
+from deploy import PROJECT
 from deploy.azure.answers import OfAzure, azures
 from deploy.azure.identity import Identity, advice, ways
 from deploy.azure.resources import Body, Resource, Scope
@@ -289,7 +290,7 @@ def policies(identity: Identity, scope: str) -> list[Any]:
     return [
         RequestIdPolicy(),
         HeadersPolicy(),
-        UserAgentPolicy("azure-active-passive-cluster"),
+        UserAgentPolicy(PROJECT),
         ProxyPolicy(),
         ContentDecodePolicy(),
         OfAzure(),

@@ -35,7 +35,8 @@ from deploy.azure.resources import (
 from deploy.azure.state import State, fingerprint
 from deploy.azure.web_site import container, served, stale, upload
 from deploy.azure.words import code_of
-from deploy.plan import Node, Plan, nodes_info, with_public_addresses
+from deploy.nodes_info import nodes_info
+from deploy.plan import Node, Plan, with_public_addresses
 from deploy.release import release_files
 from deploy.userdata import user_data
 
@@ -67,7 +68,7 @@ class Change:
 
 
 @dataclass
-class Cluster:
+class AzureCluster:
     """The plan, and what Azure has of it; `present` is kept up while steps run."""
 
     cloud: Cloud
@@ -146,7 +147,7 @@ class Cluster:
 # ---------------------------------------------------------------- what is there
 
 
-def look(cluster: Cluster) -> None:
+def look(cluster: AzureCluster) -> None:
     """Fill in what Azure has of the cluster: one list for each kind, all at the same time."""
     cluster.group = cluster.cloud.group()
     if cluster.group is None:
@@ -162,19 +163,19 @@ def look(cluster: Cluster) -> None:
     raise_first(run_steps([*kinds, *of_account], Watch()), cluster.cloud)
 
 
-def look_at_kind(cluster: Cluster, kind: str) -> None:
+def look_at_kind(cluster: AzureCluster, kind: str) -> None:
     """Fill in the resources of a kind."""
     for name, body in cluster.cloud.all_of(kind).items():
         cluster.present[f"{kind} {name}"] = body
 
 
-def look_at_web_site(cluster: Cluster, account: str) -> None:
+def look_at_web_site(cluster: AzureCluster, account: str) -> None:
     """Fill in whether the web site is switched on."""
     if is_settled(cluster.present.get(account)):
         cluster.web_site = cluster.cloud.web_site(cluster.cloud.scope.storage_account())
 
 
-def look_at_release(cluster: Cluster, account: str) -> None:
+def look_at_release(cluster: AzureCluster, account: str) -> None:
     """Fill in what the web site serves; the rest goes on where that can't be looked at."""
     if not is_settled(cluster.present.get(account)):
         return
@@ -185,12 +186,28 @@ def look_at_release(cluster: Cluster, account: str) -> None:
         cluster.unseen = cluster.cloud.words(error)
 
 
-def container_of(cluster: Cluster) -> Any:
+def look_at_providers(cluster: AzureCluster) -> None:
+    """Fill in which providers must be registered before the first resource of theirs."""
+    every = cluster.resources()
+    kinds = {every[key].kind for key in missing(cluster)}
+    needed = {TYPES[kind].split("/", maxsplit=1)[0] for kind in kinds}
+    asks = [Step(name, partial(cluster.cloud.is_registered, name)) for name in sorted(needed)]
+    result = run_steps(asks, Watch())
+    raise_first(result, cluster.cloud)
+    cluster.unregistered = frozenset(name for name, known in result.done.items() if not known)
+
+
+def missing(cluster: AzureCluster) -> frozenset[str]:
+    """The resources that are to be created."""
+    return frozenset(cluster.resources()) - cluster.present.keys()
+
+
+def container_of(cluster: AzureCluster) -> Any:
     """The web site's files."""
     return container(storage_of(cluster), cluster.cloud.identity)
 
 
-def storage_of(cluster: Cluster) -> str:
+def storage_of(cluster: AzureCluster) -> str:
     """Where the account's files are; an account without that is not known to be anywhere."""
     return cluster.endpoints()["storage"]
 
@@ -216,7 +233,7 @@ def is_settled(body: Body | None) -> bool:
 # ---------------------------------------------------------------- what would change
 
 
-def changes(cluster: Cluster) -> list[Change]:
+def changes(cluster: AzureCluster) -> list[Change]:
     """What `up` would do about every step, in the order of the steps."""
     return [
         group_change(cluster),
@@ -228,7 +245,7 @@ def changes(cluster: Cluster) -> list[Change]:
     ]
 
 
-def group_change(cluster: Cluster) -> Change:
+def group_change(cluster: AzureCluster) -> Change:
     """What happens to the resource group."""
     if cluster.group is None:
         return Change(cluster.group_step, "create")
@@ -238,7 +255,7 @@ def group_change(cluster: Cluster) -> Change:
     return Change(cluster.group_step, "change" if lines else "leave", lines)
 
 
-def tags_missing(cluster: Cluster) -> list[str]:
+def tags_missing(cluster: AzureCluster) -> list[str]:
     """What the operator's tags would change about the group; Azure may answer it without any."""
     found = (cluster.group or {}).get("tags") or {}
     return differences({"tags": dict(cluster.plan.tags)}, {"tags": found})
@@ -249,7 +266,7 @@ def is_ours(body: Body) -> bool:
     return MADE_BY.items() <= (body.get("tags") or {}).items()
 
 
-def change_of(cluster: Cluster, resource: Resource) -> Change:
+def change_of(cluster: AzureCluster, resource: Resource) -> Change:
     """What happens to a resource."""
     body = cluster.present.get(resource.key)
     if body is None:
@@ -262,14 +279,14 @@ def change_of(cluster: Cluster, resource: Resource) -> Change:
     return Change(resource.key, "change" if lines and resource.in_place else "leave", lines)
 
 
-def web_site_change(cluster: Cluster) -> Change:
+def web_site_change(cluster: AzureCluster) -> Change:
     """Whether the web site must be switched on."""
     lines = tuple(differences(WEB_SITE, cluster.web_site))
     verb = "create" if not cluster.web_site else "change" if lines else "leave"
     return Change("web site", verb, lines if cluster.web_site else ())
 
 
-def release_change(cluster: Cluster) -> Change:
+def release_change(cluster: AzureCluster) -> Change:
     """Which files must be uploaded."""
     release = cluster.release()
     names = stale(release, cluster.served)
@@ -283,7 +300,7 @@ def release_change(cluster: Cluster) -> Change:
 # ---------------------------------------------------------------- making it so
 
 
-def steps(cluster: Cluster) -> list[Step]:
+def steps(cluster: AzureCluster) -> list[Step]:
     """Everything `up` does; what is as it should be costs no request."""
     group = frozenset({cluster.group_step})
     account = f"storage account {cluster.cloud.scope.storage_account()}"
@@ -294,8 +311,8 @@ def steps(cluster: Cluster) -> list[Step]:
     ]
     names = frozenset(step.name for step in providers)
     if cluster.unregistered & ASKED:
-        missing = missing_in(changes(cluster))
-        providers.append(Step(ROOM_STEP, partial(refuse_without_room, cluster, missing), names))
+        room = partial(refuse_without_room, cluster, missing(cluster))
+        providers.append(Step(ROOM_STEP, room, names))
         names |= {ROOM_STEP}
     return [
         *providers,
@@ -306,7 +323,7 @@ def steps(cluster: Cluster) -> list[Step]:
     ]
 
 
-def resource_step(cluster: Cluster, resource: Resource) -> Step:
+def resource_step(cluster: AzureCluster, resource: Resource) -> Step:
     """A resource comes after its group, which comes after its provider, and what it names."""
     needs = {cluster.group_step, *resource.needs}
     if resource.kind == "virtual machine":
@@ -314,13 +331,13 @@ def resource_step(cluster: Cluster, resource: Resource) -> Step:
     return Step(resource.key, partial(ensure, cluster, resource.key), frozenset(needs))
 
 
-def register(cluster: Cluster, namespace: str) -> str:
+def register(cluster: AzureCluster, namespace: str) -> str:
     """Let the subscription use a provider."""
     cluster.cloud.register(namespace)
     return "registered"
 
 
-def ensure_group(cluster: Cluster) -> str:
+def ensure_group(cluster: AzureCluster) -> str:
     """Create the group, make an empty one ours, or give it the operator's tags."""
     ours = cluster.group is not None and is_ours(cluster.group)
     if ours and not tags_missing(cluster):
@@ -341,7 +358,7 @@ def fixed(plan: Plan) -> dict[str, str]:
     return {"nodes": str(len(plan.nodes)), "period-seconds": str(plan.period_seconds)}
 
 
-def ensure(cluster: Cluster, key: str) -> str:
+def ensure(cluster: AzureCluster, key: str) -> str:
     """Make one resource as it should be; nothing is sent where nothing differs."""
     resource = cluster.resources()[key]
     before = settled(cluster.cloud, resource, cluster.present.get(key))
@@ -353,7 +370,7 @@ def ensure(cluster: Cluster, key: str) -> str:
     return "changed" if provisioning(before) == "Succeeded" else "repaired"
 
 
-def made(cluster: Cluster, resource: Resource, found: Body | None) -> Body:
+def made(cluster: AzureCluster, resource: Resource, found: Body | None) -> Body:
     """The resource as it should be.
 
     An answer may get lost, and the request be sent again while Azure is at work on it: what Azure
@@ -378,7 +395,7 @@ def is_as_wanted(found: Body | None, resource: Resource) -> TypeGuard[Body]:
     return not (resource.in_place and differences(resource.body, found))
 
 
-def to_send(cluster: Cluster, resource: Resource, found: Body | None) -> Body:
+def to_send(cluster: AzureCluster, resource: Resource, found: Body | None) -> Body:
     """The body that makes a resource, or mends what is there."""
     if found is None:
         return creation(cluster, resource)
@@ -402,7 +419,7 @@ def looked_at_again(
     return after
 
 
-def creation(cluster: Cluster, resource: Resource) -> Body:
+def creation(cluster: AzureCluster, resource: Resource) -> Body:
     """The body that creates a resource, with what is sent only then."""
     body: Body = merged(resource.at_creation, resource.body)
     if resource.kind == "virtual machine":
@@ -412,7 +429,7 @@ def creation(cluster: Cluster, resource: Resource) -> Body:
     return body
 
 
-def require_own_group(cluster: Cluster, key: str) -> None:
+def require_own_group(cluster: AzureCluster, key: str) -> None:
     """Refuse to make a machine with a key that is not, by now, the group's: two are no cluster.
 
     Whoever wrote the group's tag last goes on, be it from another computer.
@@ -433,7 +450,7 @@ def settled(cloud: Cloud, resource: Resource, body: Body | None) -> Body | None:
     return body
 
 
-def ensure_web_site(cluster: Cluster) -> str:
+def ensure_web_site(cluster: AzureCluster) -> str:
     """Switch the web site on."""
     if cluster.web_site and not differences(WEB_SITE, cluster.web_site):
         return "left"
@@ -442,7 +459,7 @@ def ensure_web_site(cluster: Cluster) -> str:
     return "changed" if cluster.web_site else "created"
 
 
-def ensure_release(cluster: Cluster) -> str:
+def ensure_release(cluster: AzureCluster) -> str:
     """Upload what the web site does not serve yet, and write the operator's copy."""
     cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
     release = cluster.release()
@@ -459,7 +476,7 @@ def ensure_release(cluster: Cluster) -> str:
 # ---------------------------------------------------------------- what is refused
 
 
-def refuse_unsound(cluster: Cluster, *, adopt: bool) -> None:
+def refuse_unsound(cluster: AzureCluster, *, adopt: bool) -> None:
     """Raise `Refusal` where going on would touch what is not ours, or break a cluster."""
     if cluster.group is None:
         return
@@ -481,7 +498,7 @@ def refuse_unsound(cluster: Cluster, *, adopt: bool) -> None:
     refuse_other_key(cluster, tags.get("key"))
 
 
-def refuse_foreign(cluster: Cluster, *, adopt: bool) -> None:
+def refuse_foreign(cluster: AzureCluster, *, adopt: bool) -> None:
     """Refuse a group that is not ours, unless it is empty and the operator gives it to us."""
     inside = cluster.cloud.everything()
     if inside:
@@ -496,7 +513,7 @@ def refuse_foreign(cluster: Cluster, *, adopt: bool) -> None:
         )
 
 
-def refuse_other_key(cluster: Cluster, wanted: str | None) -> None:
+def refuse_other_key(cluster: AzureCluster, wanted: str | None) -> None:
     """Refuse to go on with a key that the cluster's nodes do not have."""
     key = cluster.state.key()
     if key is None or fingerprint(key) != wanted:
@@ -507,32 +524,32 @@ def refuse_other_key(cluster: Cluster, wanted: str | None) -> None:
         )
 
 
-def refuse_document(cluster: Cluster) -> None:
+def refuse_document(cluster: AzureCluster) -> None:
     """Refuse settings of which no first-boot document can be made, before anything is created."""
     for node in cluster.plan.nodes:
         custom_data(cluster.document(node.name, key="0" * 64))
 
 
-def room_change(cluster: Cluster) -> list[Change]:
+def room_change(cluster: AzureCluster) -> list[Change]:
     """The check of sizes and limits, where it has to wait until Azure may be asked."""
     if not cluster.unregistered & ASKED:
         return []
     return [Change(ROOM_STEP, "check", ("as soon as the providers are registered",))]
 
 
-def refuse_without_room(cluster: Cluster, missing: frozenset[str]) -> str:
+def refuse_without_room(cluster: AzureCluster, wanted: frozenset[str]) -> str:
     """Refuse what a zone does not have or the subscription may not, before anything is created."""
-    nodes = [node for node in cluster.plan.nodes if f"virtual machine {node.name}" in missing]
-    addresses = sum(key.startswith("public address ") for key in missing)
+    nodes = [node for node in cluster.plan.nodes if f"virtual machine {node.name}" in wanted]
+    addresses = sum(key.startswith("public address ") for key in wanted)
     if nodes:
         sizes = cluster.cloud.sizes(cluster.plan.region)
         refuse_sizes(cluster.plan.region, nodes, sizes)
     if nodes or addresses:
-        wanted = Counter(dict.fromkeys(ADDRESS_LIMITS, addresses))
+        needed = Counter(dict.fromkeys(ADDRESS_LIMITS, addresses))
         for size in (sizes[node.size] for node in nodes):
-            wanted.update(dict.fromkeys(("cores", size.family), size.cores))
+            needed.update(dict.fromkeys(("cores", size.family), size.cores))
         room = cluster.cloud.room(cluster.plan.region)
-        refuse_beyond_limits(cluster.plan.region, wanted, room)
+        refuse_beyond_limits(cluster.plan.region, needed, room)
     return "checked"
 
 
@@ -558,21 +575,3 @@ def refuse_beyond_limits(region: str, wanted: Mapping[str, int], room: Mapping[s
                 f" have {room[name]} more there: ask Azure for a higher quota, or choose another"
                 " size or region."
             )
-
-
-def missing_in(planned: list[Change]) -> frozenset[str]:
-    """What is to be created."""
-    return frozenset(change.step for change in planned if change.verb == "create")
-
-
-def look_at_providers(cluster: Cluster, missing: frozenset[str]) -> None:
-    """Fill in which providers must be registered before the first resource of theirs."""
-    needed = {
-        TYPES[resource.kind].split("/", maxsplit=1)[0]
-        for key, resource in cluster.resources().items()
-        if key in missing
-    }
-    asks = [Step(name, partial(cluster.cloud.is_registered, name)) for name in sorted(needed)]
-    result = run_steps(asks, Watch())
-    raise_first(result, cluster.cloud)
-    cluster.unregistered = frozenset(name for name, known in result.done.items() if not known)

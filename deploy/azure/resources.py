@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from deploy import Refusal
-from deploy.plan import FirewallRule, Node, Plan, peer_rules
+from deploy import PROJECT, Refusal
+from deploy.plan import FirewallRule, Node, Plan, peer_rules, with_public_addresses
 
 Body = dict[str, Any]
 
@@ -27,7 +27,7 @@ TYPES = {
 }
 """What we call a kind of resource, and what Azure does."""
 
-MADE_BY = {"made-by": "azure-active-passive-cluster"}
+MADE_BY = {"made-by": PROJECT}
 """The tag of everything we create; what lacks it is not ours."""
 
 NETWORK, SUBNET = "network", "nodes"
@@ -131,12 +131,7 @@ def node_firewall(plan: Plan, node: Node) -> Resource:
 
 def with_any_addresses(plan: Plan) -> Plan:
     """The plan as if every node's public address were known: only its shape matters."""
-    return Plan(
-        plan.name,
-        tuple(Node(n.name, n.zone, n.private_ip, "any", n.size) for n in plan.nodes),
-        firewall=plan.firewall,
-        peer_address=plan.peer_address,
-    )
+    return with_public_addresses(plan, {node.name: "any" for node in plan.nodes})
 
 
 def security_rules(rules: Iterable[FirewallRule]) -> list[Body]:

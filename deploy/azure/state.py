@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from deploy import Refusal
-from deploy.files import expanded, make_folder, staged, write_whole
-
-PROJECT = "azure-active-passive-cluster"
+from deploy import PROJECT, Refusal
+from deploy.files import expanded, make_folder, staged, write_json
+from deploy.nodes_info import NodesInfo, write_nodes_info
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,10 @@ class State:
             )
         return {"authority": "", "web_site": "", **found}
 
-    def write_cluster(
-        self, nodes: Mapping[str, Mapping[str, str]], endpoints: Mapping[str, str]
-    ) -> None:
+    def write_cluster(self, nodes: NodesInfo, endpoints: Mapping[str, str]) -> None:
         """What `status`, `watch` and `publish` read."""
-        for file, content in ((self.nodes_file, nodes), (self.endpoints_file, endpoints)):
-            text = json.dumps(content, indent=2) + "\n"
-            write_whole(file, text.encode(), folder_mode=0o700)
+        write_nodes_info(self.nodes_file, nodes, folder_mode=0o700)
+        write_json(self.endpoints_file, endpoints, folder_mode=0o700)
 
     def remove(self) -> None:
         """Forget the cluster; the folder goes with the lock, if nothing else is in it."""

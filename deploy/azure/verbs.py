@@ -17,13 +17,13 @@ from deploy.azure.apply import Result, Watch, run_steps
 from deploy.azure.cloud import Cloud, Place
 from deploy.azure.cluster import (
     ASKED,
+    AzureCluster,
     Change,
-    Cluster,
     changes,
     is_ours,
     look,
     look_at_providers,
-    missing_in,
+    missing,
     refuse_document,
     refuse_unsound,
     refuse_without_room,
@@ -33,7 +33,7 @@ from deploy.azure.resources import ADMIN_NAME, TYPES, Body
 from deploy.azure.state import State, state_of_cluster
 from deploy.azure.web_site import container, served, stale, upload
 from deploy.azure.words import words_of
-from deploy.plan import is_url, plan_of
+from deploy.plan import HTTP_PORT, SSH_PORT, Plan, firewall, is_url, plan_of, sources
 from deploy.settings import Settings, ssh_public_key
 
 OWN_ADDRESS_SECONDS = 10
@@ -43,14 +43,18 @@ MACHINES = TYPES["virtual machine"].lower()
 
 def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
     """Create what is missing, change what differs, leave the rest; one `up` at a time."""
-    with state_of_cluster(plan_of(settings).name).locked():
-        up_alone(place, settings, console, adopt=adopt, yes=yes)
+    wanted = plan_of(settings)
+    with state_of_cluster(wanted.name).locked():
+        wanted = resolved_once(wanted)
+        key = ssh_public_key(settings)
+        up_alone(place, wanted, key, console, adopt=adopt, yes=yes)
 
 
-def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
+def up_alone(
+    place: Place, wanted: Plan, ssh_key: str, console: Console, *, adopt: bool, yes: bool
+) -> None:
     """As `up`, with the cluster's lock held."""
-    settings = resolved_once(settings)
-    cluster, planned = compared(place, settings, adopt=adopt)
+    cluster, planned = compared(place, wanted, ssh_key, adopt=adopt)
     if all(change.verb == "leave" for change in planned):
         cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
         print_changes(cluster, planned, console)
@@ -59,7 +63,7 @@ def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool,
     print_changes(cluster, planned, console)
     if not yes:
         click.confirm("Go on?", abort=True)
-        cluster, now = compared(place, settings, adopt=adopt)  # nobody knows how long it took
+        cluster, now = compared(place, wanted, ssh_key, adopt=adopt)  # who knows how long it took
         if now != planned:
             raise Refusal(
                 "what there is changed while you were asked: nothing was done; run `azure up`"
@@ -76,25 +80,25 @@ def up_alone(place: Place, settings: Settings, console: Console, *, adopt: bool,
 
 def plan(place: Place, settings: Settings, console: Console, *, adopt: bool) -> bool:
     """Print what `up` would do; True where that is anything at all."""
-    cluster, planned = compared(place, resolved_once(settings), adopt=adopt)
+    wanted = resolved_once(plan_of(settings))
+    cluster, planned = compared(place, wanted, ssh_public_key(settings), adopt=adopt)
     print_changes(cluster, planned, console)
     return any(change.verb != "leave" for change in planned)
 
 
-def compared(place: Place, settings: Settings, *, adopt: bool) -> tuple[Cluster, list[Change]]:
+def compared(
+    place: Place, wanted: Plan, ssh_key: str, *, adopt: bool
+) -> tuple[AzureCluster, list[Change]]:
     """The cluster as Azure has it, and what `up` would do; refuses before anything is touched."""
-    wanted = plan_of(settings)
-    key = ssh_public_key(settings)
     cloud = signed_in(place, wanted.name)
-    cluster = Cluster(cloud, wanted, key, state_of_cluster(wanted.name))
+    cluster = AzureCluster(cloud, wanted, ssh_key, state_of_cluster(wanted.name))
     refuse_document(cluster)
     try:
         look(cluster)
         refuse_unsound(cluster, adopt=adopt)
-        missing = missing_in(changes(cluster))
-        look_at_providers(cluster, missing)
+        look_at_providers(cluster)
         if not cluster.unregistered & ASKED:
-            refuse_without_room(cluster, missing)
+            refuse_without_room(cluster, missing(cluster))
     except (AzureError, OSError) as error:
         raise Refusal(f"Azure: {cloud.words(error)}") from error
     return cluster, changes(cluster)
@@ -112,9 +116,10 @@ def signed_in(place: Place, group: str) -> Cloud:
     return cloud
 
 
-def resolved_once(settings: Settings) -> Settings:
-    """Without URLs in `ssh_from`: an address may differ at a second look, as behind many NATs."""
-    return replace(settings, ssh_from=tuple(map(resolved, settings.ssh_from)))
+def resolved_once(plan: Plan) -> Plan:
+    """Without URLs in its firewall: an address may differ at a second look, as behind many NATs."""
+    http_from, ssh_from = sources(plan, HTTP_PORT), map(resolved, sources(plan, SSH_PORT))
+    return replace(plan, firewall=firewall(http_from, ssh_from, plan.network))
 
 
 def resolved(source: str) -> str:
@@ -290,7 +295,7 @@ def shown_progress(console: Console) -> Progress:
     )
 
 
-def print_changes(cluster: Cluster, planned: Iterable[Change], console: Console) -> None:
+def print_changes(cluster: AzureCluster, planned: Iterable[Change], console: Console) -> None:
     """Where, what will be done, and how much is left as it is."""
     subscription, whose = cluster.cloud.scope.subscription, cluster.cloud.identity.whose
     console.print(f"In {cluster.plan.region}, subscription {subscription}, as {whose}:")
@@ -326,7 +331,7 @@ def stop(result: Result, planned: list[Change], cloud: Cloud, console: Console) 
     raise Refusal(f"{name}: {cloud.words(error)}")
 
 
-def print_cluster(cluster: Cluster, console: Console) -> None:
+def print_cluster(cluster: AzureCluster, console: Console) -> None:
     """Where the cluster answers, and what to try."""
     url, first = cluster.endpoints()["load_balancer"], cluster.plan_now().nodes[0]
     for line in (

@@ -6,10 +6,12 @@ own services have (169.254.169.254, 168.63.129.16).
 
 from pathlib import Path
 
-STATE = Path("/run/azure-active-passive-cluster/lab")
+from deploy import PROJECT
+
+STATE = Path(f"/run/{PROJECT}/lab")
 """All that a running lab keeps on disk; `lab down` removes it."""
 
-CACHE = Path("/var/cache/azure-active-passive-cluster")
+CACHE = Path(f"/var/cache/{PROJECT}")
 """The root file systems, built once; `lab down` leaves them."""
 
 PUBLIC_NETWORK = "198.51.100.0/24"
@@ -18,6 +20,7 @@ OPERATOR = "203.0.113.254"
 """This machine's own address in the lab: the plan's firewall knows it as the operator's."""
 FABRIC_ADDRESS = "203.0.113.1"
 WEB_SITE = "203.0.113.10"
+BOOTSTRAP_URL = f"http://{WEB_SITE}/bootstrap"
 LOAD_BALANCER = "203.0.113.20"
 METADATA = "169.254.169.254"
 PROBE_SOURCE = "168.63.129.16"

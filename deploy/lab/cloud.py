@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from deploy import Refusal
+from deploy.files import write_whole
 from deploy.lab import LOAD_BALANCER, PROBE_SOURCE, STATE, WEB_SITE, container, process
 from deploy.lab.container import Container
 from deploy.lab.network import FABRIC
@@ -15,7 +16,7 @@ from deploy.operate import get
 from deploy.plan import Plan
 
 SITE = STATE / "site"
-"""What the web site serves: `deploy.release.publish` fills it."""
+"""What the web site serves: `deploy.publish` fills it."""
 
 ENDPOINTS = {
     "load_balancer": f"http://{LOAD_BALANCER}",
@@ -58,10 +59,10 @@ def start_web_site(lower: Path) -> None:
     _serve(box, lower, APACHE, "apache2 -DFOREGROUND -f", f"--bind-ro={SITE}:/srv/site")
 
 
-def start_load_balancer(lower: Path, plan: Plan, period_seconds: int) -> None:
+def start_load_balancer(lower: Path, plan: Plan) -> None:
     """Start the load balancer: HAProxy with the plan's probe, unless it runs."""
     box = Container("load-balancer", FABRIC)
-    _serve(box, lower, balancer(plan, period_seconds), "haproxy -db -f")
+    _serve(box, lower, balancer(plan), "haproxy -db -f")
 
 
 def wait_until_served() -> None:
@@ -84,15 +85,15 @@ def wait_until_served() -> None:
         raise Refusal(f"the metadata service ended; its log ends:\n{said}")
 
 
-def probe_seconds(plan: Plan, period_seconds: int) -> float:
+def probe_seconds(plan: Plan) -> float:
     """How often the load balancer asks: as on Azure, or faster so that it follows a fast lab."""
-    return min(plan.probe.interval_seconds, period_seconds / 4)
+    return min(plan.probe.interval_seconds, plan.period_seconds / 4)
 
 
-def balancer(plan: Plan, period_seconds: int) -> str:
+def balancer(plan: Plan) -> str:
     """HAProxy's configuration: streams, as Azure's; without a node that answers 200, nothing."""
     probe = plan.probe
-    every = f"inter {probe_seconds(plan, period_seconds) * 1000:.0f}ms"
+    every = f"inter {probe_seconds(plan) * 1000:.0f}ms"
     check = f"check port {probe.port} {every} rise {probe.threshold} fall {probe.threshold}"
     headers = f"hdr Host {LOAD_BALANCER} hdr User-Agent 'Load Balancer Agent' hdr Connection close"
     servers = "\n".join(
@@ -129,5 +130,5 @@ def _serve(box: Container, lower: Path, config: str, command: str, *options: str
     if box.is_running:
         return
     container.mount(box, lower)
-    (box.root / "etc/lab.conf").write_text(config, encoding="utf-8")
+    write_whole(box.root / "etc/lab.conf", config.encode())
     container.start(box, *options, "--as-pid2", *command.split(), "/etc/lab.conf")

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import Refusal
+from deploy.checkout import NODES_FILE
 from deploy.lab import (
+    BOOTSTRAP_URL,
     CACHE,
     LOAD_BALANCER,
-    PUBLIC_NETWORK,
     STATE,
-    WEB_SITE,
     cloud,
     container,
     network,
@@ -32,15 +32,19 @@ from deploy.lab.mounts import remove_tree
 from deploy.lab.state import (
     Lab,
     is_started,
+    lab_plan,
     lock,
     require_lab,
     running_lab,
     save,
     save_endpoints,
 )
-from deploy.plan import Node, Plan, make_plan, nodes_info, plan_from_nodes_info
-from deploy.release import publish
-from deploy.userdata import CHECKOUT, period_dropins, read_nodes_info, user_data
+from deploy.nodes_info import nodes_info, read_nodes
+from deploy.plan import Node, Plan
+from deploy.publish import publish
+from deploy.release import release_files
+from deploy.settings import Settings
+from deploy.userdata import user_data
 
 BOOT_SECONDS = 120.0
 console = Console(highlight=False, soft_wrap=True)
@@ -60,7 +64,11 @@ def lab_command() -> None:
 
 @lab_command.command("up")
 @click.option("--nodes", "count", type=int, help="An odd number [default: nodes_info.json's].")
-@click.option("--period-seconds", type=int, help="Of the nodes' timer; divides 60 [default: 20].")
+@click.option(
+    "--period-seconds",
+    type=int,
+    help=f"Of the nodes' timer; divides 60 [default: {Settings.period_seconds}].",
+)
 def up(count: int | None, period_seconds: int | None) -> None:
     """Make this machine the cloud, or repair the lab that is up.
 
@@ -181,21 +189,16 @@ def wanted_lab(count: int | None, period_seconds: int | None) -> Lab:
     Raises `Refusal` if another one is up: its nodes have their disks and settings already.
     """
     existing = running_lab()
-    period = period_seconds or (existing.period_seconds if existing else 20)
-    period_dropins(period)  # refuses a period that no node would accept
+    known = existing.plan.period_seconds if existing else Settings.period_seconds
     if count is not None:
-        plan = make_plan(count, public_network=PUBLIC_NETWORK)
+        plan = lab_plan(period_seconds or known, count=count)
     else:
-        plan = existing.plan if existing else checkout_plan()
-    lab = Lab(plan, period)
+        nodes = existing.plan.nodes if existing else read_nodes(NODES_FILE)
+        plan = lab_plan(period_seconds or known, nodes)
+    lab = Lab(plan)
     if existing and existing != lab:
         raise Refusal(f"{existing} from {existing.checkout} is up: `lab down` first.")
     return lab
-
-
-def checkout_plan() -> Plan:
-    """The plan of the nodes in the checkout's `nodes_info.json`."""
-    return plan_from_nodes_info(read_nodes_info(CHECKOUT / "nodes_info.json"))
 
 
 def bring_up(lab: Lab) -> None:
@@ -203,16 +206,16 @@ def bring_up(lab: Lab) -> None:
     network.refuse_taken_routes(lab.plan)
     lower = rootfs.path()
     if not lower.exists():
-        with step(f"Building the root file system ({rootfs.release()}, once)"):
+        with step(f"Building the root file system ({rootfs.codename()}, once)"):
             rootfs.build()
     save(lab)
     with step("Network"):
         make_network(lab.plan)
     with step("Metadata service, web site, load balancer"):
-        publish(cloud.SITE, nodes_info(lab.plan))
+        publish(cloud.SITE, release_files(nodes_info(lab.plan)))
         cloud.start_metadata(lab.checkout)
         cloud.start_web_site(lower)
-        cloud.start_load_balancer(lower, lab.plan, lab.period_seconds)
+        cloud.start_load_balancer(lower, lab.plan)
         cloud.wait_until_served()
     with step(f"Boot of {len(lab.plan.nodes)} nodes"):
         boot_nodes(lab, lower)
@@ -240,9 +243,9 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
         document = user_data(
             each.name,
             nodes_info(lab.plan),
-            bootstrap_url=f"http://{WEB_SITE}/bootstrap",
+            bootstrap_url=BOOTSTRAP_URL,
             cluster_key=key,
-            period_seconds=lab.period_seconds,
+            period_seconds=lab.plan.period_seconds,
         )
         node.install(each, lower, document)
         node.power_on(each)

@@ -6,6 +6,7 @@ instance-metadata-service and /azure/load-balancer/howto-load-balancer-imds.
 
 import base64
 import json
+import sys
 import time
 import uuid
 from collections import defaultdict, deque
@@ -16,11 +17,11 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-import click
-
 from deploy.lab import LOAD_BALANCER, METADATA
 from deploy.lab.network import mac_address
-from deploy.plan import Node, Plan, plan_from_nodes_info
+from deploy.nodes_info import NO_SUBSCRIPTION, read_nodes
+from deploy.plan import Node, Plan, plan_of
+from deploy.settings import Settings
 
 REQUESTS_PER_SECOND = 5
 VERSIONS = [
@@ -28,14 +29,14 @@ VERSIONS = [
     *("2021-10-01", "2021-11-01", "2021-11-15", "2021-12-13", "2023-07-01", "2023-11-15"),
     *("2024-03-15", "2024-07-17", "2025-04-07"),
 ]
-SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 USER_DATA = base64.b64encode(bytes(64 << 10)).decode()
 """As large as Azure takes it: who reads less of the answer than Azure may send learns nothing here.
 
 https://learn.microsoft.com/azure/virtual-machines/user-data
 """
 
-Answer = tuple[int, dict[str, Any]]
+Response = tuple[int, dict[str, Any]]
+"""Status and body."""
 
 
 class RateLimit:
@@ -80,7 +81,7 @@ def instance(plan: Plan, node: Node) -> dict[str, Any]:
 
 def compute(plan: Plan, node: Node) -> dict[str, Any]:
     """What it says of the machine itself."""
-    group = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{plan.name}"
+    group = f"/subscriptions/{NO_SUBSCRIPTION}/resourceGroups/{plan.name}"
     publisher, offer, sku, version = plan.image.split(":")
     return {
         "azEnvironment": "AzurePublicCloud",
@@ -99,7 +100,7 @@ def compute(plan: Plan, node: Node) -> dict[str, Any]:
         "resourceGroupName": plan.name,
         "resourceId": f"{group}/providers/Microsoft.Compute/virtualMachines/{node.name}",
         "sku": sku,
-        "subscriptionId": SUBSCRIPTION,
+        "subscriptionId": NO_SUBSCRIPTION,
         "tags": "",
         "tagsList": [],
         "userData": USER_DATA,
@@ -143,7 +144,7 @@ def what_is_wrong(path: str, query: list[tuple[str, str]], headers: Message) -> 
     return ""
 
 
-def answer(plan: Plan, caller: str, target: str, headers: Message) -> Answer:
+def answer(plan: Plan, caller: str, target: str, headers: Message) -> Response:
     """Status and body for a GET of `target` (path and query) by the address `caller`."""
     url = urlsplit(target)
     path = url.path.rstrip("/")
@@ -191,13 +192,10 @@ def server(address: str, port: int, plan: Plan) -> ThreadingHTTPServer:
     return ThreadingHTTPServer((address, port), Handler)
 
 
-@click.command()
-@click.argument("nodes_info", type=click.Path(exists=True, path_type=Path))
 def main(nodes_info: Path) -> None:
-    """Serve the metadata of the nodes in NODES_INFO, until killed."""
-    plan = plan_from_nodes_info(json.loads(nodes_info.read_text(encoding="utf-8")))
-    server(METADATA, 80, plan).serve_forever()
+    """Serve the metadata of the nodes in a `nodes_info.json`, until killed."""
+    server(METADATA, 80, plan_of(Settings(), read_nodes(nodes_info))).serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deploy import Refusal
 from deploy.files import make_folder
-from deploy.lab.process import run
+from deploy.lab.process import output_of
 
 
 def mount_overlay(lower: Path, folder: Path) -> Path:
@@ -15,7 +15,7 @@ def mount_overlay(lower: Path, folder: Path) -> Path:
         make_folder(path)
     if root not in mounts_below(folder):
         options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)])
+        output_of(["mount", "-t", "overlay", "overlay", "-o", options, str(root)])
     return root
 
 
@@ -32,7 +32,7 @@ def remove_tree(folder: Path) -> None:
     Raises `Refusal` rather than delete through a mount that stays.
     """
     for path in mounts_below(folder):
-        run(["umount", "--lazy", str(path)])
+        output_of(["umount", "--lazy", str(path)])
     if mounts_below(folder):
         raise Refusal(f"{mounts_below(folder)[0]} cannot be unmounted: see `fuser -vm` on it.")
     if folder.exists():

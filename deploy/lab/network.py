@@ -19,8 +19,9 @@ from deploy.lab import (
     SERVICE_NETWORK,
     WEB_SITE,
 )
-from deploy.lab.process import run
+from deploy.lab.process import output_of
 from deploy.plan import FirewallRule, Node, Plan
+from deploy.settings import INTERNET
 
 PREFIX = "aap-"
 FABRIC = f"{PREFIX}fabric"
@@ -40,14 +41,14 @@ def mac_address(node: Node) -> str:
 
 def namespaces() -> list[str]:
     """The lab's network namespaces that exist."""
-    listing = json.loads(run(["ip", "-json", "netns", "list"]) or "[]")
+    listing = json.loads(output_of(["ip", "-json", "netns", "list"]) or "[]")
     return [entry["name"] for entry in listing if entry["name"].startswith(PREFIX)]
 
 
 def refuse_taken_routes(plan: Plan) -> None:
     """Raise `Refusal` where this machine itself uses addresses that the lab would take."""
     wanted = [ipaddress.ip_network(text) for text in (PUBLIC_NETWORK, SERVICE_NETWORK)]
-    for route in json.loads(run(["ip", "-json", "-4", "route", "show"])):
+    for route in json.loads(output_of(["ip", "-json", "-4", "route", "show"])):
         if route["dst"] == "default" or route.get("dev") == HOST_LINK:
             continue
         taken = [net for net in wanted if net.overlaps(ipaddress.ip_network(route["dst"]))]
@@ -93,7 +94,7 @@ def make_node(plan: Plan, node: Node) -> None:
     """Make the node's namespace: its address, its way to the gateway, its firewall."""
     inside = namespace(node)
     port = f"port{node.private_ip.rpartition('.')[2]}"
-    if port in run(["ip", "-netns", FABRIC, "-brief", "link", "show"]):
+    if port in output_of(["ip", "-netns", FABRIC, "-brief", "link", "show"]):
         _ip(f"link delete {port}", inside=FABRIC)
     _ip(
         f"netns add {inside}",
@@ -113,7 +114,7 @@ def make_node(plan: Plan, node: Node) -> None:
 
 def remove() -> None:
     """Remove all of it; what is not there is no error."""
-    if HOST_LINK in run(["ip", "-brief", "link", "show"]):
+    if HOST_LINK in output_of(["ip", "-brief", "link", "show"]):
         _ip(f"link delete {HOST_LINK}")
     for name in namespaces():
         _ip(f"netns delete {name}")
@@ -201,7 +202,7 @@ def _drop(sender: Node, receiver: Node, *, began_only: bool) -> None:
 
 
 def _accept(rule: FirewallRule) -> str:
-    source = "" if rule.source == "Internet" else f"ip saddr {rule.source} "
+    source = "" if rule.source == INTERNET else f"ip saddr {rule.source} "
     what = "meta l4proto icmp" if rule.protocol == "Icmp" else f"tcp dport {rule.port}"
     return f'{source}{what} accept comment "{rule.name}"'
 
@@ -212,16 +213,16 @@ def _gateway(plan: Plan) -> str:
 
 def _ip(*commands: str, inside: str | None = None) -> None:
     where = ["-netns", inside] if inside else []
-    run(["ip", *where, "-batch", "-"], text="\n".join(commands))
+    output_of(["ip", *where, "-batch", "-"], text="\n".join(commands))
 
 
 def _set(inside: str, value: int, *settings: str) -> None:
     paths = [f"/proc/sys/net/ipv4/{setting}" for setting in settings]
-    run(["ip", "netns", "exec", inside, "tee", *paths], text=str(value))
+    output_of(["ip", "netns", "exec", inside, "tee", *paths], text=str(value))
 
 
 def _nft(inside: str, rules: str) -> None:
-    run(["ip", "netns", "exec", inside, "nft", "-f", "-"], text=rules)
+    output_of(["ip", "netns", "exec", inside, "nft", "-f", "-"], text=rules)
 
 
 def _replace(inside: str, table: str, chains: str) -> None:

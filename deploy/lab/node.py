@@ -105,4 +105,4 @@ def thaw(node: Node) -> None:
 def _inside(node: Node, script: str, seconds: float = 20) -> str:
     """What a shell script prints that runs in the node. Raises `Refusal` if it fails."""
     command = container.command_inside(box(node), ("sh", "-c", script))
-    return process.run(command, seconds=seconds).strip()
+    return process.output_of(command, seconds=seconds).strip()

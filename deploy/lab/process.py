@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deploy import Refusal
+from deploy import PROJECT, Refusal
 
-GROUPS = "azure-active-passive-cluster"
+GROUPS = PROJECT
 START_SECONDS = 5.0
 KILL_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
 
-def run(
+def output_of(
     command: Sequence[str], *, text: str | None = None, seconds: float = 20, group: str = ""
 ) -> str:
     """The standard output of a short command that was given `text` on standard input.

@@ -1,6 +1,6 @@
 """The root file system that every node boots: made once by mmdebstrap, from this machine's sources.
 
-Its release and its package sources are those of the machine it is made on, so a Debian machine
+Its version and its package sources are those of the machine it is made on, so a Debian machine
 boots Debian nodes and an Ubuntu machine Ubuntu nodes.
 """
 
@@ -12,7 +12,7 @@ from deploy import Refusal
 from deploy.files import make_folder
 from deploy.lab import CACHE
 from deploy.lab.mounts import remove_tree
-from deploy.lab.process import run, tail
+from deploy.lab.process import output_of, tail
 
 PACKAGES = [
     *("systemd", "systemd-sysv", "dbus", "cloud-init", "netbase", "tzdata", "ca-certificates"),
@@ -58,11 +58,17 @@ BUILD_SECONDS = 1200
 
 
 def path() -> Path:
-    """Where the root file system of this recipe, this release and these sources is or will be."""
+    """Where the root file system of this recipe, this version and these sources is or will be."""
     recipe = "\0".join(
-        [release(), platform.machine(), _sources().read_text(encoding="utf-8"), *PACKAGES, *HOOKS]
+        [
+            codename(),
+            platform.machine(),
+            _sources().read_text(encoding="utf-8"),
+            *PACKAGES,
+            *HOOKS,
+        ]
     )
-    return CACHE / f"rootfs-{release()}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return CACHE / f"rootfs-{codename()}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def build() -> Path:
@@ -81,8 +87,8 @@ def build() -> Path:
     command += ['--aptopt=APT::Install-Recommends "false"', f"--include={','.join(PACKAGES)}"]
     command += [f"--customize-hook={hook}" for hook in HOOKS]
     try:
-        run(
-            [*command, release(), str(building), str(_sources())],
+        output_of(
+            [*command, codename(), str(building), str(_sources())],
             seconds=BUILD_SECONDS,
             group="rootfs",
         )
@@ -92,8 +98,8 @@ def build() -> Path:
     return building.rename(path())
 
 
-def release() -> str:
-    """The code name of this machine's release, e.g. `bookworm` or `noble`."""
+def codename() -> str:
+    """The code name of this machine's system, e.g. `bookworm` or `noble`."""
     name = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     if not name:
         raise Refusal("/etc/os-release has no VERSION_CODENAME: the lab needs Debian or Ubuntu.")

@@ -1,6 +1,5 @@
 """What a running lab is made of, kept in files, and the lock that one command at a time holds."""
 
-import json
 import os
 import secrets
 import shutil
@@ -10,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy import Refusal
-from deploy.files import write_whole
-from deploy.lab import STATE
+from deploy.checkout import CHECKOUT
+from deploy.files import read_object, write_json, write_whole
+from deploy.lab import OPERATOR, PUBLIC_NETWORK, STATE
 from deploy.lab.cloud import ENDPOINTS
-from deploy.operate import read_object
-from deploy.plan import Node, Plan, nodes_info, plan_from_nodes_info
-from deploy.userdata import CHECKOUT, read_nodes_info
+from deploy.nodes_info import nodes_info, read_nodes, write_nodes_info
+from deploy.plan import Node, Plan, plan_of
+from deploy.settings import Settings
 
 MACHINE = "/run"
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")
@@ -26,7 +26,6 @@ class Lab:
     """What was asked for at `lab up`; it stays so until `lab down`."""
 
     plan: Plan
-    period_seconds: int
     checkout: Path = CHECKOUT
 
     def node(self, name: str) -> Node:
@@ -38,21 +37,30 @@ class Lab:
         raise Refusal(f"no node {name!r} in this lab: it has {names}.")
 
     def __str__(self) -> str:
-        return f"a lab of {len(self.plan.nodes)} nodes with a period of {self.period_seconds} s"
+        plan = self.plan
+        return f"a lab of {len(plan.nodes)} nodes with a period of {plan.period_seconds} s"
+
+
+def lab_plan(
+    period_seconds: int, nodes: tuple[Node, ...] = (), *, count: int = Settings.nodes
+) -> Plan:
+    """The defaults with this machine as the operator's; of `nodes`, or `count` new ones."""
+    settings = Settings(nodes=count, ssh_from=(f"{OPERATOR}/32",), period_seconds=period_seconds)
+    return plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
 
 
 def save(lab: Lab) -> None:
     """Keep what the lab is, and make its cluster key. Not yet what says that it is up."""
-    settings = {"period_seconds": lab.period_seconds, "checkout": str(lab.checkout)}
-    _write("settings.json", json.dumps(settings, indent=2))
-    _write("nodes_info.json", json.dumps(nodes_info(lab.plan), indent=2))
+    settings = {"period_seconds": lab.plan.period_seconds, "checkout": str(lab.checkout)}
+    write_json(STATE / "settings.json", settings)
+    write_nodes_info(STATE / "nodes_info.json", nodes_info(lab.plan))
     if not (STATE / "cluster.key").exists():
-        _write("cluster.key", secrets.token_hex(32), mode=0o600)
+        write_whole(STATE / "cluster.key", f"{secrets.token_hex(32)}\n".encode(), mode=0o600)
 
 
 def save_endpoints() -> None:
     """Say where the lab's services are: the last file of `lab up`, so it means: the lab is up."""
-    _write("endpoints.json", json.dumps(ENDPOINTS, indent=2))
+    write_json(STATE / "endpoints.json", ENDPOINTS)
 
 
 def is_started() -> bool:
@@ -64,10 +72,10 @@ def running_lab() -> Lab | None:
     """The lab that is up; None where there is none, or only what a crashed `lab up` left."""
     if not (STATE / "endpoints.json").exists():
         return None
-    settings = read_object(STATE / "settings.json")
-    plan = plan_from_nodes_info(read_nodes_info(STATE / "nodes_info.json"))
+    said = read_object(STATE / "settings.json")
+    nodes = read_nodes(STATE / "nodes_info.json")
     try:
-        return Lab(plan, int(settings["period_seconds"]), Path(settings["checkout"]))
+        return Lab(lab_plan(int(said["period_seconds"]), nodes), Path(said["checkout"]))
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 
@@ -111,7 +119,3 @@ def lock() -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _write(name: str, text: str, *, mode: int = 0o644) -> None:
-    write_whole(STATE / name, f"{text}\n".encode(), mode=mode)

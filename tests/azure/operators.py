@@ -12,7 +12,8 @@ import requests
 
 from deploy.azure.compare import merged
 from deploy.azure.resources import Body, Resource, Scope, custom_data, resources
-from deploy.plan import make_plan
+from deploy.plan import plan_of
+from deploy.settings import Settings
 from tests.azure.fake_azure.azure import SUBSCRIPTION, FakeAzure
 from tests.azure.fake_azure.model import Request
 from tests.azure.fake_azure.operator import NAME, SSH_KEY, Operator
@@ -73,7 +74,8 @@ def decoded(value: Any) -> Any:
 
 def wanted(key: str) -> Resource:
     """A resource of the plan, as `up` would create it."""
-    return {r.key: r for r in resources(make_plan(3, name=NAME), SCOPE, SSH_KEY)}[key]
+    plan = plan_of(Settings(name=NAME, ssh_from=("203.0.113.254/32",)))
+    return {r.key: r for r in resources(plan, SCOPE, SSH_KEY)}[key]
 
 
 def creation(key: str) -> Body:

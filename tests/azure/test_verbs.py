@@ -158,7 +158,7 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     ),
     (setting(ssh_from=["*"]), [], "ssh_from: '*' is no address range"),
     (echo_of_ipv6, [], "ssh_from: '2001:db8::7/32' is no address range"),
-    (setting(), ["--period-seconds", "7"], "period 7 s: use a divisor of 60"),
+    (setting(), ["--period-seconds", "7"], "period_seconds = 7: use a divisor of 60"),
     (setting(tags={"made-by": "me"}), [], "tag 'made-by=me': use KEY=VALUE"),
     (setting(), ["--tags", "team"], "tag 'team': use KEY=VALUE"),
     (setting(), ["--tags", "a/b=c"], "tag 'a/b=c': use KEY=VALUE"),

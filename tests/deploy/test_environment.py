@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from deploy.azure.state import State, state_of_cluster
-from deploy.release import publish
-from deploy.userdata import read_nodes_info, user_data
+from deploy.nodes_info import read_nodes_info
+from deploy.publish import publish
+from deploy.release import release_files
+from deploy.userdata import user_data
 
 CHECKOUT = Path(__file__).parents[2]
 WINDOWS = {
@@ -59,8 +61,8 @@ def assert_one_sentence(ran: Ran, *words: str) -> None:
 def silent(tmp_path: Path) -> Path:
     """The state folder of a cluster whose nodes refuse connections."""
     nodes = {
-        f"node{i}": {"private_ip": f"10.0.0.{i + 3}", "public_ip": f"127.0.9.{i}"}
-        for i in (1, 2, 3)
+        name: entry | {"public_ip": f"127.0.9.{i}"}
+        for i, (name, entry) in enumerate(NODES.items(), 1)
     }
     folder = tmp_path / "state"
     folder.mkdir()
@@ -98,7 +100,7 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
 def test_where_there_is_no_linux_the_same_release_is_published(tmp_path: Path) -> None:
     ran = deploy("publish", "--to", str(tmp_path / "there"), env=WINDOWS)
     assert (ran.returncode, ran.stderr) == (0, b"")
-    publish(tmp_path / "here", NODES)
+    publish(tmp_path / "here", release_files(NODES))
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
@@ -205,7 +207,7 @@ def test_a_checkout_with_windows_line_ends_gives_nodes_none(tmp_path: Path) -> N
     assert ran.stdout == deploy(*words).stdout
     ran = deploy("publish", "--to", str(tmp_path / "site"), env=env, prepare=prepare)
     assert (ran.returncode, ran.stderr) == (0, b"")
-    publish(tmp_path / "here", NODES)
+    publish(tmp_path / "here", release_files(NODES))
     assert contents(tmp_path / "site") == contents(tmp_path / "here")
 
 
@@ -356,7 +358,7 @@ def test_a_stream_that_is_closed_changes_nothing_else(
     assert deploy("plan", then=closed).returncode == 0
     assert deploy("status", "--cluster", str(silent), then=closed).returncode == 3
     assert deploy("publish", "--to", str(tmp_path / "site"), then=closed).returncode == 0
-    publish(tmp_path / "here", NODES)
+    publish(tmp_path / "here", release_files(NODES))
     assert contents(tmp_path / "site") == contents(tmp_path / "here")
     assert deploy("lab", "up", "--nodes", "x", then=closed).returncode == 2
 

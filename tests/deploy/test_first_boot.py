@@ -14,7 +14,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from deploy.userdata import CHECKOUT, read_nodes_info, user_data
+from deploy.checkout import CHECKOUT
+from deploy.nodes_info import read_nodes_info
+from deploy.userdata import user_data
 from tests.agent.world import KEY, SOURCE, Page, World, open_world
 
 COMMANDS = [

@@ -16,10 +16,23 @@ from click.testing import CliRunner, Result
 
 from deploy import operate
 from deploy.__main__ import main
-from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster, status_command, watch_command
+from deploy.checkout import NODES_FILE
+from deploy.nodes_info import read_nodes_info
+from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster
+from deploy.verbs import status_command, watch_command
 from tests.deploy.web import Page, Web, status_page, web
 
 NODES = ("node1", "node2", "node3")
+
+
+def nodes_info(public_ip: str) -> str:
+    """The lab's `nodes_info.json` with the nodes at 11, 12 and 13 of a network of loopback's."""
+    found = read_nodes_info(NODES_FILE)
+    for number, name in enumerate(NODES, 11):
+        found[name]["public_ip"] = public_ip.format(number)
+    return json.dumps(found)
+
+
 STATS = """# pxname,svname,status,check_status,check_code
 nodes,FRONTEND,OPEN,,
 nodes,node1,UP,L7OK,200
@@ -70,11 +83,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         for number, name in enumerate(NODES[1:], 12):
             nodes[name] = stack.enter_context(web(f"127.0.0.{number}", port))
         monkeypatch.setattr(operate, "HTTP_PORT", port)
-        info = {
-            name: {"private_ip": f"10.0.0.{number}", "public_ip": f"127.0.0.{number + 7}"}
-            for number, name in enumerate(NODES, 4)
-        }
-        (tmp_path / "nodes_info.json").write_text(json.dumps(info))
+        (tmp_path / "nodes_info.json").write_text(nodes_info("127.0.0.{}"))
         urls = {"load_balancer": balancer.url, "load_balancer_stats": f"{balancer.url}/stats;csv"}
         (tmp_path / "endpoints.json").write_text(json.dumps(urls))
         made = Cluster(tmp_path, nodes, balancer)
@@ -243,9 +252,26 @@ def test_a_node_whose_clock_is_wrong_by_a_year_may_still_be_active(cluster: Clus
 def test_fields_that_a_node_does_not_write_are_shown_as_dashes(cluster: Cluster) -> None:
     node = cluster.view()["nodes"][0]
     assert (node["vote"], node["lease_seconds"], node["version"]) == (None, None, None)
+    assert node["generation"] is None
     assert node["zone"] == "1"  # from the plan
     [row] = [line for line in cluster.status().output.splitlines() if "ACTIVE" in line]
     assert re.fullmatch(r" node1 +127\.0\.0\.11 +ACTIVE +- +\d s ago +serves it *", row)
+
+
+def test_version_and_generation_of_each_agent_stand_in_the_table(cluster: Cluster) -> None:
+    cluster.says("node1", "active", version="0.2.0", generation="1a2b3c4d5e6f")
+    cluster.says("node2", "passive", version="9f8e7d6c5b4a")  # from before there were versions
+    nodes = cluster.view()["nodes"]
+    assert (nodes[0]["version"], nodes[0]["generation"]) == ("0.2.0", "1a2b3c4d5e6f")
+    assert (nodes[1]["version"], nodes[1]["generation"]) == ("9f8e7d6c5b4a", None)
+    lines = cluster.status(columns=80).output.splitlines()
+    assert [line.split()[2:5] for line in lines if line.startswith(" zone 1")] == [
+        ["10.0.0.4", "0.2.0", "1a2b3c4d"]
+    ]
+    assert [line.split()[2:] for line in lines if line.startswith((" zone 2", " zone 3"))] == [
+        ["10.0.0.5", "-", "9f8e7d6c"],
+        ["10.0.0.6", "-", "-"],
+    ]
 
 
 def test_votes_and_leases_are_counted_down_from_the_run(cluster: Cluster) -> None:
@@ -300,14 +326,14 @@ def test_a_reason_cannot_send_control_sequences_to_the_terminal(cluster: Cluster
 
 def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Cluster) -> None:
     fields = {
-        "zone": 7, "version": ["x"], "vote": "node1", "lease_seconds": "long", "reachable": 3,
-        "holding_seconds": float("nan"), "period_seconds": -1,
+        "zone": 7, "version": ["x"], "generation": 7, "vote": "node1", "lease_seconds": "long",
+        "reachable": 3, "holding_seconds": float("nan"), "period_seconds": -1,
     }  # fmt: skip
     cluster.says("node1", "active", **fields)
     node = cluster.view()["nodes"][0]
     assert node["role"] == "active"
-    shown = [node[name] for name in ("vote", "lease_seconds", "holding_seconds", "version")]
-    assert shown == [None, None, None, None]
+    names = ("vote", "lease_seconds", "holding_seconds", "version", "generation")
+    assert [node[name] for name in names] == [None] * 5
     assert (node["zone"], node["period_seconds"], node["reachable"]) == ("1", 20, None)
 
 
@@ -373,10 +399,6 @@ def test_a_silent_node_does_not_slow_down_watch(cluster: Cluster) -> None:
 
 # ---- What is refused
 
-NO_ADDRESS = json.dumps(
-    {name: {"private_ip": f"10.0.0.{4 + i}", "public_ip": f"n{i}"} for i, name in enumerate(NODES)}
-)
-
 
 def deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -414,9 +436,9 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(verb: str, tmp_pa
         ("endpoints.json", "{}", "load_balancer"),
         ("endpoints.json", '{"load_balancer": "203.0.113.20"}', "begins with http://"),
         ("endpoints.json", '{"load_balancer": "http://203.0.113.20:port"}', "begins with http://"),
-        ("nodes_info.json", NO_ADDRESS, "private_ip and a public_ip"),
-        ("nodes_info.json", '{"node1": {}}', "private_ip and a public_ip"),
-        ("nodes_info.json", "{}", "an odd number of nodes"),
+        ("nodes_info.json", nodes_info("n{}"), "node1: public_ip 'n11': use an IPv4 address."),
+        ("nodes_info.json", '{"node1": {}}', "node1 needs the text 'ip_configuration_name'."),
+        ("nodes_info.json", "{}", "0 nodes: use an odd number, 3 or more."),
     ],
 )
 def test_a_state_file_is_refused_that(

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from deploy import Refusal
-from deploy.plan import plan_command, plan_of
+from deploy.plan import plan_of
 from deploy.settings import Settings, read_settings, settings_of, ssh_public_key
+from deploy.verbs import plan_command
 
 
 def plan_json(*options: str) -> Any:

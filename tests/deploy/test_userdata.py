@@ -1,6 +1,7 @@
 """The first-boot document and the web site's release, as an operator gets them."""
 
 import json
+import re
 import stat
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import yaml
 
 from agent import loader
 from deploy.__main__ import main
+from deploy.checkout import CHECKOUT
 from deploy.lab.node import write_seed
-from deploy.release import publish
-from deploy.userdata import CHECKOUT, UNITS, read_nodes_info, user_data
+from deploy.nodes_info import read_nodes_info
+from deploy.publish import publish
+from deploy.release import release_files
+from deploy.userdata import UNITS, user_data
 from tests.agent.world import open_world
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
@@ -66,10 +70,12 @@ def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
 
 def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
     found = files(document())
-    for name in UNITS:
-        content = found[f"/etc/systemd/system/{name}"]["content"]
+    named = {path.name: path.name for path in (CHECKOUT / "systemd").iterdir()}
+    named["apache2.conf"] = "apache2.service.d/bootstrap.conf"
+    for name, there in named.items():
+        content = found[f"/etc/systemd/system/{there}"]["content"]
         assert content == (CHECKOUT / "systemd" / name).read_text()
-    assert sorted(UNITS) == sorted(path.name for path in (CHECKOUT / "systemd").iterdir())
+    assert {*UNITS, "install.service", "apache2.conf"} == named.keys()
 
 
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
@@ -108,11 +114,17 @@ def test_the_document_is_smaller_than_40_kb(nodes: int) -> None:
 
 def test_the_first_boot_script_is_right_shell_and_its_python_compiles() -> None:
     script = files(document())["/etc/bootstrap/install.sh"]["content"]
-    checked = subprocess.run(
-        ["sh", "-n"], input=script, capture_output=True, text=True, timeout=10, check=False
-    )
-    assert (checked.returncode, checked.stderr) == (0, "")
+    for text in (script, (CHECKOUT / "agent" / "install.sh").read_text()):
+        checked = subprocess.run(
+            ["sh", "-n"], input=text, capture_output=True, text=True, timeout=10, check=False
+        )
+        assert (checked.returncode, checked.stderr) == (0, "")
     compile(script.partition("<<'END'\n")[2].partition("END\n")[0], "install.sh", "exec")
+
+
+def test_no_value_is_left_to_be_filled_in() -> None:
+    for path, file in files(document()).items():
+        assert not re.search("@[A-Z]+@", file["content"]), path
 
 
 def test_the_document_is_the_same_every_time() -> None:
@@ -144,6 +156,16 @@ def test_without_a_key_the_verb_makes_a_new_one_and_says_so(run: Run) -> None:
         assert (code, err.startswith("user-data: made a new cluster key")) == (0, True)
     assert keys[0] != keys[1]
     assert {len(bytes.fromhex(key)) for key in keys} == {32}
+
+
+def test_the_version_is_the_agents_and_a_literal_that_a_build_reads_without_running_it(
+    run: Run,
+) -> None:
+    assert run("--version") == (0, f"{loader.__version__}\n", "")
+    told = (CHECKOUT / "pyproject.toml").read_text()
+    assert 'version = { attr = "agent.loader.__version__" }' in told
+    code = (CHECKOUT / "agent" / "loader.py").read_text()
+    assert re.findall(r'^__version__ = "(\d+\.\d+\.\d+)"$', code, re.M) == [loader.__version__]
 
 
 REFUSED = {
@@ -232,18 +254,19 @@ def test_the_labs_copy_of_the_document_is_for_root_alone_also_where_it_was_not(
 
 
 def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
-    publish(tmp_path, NODES)
+    publish(tmp_path, release_files(NODES))
     before = listing(tmp_path)
-    publish(tmp_path, NODES)
+    publish(tmp_path, release_files(NODES))
     assert listing(tmp_path) == before
 
 
 FULL = """
 import resource, sys
 from pathlib import Path
-from deploy.release import publish
+from deploy.publish import publish
+from deploy.release import release_files
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-publish(Path(sys.argv[1]), {})
+publish(Path(sys.argv[1]), release_files({}))
 """
 
 
@@ -262,7 +285,7 @@ def test_a_release_that_can_not_be_written_leaves_the_one_that_is_there(tmp_path
 def test_a_release_that_is_published_is_one_that_an_agent_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(tmp_path, NODES)
+    publish(tmp_path, release_files(NODES))
     published = (tmp_path / "bootstrap" / "loader.py").read_text()
     with open_world(tmp_path / "node", monkeypatch) as world:
         body = world.installed(published).encode()

@@ -13,7 +13,7 @@ from typing import Any
 from agent.loader import Timing, timing, utc
 from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
 from deploy.lab import STATE, WEB_SITE
-from deploy.plan import make_plan
+from deploy.lab.state import lab_plan
 from tests.lab.sampler import LOAD_BALANCER, Sampler, longest_gap_seconds, moments_with_two
 
 CHECKOUT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ class Cluster:
     @property
     def nodes(self) -> dict[str, str]:
         """Node name -> public address, in order of preference."""
-        plan = make_plan(self.count, public_network="198.51.100.0/24")
+        plan = lab_plan(self.period_seconds, count=self.count)
         return {node.name: str(node.public_ip) for node in plan.nodes}
 
     @property

@@ -38,7 +38,7 @@ def traces() -> list[str]:
     """All that there is of a lab on this machine; that of a container on it is not ours."""
 
     def lines(*command: str) -> list[str]:
-        return process.run(command).splitlines()
+        return process.output_of(command).splitlines()
 
     groups = [Path("/sys/fs/cgroup", kind, process.GROUPS) for kind in ("", "unified", "systemd")]
     boxes = Path("/run/systemd/nspawn").rglob("aap-*")
@@ -224,7 +224,7 @@ def test_up_again_changes_nothing(cluster: Cluster) -> None:
 def test_up_again_repairs_what_is_missing(cluster: Cluster) -> None:
     for group in ("load-balancer", "metadata", "web-site", "node2"):
         process.kill(group)
-    process.run(["ip", "netns", "delete", "aap-node3"])
+    process.output_of(["ip", "netns", "delete", "aap-node3"])
     lab("up")
     cluster.wait("three nodes in node1's list", lambda: sees_all(cluster))
     cluster.settles_on("node1")

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from deploy.lab.metadata import REQUESTS_PER_SECOND, server
-from deploy.plan import make_plan
+from deploy.plan import plan_of
+from deploy.settings import Settings
 
-PLAN = make_plan(3, network="127.0.0.0/24", public_network="198.51.100.0/24")
+PLAN = plan_of(Settings(), network="127.0.0.0/24", public_network="198.51.100.0/24")
 NODE1, NODE2 = PLAN.nodes[0], PLAN.nodes[1]
 VERSION = "api-version=2021-02-01"
 

@@ -1,0 +1,51 @@
+"""The options of a verb that takes settings: one for each, beside `--config`."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from deploy.settings import SETTINGS_FILE, Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+HELP = {
+    "name": "Name of the cluster and of its resource group.",
+    "region": f"Azure region, e.g. {Settings.region}.",
+    "nodes": "How many: an odd number, 3 or more.",
+    "size": "VM size of every node.",
+    "witness_size": "VM size of the last node, if not as the others.",
+    "image": "Image as PUBLISHER:OFFER:SKU:VERSION.",
+    "ssh_key": "File of the SSH public key; else id_ed25519.pub or id_rsa.pub in ~/.ssh.",
+    "http_from": "Address range that may reach HTTP, or Internet; repeat for more.",
+    "ssh_from": "Address range that may reach SSH, or the URL of a service that tells your own.",
+    "peer_address": "Which address of their peers the nodes ask: public or private.",
+    "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
+    "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
+}
+
+
+def settings_options(command: Command) -> Command:
+    """Give a verb `--config` and one option for every setting, passed to it as keywords."""
+    for field in reversed(fields(Settings)):
+        many = isinstance(field.default, tuple)
+        command = click.option(
+            f"--{field.name.replace('_', '-')}",
+            type=int if isinstance(field.default, int) else str,
+            multiple=many,
+            default=None,
+            help=HELP[field.name] + shown(field.default),
+        )(command)
+    return click.option(
+        "--config",
+        type=Path,
+        help=f"File of settings.  [{SETTINGS_FILE}, if it is there]",
+    )(command)
+
+
+def shown(default: object) -> str:
+    """A default as `--help` prints it."""
+    text = ", ".join(default) if isinstance(default, tuple) else str(default)
+    return f"  [{text}]" if text else ""

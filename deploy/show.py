@@ -1,0 +1,135 @@
+"""What the operator sees: a plan, a cluster, and what changes in it."""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import click
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from agent.loader import worst_failover_seconds
+from deploy.operate import NodeView, View, changes
+from deploy.plan import Plan, is_url
+from deploy.settings import times_of
+
+# ---- A plan
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The plan as two tables and a line."""
+    nodes = Table("node", "zone", "private address", "size", title=f"Plan of {plan.name}")
+    for node in plan.nodes:
+        nodes.add_row(node.name, str(node.zone), node.private_ip, node.size)
+    console.print(nodes)
+    rules = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
+    for rule in plan.firewall:
+        port = "any" if rule.port is None else str(rule.port)
+        source = "your own address" if is_url(rule.source) else rule.source
+        rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
+    console.print(rules)
+    longest_seconds = worst_failover_seconds(times_of(plan.period_seconds))
+    console.print(
+        f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
+        f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
+        f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
+        f" other's {plan.peer_address} address every {plan.period_seconds} s."
+        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
+        highlight=False,
+    )
+
+
+# ---- A cluster
+
+CHANGES_SHOWN = 5
+COLUMNS = (
+    "node\nzone",
+    "public\nprivate",
+    "role\nversion",
+    "vote\nlease",
+    "last run\nagent",
+    "load balancer",
+)
+STYLES = {"active": "bold green", "passive": "", "unknown": "bold yellow"}
+
+
+def picture(view: View) -> RenderableType:
+    """The table of the nodes, their reasons, and the one sentence; for 80 columns and more."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name)
+    reasons = Table.grid(padding=(0, 2))
+    for node in view.nodes:
+        table.add_row(*_cells(node, served=node.node == view.served))
+        reasons.add_row(Text(node.node, STYLES[node.role]), Text(node.reason))
+    sentence = Text(view.sentence, "bold green" if view.verdict == "served" else "bold red")
+    failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
+    if any(failover):
+        sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
+    return Group(table, reasons, "", sentence)
+
+
+def _cells(node: NodeView, *, served: bool) -> list[Text]:
+    style = STYLES[node.role]
+    role = node.role.upper() if node.role == "active" else node.role
+    # An agent from before there were versions told its generation as one.
+    version = (node.generation and node.version) or "-"
+    generation = node.generation or node.version or "-"
+    checks = node.health_check or ("" if served else "-")
+    return [
+        Text.assemble((node.node, style), f"\nzone {node.zone}"),
+        Text(f"{node.public_ip}\n{node.private_ip}"),
+        Text.assemble((role, style), f"\n{version[:8]}"),
+        Text("\n".join(_promises_in_words(node)) or "-"),
+        Text(f"{_ago(node.age_seconds)}\n{generation[:8]}"),
+        Text("\n".join(filter(None, [checks, "serves it" if served else ""]))),
+    ]
+
+
+def _promises_in_words(node: NodeView) -> list[str]:
+    lines = []
+    if node.holding_seconds:
+        lines.append(f"no vote {node.holding_seconds:.0f} s")  # it has just booted
+    if node.vote:
+        lines.append(f"vote {node.vote.candidate} {node.vote.seconds:.0f} s")
+    if node.lease_seconds:
+        lines.append(f"lease {node.lease_seconds:.0f} s")
+    return lines
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds:.0f} s ago" if seconds < 600 else f"{seconds / 60:.0f} min ago"
+
+
+# ---- What changes
+
+
+def watch_live(console: Console, views: Iterator[View]) -> None:
+    """The table, anew with every view, and the last changes under it."""
+    seen: deque[str] = deque([f"{_now()} watching"], maxlen=CHANGES_SHOWN)
+    before = None
+    with Live(console=console, auto_refresh=False) as live:
+        for view in views:
+            news: list[str] = changes(before, view) if before else []
+            seen.extend(f"{_now()} {line}" for line in news)
+            before = view
+            last = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in seen]
+            live.update(Group(picture(view), "", *last), refresh=True)
+
+
+def watch_lines(views: Iterator[View]) -> None:
+    """One line for every change."""
+    before = None
+    for view in views:
+        for line in changes(before, view):
+            click.echo(f"{datetime.now(timezone.utc):%Y-%m-%d} {_now()} {line}")
+        before = view
+
+
+def _now() -> str:
+    return f"{datetime.now(timezone.utc):%H:%M:%SZ}"
