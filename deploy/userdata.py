@@ -137,7 +137,7 @@ Environment=TZ=UTC
 def period_dropins(period_seconds: int) -> dict[str, str]:
     """The units' files that hold the period and the time limits derived from it, by their path.
 
-    Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 1.
+    Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 2.
     """
     try:
         check(timing(period_seconds))
