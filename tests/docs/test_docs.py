@@ -105,6 +105,16 @@ def test_every_path_and_test_file_that_a_document_names_exists(name: str) -> Non
     assert [path for path in wanted if not any(CHECKOUT.glob(path))] == []
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_table_of_a_document_is_whole(name: str) -> None:
+    """GitHub ends a table at an empty line, and shows what comes after it as text."""
+    tables = re.findall(r"(?:^\|.*\n)+", text_of(name), re.MULTILINE)
+    assert [table for table in tables if "\n|---" not in table] == []
+    for table in tables:
+        cells = [re.sub(r"`[^`]*`", "", row).count("|") for row in table.splitlines()]
+        assert len(set(cells)) == 1, table
+
+
 # ---- Modules and commands
 
 
