@@ -220,6 +220,11 @@ def test_what_a_node_says_in_the_documents_is_what_the_agent_says() -> None:
     assert [words for words in said if words not in text_of("agent/loader.py")] == []
 
 
+def test_the_rule_that_a_contributor_is_to_break_is_in_the_agent() -> None:
+    rules = re.findall("take `([^`]+)`\\s+out of", text_of("CONTRIBUTING.md"))
+    assert [text_of("agent/loader.py").count(rule) for rule in rules] == [1]
+
+
 # ---- Words
 
 GLOSSARY = """
