@@ -44,7 +44,7 @@ FIRST_COMMANDS = [
 def period_dropins(period_seconds: int) -> dict[str, str]:
     """The units' files that hold the period and the time limits derived from it, by their path.
 
-    Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 1.
+    Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 2.
     """
     times_of(period_seconds)
     trial_seconds = 3 * period_seconds

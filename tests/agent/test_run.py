@@ -575,7 +575,7 @@ def test_a_run_with_101_nodes_of_which_50_are_silent_takes_5_s_and_60_mb_at_most
 
 
 def resigned(page: str, **fields: Any) -> str:
-    """The marker with other fields, signed again as docs/protocol.md section 2 has it."""
+    """The marker with other fields, signed again as docs/protocol.md section 3 has it."""
     head, opening, rest = page.partition(loader.MARKER_OPEN)
     told = json.loads(rest.partition("</script>")[0]) | fields
     told.pop("mac")
