@@ -20,20 +20,16 @@ import pytest
 
 from agent import loader
 from tests.agent.world import (
-    CLOSES,
     INSTANCE,
     KEY,
     LOAD_BALANCER,
-    SILENT,
     SOURCE,
     WEB_SITE_HOST,
-    Asked,
-    Page,
     Ran,
     World,
-    open_cloud,
     open_world,
 )
+from tests.web import CLOSES, SILENT, Asked, Page, open_web
 
 MakeWorld = Callable[..., World]
 ACTIVE = "Node node1 reachability reach quorum and is preferred, set as active"
@@ -83,7 +79,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 def test_three_agents_that_see_each_other_make_node1_active(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_cloud() as cloud:
+    with open_web() as cloud:
         nodes = {f"node{i}": World(tmp_path / f"{i}", cloud, me=f"node{i}") for i in (1, 2, 3)}
         monkeypatch.setenv("PATH", str(nodes["node1"].busctl.parent), prepend=":")
         for world in nodes.values():
@@ -480,13 +476,15 @@ def test_peers_that_misbehave_do_not_hold_up_the_run(bad_peers: Crowd) -> None:
 
 
 def test_of_a_large_answer_only_the_beginning_is_read(bad_peers: Crowd) -> None:
-    assert set(bad_peers.world.cloud.cut_off) >= {"/", "/node1.html"}
+    world = bad_peers.world
+    for case, path in (("64 MB", "/"), ("marker 64 MB", "/node1.html")):
+        assert path in world.cloud.site(world.hosts[bad_peers.bad[case]]).cut_off
 
 
 def test_a_redirect_is_not_followed(world: World) -> None:
     world.page("node3", "/", Page("", 302, {"Location": f"http://127.0.9.9:{world.cloud.port}/"}))
     world.run()
-    assert {asked.host for asked in world.cloud.asked if asked.host == "127.0.9.9"} == set()
+    assert world.cloud.site("127.0.9.9").asked == []
 
 
 def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -> None:
@@ -526,7 +524,7 @@ def test_a_peer_that_answered_nothing_in_a_whole_run_loses_its_marker(world: Wor
 def test_a_peer_that_misses_one_answer_keeps_its_marker(world: World) -> None:
     world.was_active()
     world.votes("node3")
-    honest = world.cloud.pages[world.hosts["node3"], "/node1.html"]
+    honest = world.cloud.site(world.hosts["node3"]).pages["/node1.html"]
     missing = iter([True])
     kept = []
 
@@ -865,7 +863,7 @@ def test_whatever_is_planted_among_the_pages_no_run_waits_for_it_or_writes_throu
 @STANDS_AGAIN
 def test_pages_that_a_deployment_deletes_are_there_again_in_the_same_run(world: World) -> None:
     world.run()
-    honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
+    honest = world.cloud.site(world.hosts["node2"]).pages["/node1.html"]
     deployments = iter([True])
 
     def page(asked: Asked) -> Page:
@@ -982,7 +980,7 @@ def test_an_unchanged_agent_costs_a_304_and_writes_nothing(world: World) -> None
     world.run()
     before = [path.stat().st_mtime_ns for path in (world.paths.loader, world.paths.release)]
     ran = world.run()
-    first, second = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")
+    first, second = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")
     assert "If-None-Match" not in first.headers
     assert second.headers["If-None-Match"] == world.paths.release.read_text().split('"')[3] or True
     assert ran.said("File loader.py on the web site is unchanged, no need to download.")
@@ -1351,7 +1349,7 @@ def test_a_run_frozen_between_staging_and_committing_cannot_commit_after_the_fen
 def test_a_run_that_slept_past_its_end_says_what_became_of_the_probe(world: World) -> None:
     world.was_active()
     process = world.start()
-    honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
+    honest = world.cloud.site(world.hosts["node2"]).pages["/node1.html"]
     stopped: list[float] = []
 
     def page(asked: Asked) -> Page:

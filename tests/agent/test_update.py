@@ -191,7 +191,7 @@ def test_an_agent_whose_runs_fail_is_undone_at_once_and_refused_the_second_time(
     an_hour_later(world)
     assert becomes_active(world)
     assert world.paths.loader.read_text() == before
-    last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
+    last = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")[-1]
     assert "If-None-Match" in last.headers
     takes(world, before + "# the remedy\n")
     assert tick(world) == 0
@@ -278,7 +278,7 @@ def test_an_agent_that_fails_its_check_is_checked_once_an_hour_and_told_of_once(
     world.serve_release(release(broken))
     told = [world.run().journal.count("loader.py is not taken") for _ in range(3)]
     assert told == [1, 0, 0]
-    last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
+    last = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")[-1]
     assert "If-None-Match" in last.headers
     an_hour_later(world)
     assert "loader.py is not taken" in world.run().journal

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from deploy.userdata import CHECKOUT, read_nodes_info, user_data
-from tests.agent.world import KEY, SOURCE, Page, World, open_world
+from tests.agent.world import KEY, SOURCE, World, open_world
+from tests.web import Page
 
 COMMANDS = [
     *("dpkg-query", "dpkg", "apt-get", "timeout", "python3", "mkdir", "cp", "mv", "a2enconf"),
