@@ -133,11 +133,15 @@ def test_an_agent_that_does_not_get_through_its_import_is_never_in_place(
 ) -> None:
     before = world.paths.loader.read_text()
     world.serve_release(release(changed(world, "class BadInput(", f"{line}\n\n\nclass BadInput(")))
-    assert tick(world) == 0
-    assert (world.active, world.paths.loader.read_text()) == (True, before)
-    assert not world.paths.trial.exists()
-    assert not world.paths.newer.exists()
-    said = [line for line in world.log() if "fails its self-check, not taken" in line]
+    said = [""]
+    for _ in range(5):  # where a machine is busy one run is too short for the check
+        assert tick(world) == 0
+        assert (world.active, world.paths.loader.read_text()) == (True, before)
+        assert not world.paths.trial.exists()
+        assert not world.paths.newer.exists()
+        said = [line for line in world.log() if "fails its self-check, not taken" in line]
+        if why in said[-1]:
+            break
     assert why in said[-1]
     assert tick(world) == 0
     assert world.active
