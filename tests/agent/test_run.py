@@ -35,18 +35,10 @@ MakeWorld = Callable[..., World]
 ACTIVE = "Node node1 reachability reach quorum and is preferred, set as active"
 
 
-STANDS_AGAIN = pytest.mark.parametrize("world", [4], indirect=True, ids=["4 s"])
-"""For a run in which a node that failed waits before it stands: of one at 2 s a fifth of a second
-is left after that wait, too little for a busy machine."""
-
-
 @pytest.fixture
-def world(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[World]:
-    """Node1 of three, with a period of 2 s or its parameter."""
-    period = getattr(request, "param", 2)
-    with open_world(tmp_path / "root", monkeypatch, period=period) as found:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node1 of three."""
+    with open_world(tmp_path / "root", monkeypatch) as found:
         yield found
 
 
@@ -206,8 +198,7 @@ def test_a_run_without_faults_and_without_a_web_site_takes_less_than_half_a_seco
     slow_world: World,
 ) -> None:
     slow_world.run()
-    best = min(slow_world.run().seconds for _ in range(3))
-    assert best < 0.5
+    assert min(slow_world.run().seconds for _ in range(10)) < 0.5  # the least disturbed one
 
 
 def test_the_fence_and_apache_know_the_end_of_the_lease_before_the_probe_appears(
@@ -273,7 +264,6 @@ def test_a_fault_of_systemd_that_passes_before_the_fence_is_due_costs_nothing(
     assert not any("Removing" in line for line in world.log())
 
 
-@STANDS_AGAIN
 def test_a_fence_whose_stop_was_refused_is_stopped_later_and_takes_no_other_lease(
     world: World,
 ) -> None:
@@ -860,7 +850,6 @@ def test_whatever_is_planted_among_the_pages_no_run_waits_for_it_or_writes_throu
     assert [(path / "kept").read_text() for path in aside] == ["somebody's"] * len(kept)
 
 
-@STANDS_AGAIN
 def test_pages_that_a_deployment_deletes_are_there_again_in_the_same_run(world: World) -> None:
     world.run()
     honest = world.cloud.site(world.hosts["node2"]).pages["/node1.html"]
@@ -1321,7 +1310,6 @@ def stop_before_commit(world: World) -> "subprocess.Popen[str]":
     return process
 
 
-@STANDS_AGAIN
 def test_a_run_killed_between_staging_and_committing_leaves_a_passive_node(world: World) -> None:
     process = stop_before_commit(world)
     process.kill()

@@ -22,7 +22,6 @@ from tests.agent.test_run import release
 from tests.agent.world import SOURCE, WEB_SITE_HOST, World, open_world
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
-LIMIT_SECONDS = 1.9
 
 
 def unit(name: str) -> ConfigParser:
@@ -60,7 +59,7 @@ def tick(world: World, ended_by: int = 0) -> int:
     try:
         if ended_by:
             process.send_signal(ended_by)
-        process.communicate(timeout=LIMIT_SECONDS)
+        process.communicate(timeout=0.95 * world.period)
         code = process.returncode
     except subprocess.TimeoutExpired:
         code, result = -signal.SIGTERM, "timeout"
