@@ -22,9 +22,9 @@ run_tests() {
     "$python" -m pytest -p no:cacheprovider "$@"
 }
 
-# Simulations and the model checker need nothing but a processor; the rest mostly waits for nodes. So
-# those run beside it, on what it leaves over: no clock of the rest may notice. A session of their own
-# has its own niceness among sessions, and is a group that can be ended as one.
+# Simulations, the model checker and the fake of Azure need a processor; the rest mostly waits for
+# nodes. So those run beside it, on what it leaves over: no clock of the rest may notice. A session of
+# their own has its own niceness among sessions, and is a group that can be ended as one.
 start_beside() {
     said=$(mktemp)
     setsid nice -n 19 sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null || :; exec "$@"' sh \
@@ -38,8 +38,8 @@ if [ $# -gt 0 ]; then
     exit
 fi
 failed=0
-start_beside tests/protocol
-run_tests --ignore=tests/protocol || failed=$?
+start_beside tests/protocol tests/azure
+run_tests --ignore=tests/protocol --ignore=tests/azure || failed=$?
 echo "What ran beside:"
 wait "$beside" || failed=$?
 cat "$said"
