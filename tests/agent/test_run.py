@@ -52,7 +52,7 @@ def node2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 @pytest.fixture
 def slow_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Node1 of three, with the period of 20 s that a cluster has."""
+    """Node1 of three, with the period of 20 s that a cluster has: time enough for any run."""
     with open_world(tmp_path / "root", monkeypatch, period=20) as found:
         yield found
 
@@ -493,15 +493,15 @@ def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -
     until(lambda: bool(journal))
 
 
-def test_apache_can_read_what_a_run_writes_whoever_started_it(world: World) -> None:
-    world.was_active()
+def test_apache_can_read_what_a_run_writes_whoever_started_it(slow_world: World) -> None:
+    slow_world.was_active()
     before = os.umask(0o077)
     try:
-        process = world.start()
+        process = slow_world.start()
     finally:
         os.umask(before)
     assert process.wait(10) == 0
-    for path in (world.paths.probe, world.paths.status, world.paths.lease_until):
+    for path in (slow_world.paths.probe, slow_world.paths.status, slow_world.paths.lease_until):
         assert path.stat().st_mode & 0o777 == 0o644, path
 
 
@@ -890,15 +890,17 @@ def test_bootup_waits_for_nothing_that_is_planted_among_the_pages(world: World, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_log_that_is_no_file_is_neither_waited_for_nor_followed(world: World, kind: str) -> None:
-    world.paths.logfile.parent.mkdir(parents=True)
-    plant(kind, world.paths.logfile, world.paths.key)
-    process = world.start()
+def test_a_log_that_is_no_file_is_neither_waited_for_nor_followed(
+    slow_world: World, kind: str
+) -> None:
+    slow_world.paths.logfile.parent.mkdir(parents=True)
+    plant(kind, slow_world.paths.logfile, slow_world.paths.key)
+    process = slow_world.start()
     out, errors = process.communicate(timeout=10)
-    assert (process.returncode, out, world.active) == (0, f"active: {ACTIVE}\n", True)
-    assert errors.startswith(f"{world.paths.logfile}: not written: ")
+    assert (process.returncode, out, slow_world.active) == (0, f"active: {ACTIVE}\n", True)
+    assert errors.startswith(f"{slow_world.paths.logfile}: not written: ")
     assert "Local node name: node1" in errors
-    assert world.paths.key.read_text() == KEY
+    assert slow_world.paths.key.read_text() == KEY
 
 
 def nobody_runs(*command: str, folder: Path) -> "subprocess.Popen[bytes]":
@@ -933,10 +935,10 @@ def test_no_other_user_can_lock_a_file_that_a_run_waits_for(world: World) -> Non
             process.wait()
 
 
-def test_pages_and_limit_are_readable_for_apache_whatever_the_umask(world: World) -> None:
-    command = ["sh", "-c", 'umask 077; exec "$@"', "sh", *world.command()]
+def test_pages_and_limit_are_readable_for_apache_whatever_the_umask(slow_world: World) -> None:
+    command = ["sh", "-c", 'umask 077; exec "$@"', "sh", *slow_world.command()]
     subprocess.run(command, check=True, capture_output=True, timeout=10)
-    paths = world.paths
+    paths = slow_world.paths
     for path in (paths.probe, paths.status, paths.html / "node2.html", paths.lease_until):
         assert path.stat().st_mode & 0o777 == 0o644, path
 
@@ -1366,10 +1368,10 @@ def test_a_run_that_slept_past_its_end_says_what_became_of_the_probe(world: Worl
 # ------------------------------------------------ how the file is run
 
 
-def test_the_agent_runs_as_text_in_an_interpreter_without_a_file(world: World) -> None:
-    run_it = f"exec(open({str(world.paths.loader)!r}).read())"
+def test_the_agent_runs_as_text_in_an_interpreter_without_a_file(slow_world: World) -> None:
+    run_it = f"exec(open({str(slow_world.paths.loader)!r}).read())"
     ran = subprocess.run(
         [sys.executable, "-"], input=run_it, capture_output=True, text=True, timeout=10, check=True
     )
     assert ran.stdout == f"active: {ACTIVE}\n"
-    assert (ran.stderr, world.active) == ("", True)
+    assert (ran.stderr, slow_world.active) == ("", True)
