@@ -1,6 +1,6 @@
 #!/bin/sh
 # sh tests/run.sh [PYTEST ARGUMENT...]: all set-up, then linters, types and tests. As root it boots
-# real nodes too; without root those tests are skipped.
+# real nodes too; without root those tests are skipped. With arguments pytest runs once, with those.
 set -eu
 CDPATH="" cd -- "$(dirname "$0")/.."
 . deploy/setup.sh
