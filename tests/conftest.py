@@ -14,7 +14,7 @@ import pytest
 
 from deploy.lab import STATE
 from deploy.lab.state import TOOLS
-from tests.lab.cluster import CHECKOUT, Cluster, lab
+from tests.lab.cluster import CHECKOUT, BootedLab, lab
 
 NO_LAB = None
 """As a parameter of `machine`: no lab is up."""
@@ -70,7 +70,7 @@ def why_no_lab() -> str:
 
 
 @pytest.fixture(scope="session")
-def machine(request: pytest.FixtureRequest) -> Iterator[Cluster | None]:
+def machine(request: pytest.FixtureRequest) -> Iterator[BootedLab | None]:
     """This machine with the lab of (nodes, period in seconds), or with none: its parameter.
 
     Tests that ask for the same one in a row share it.
@@ -82,7 +82,7 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Cluster | None]:
         if request.param is NO_LAB:
             yield None
         else:
-            cluster = Cluster(*request.param)
+            cluster = BootedLab(*request.param)
             cluster.up()
             yield cluster
     finally:
@@ -97,7 +97,7 @@ def no_lab(machine: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(machine: Cluster) -> Iterator[Cluster]:
+def cluster(machine: BootedLab) -> Iterator[BootedLab]:
     """The lab with all its nodes up and the first one active; never two were, in the whole test."""
     machine.watch()
     try:

@@ -23,7 +23,7 @@ DIVISORS = "use a divisor of 60 between 2 and 60."
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Node1 of three, with a period of 2 s."""
+    """Node1 of three."""
     with open_world(tmp_path / "root", monkeypatch) as found:
         yield found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.web import Page, Web, status_page, web
+from tests.web import Asked, Page, Site, open_web, status_page
 
 PAGE = (Path(__file__).parents[2] / "agent" / "index.html").read_text()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -32,9 +32,10 @@ browser = pytest.mark.browser
 
 
 @pytest.fixture
-def node() -> Iterator[Web]:
+def node() -> Iterator[Site]:
     """node1, active since its last run three seconds ago."""
-    with web("127.0.0.1") as site:
+    with open_web() as web:
+        site = web.site("127.0.0.1")
         site.pages["/"] = Page(PAGE.replace("@NODE@", "node1"))
         site.pages["/status.json"] = status_page("node1", "active", peers=PEERS)
         site.pages["/probe.html"] = Page()
@@ -42,7 +43,7 @@ def node() -> Iterator[Web]:
 
 
 @pytest.fixture
-def opened(node: Web, tmp_path: Path) -> Callable[..., str]:
+def opened(node: Site, tmp_path: Path) -> Callable[..., str]:
     """Opens the page and gives the document as it is then: at first, or by a later moment."""
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
@@ -81,7 +82,7 @@ def test_the_page_is_small_and_needs_nothing_from_elsewhere() -> None:
 
 @browser
 def test_an_active_node_says_so_with_its_reason_and_links(
-    node: Web, opened: Callable[..., str]
+    node: Site, opened: Callable[..., str]
 ) -> None:
     vote = {"candidate": "node1", "seconds": 126.1}
     node.pages["/status.json"] = status_page(
@@ -99,7 +100,9 @@ def test_an_active_node_says_so_with_its_reason_and_links(
 
 
 @browser
-def test_a_passive_node_that_has_just_booted_says_so(node: Web, opened: Callable[..., str]) -> None:
+def test_a_passive_node_that_has_just_booted_says_so(
+    node: Site, opened: Callable[..., str]
+) -> None:
     node.pages["/status.json"] = status_page("node1", "passive", holding_seconds=100)
     del node.pages["/probe.html"]
     page = opened()
@@ -108,7 +111,7 @@ def test_a_passive_node_that_has_just_booted_says_so(node: Web, opened: Callable
     assert (text(page, "lease"), text(page, "version")) == ("-", "-")
 
 
-UNKNOWN: dict[str, tuple[dict[str, Page | Callable[[], Page]], str]] = {
+UNKNOWN: dict[str, tuple[dict[str, Page | Callable[[Asked], Page]], str]] = {
     "it has not run for 1.45 periods": (
         {"/status.json": status_page("node1", "active", age_seconds=40)},
         "It has not run for more than 29 s. It last said active: because node1",
@@ -135,7 +138,7 @@ UNKNOWN: dict[str, tuple[dict[str, Page | Callable[[], Page]], str]] = {
 
 @browser
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_the_role_is_unknown_when(case: str, node: Web, opened: Callable[..., str]) -> None:
+def test_the_role_is_unknown_when(case: str, node: Site, opened: Callable[..., str]) -> None:
     pages, reason = UNKNOWN[case]
     node.pages |= pages
     page = opened()
@@ -145,10 +148,10 @@ def test_the_role_is_unknown_when(case: str, node: Web, opened: Callable[..., st
 
 
 @browser
-def test_an_open_page_does_not_keep_an_old_role(node: Web, opened: Callable[..., str]) -> None:
+def test_an_open_page_does_not_keep_an_old_role(node: Site, opened: Callable[..., str]) -> None:
     first = status_page("node1", "active", peers=PEERS)
-    node.pages["/status.json"] = lambda: (
-        first() if node.asked.count("/status.json") == 1 else Page("", 500)
+    node.pages["/status.json"] = lambda asked: (
+        first(asked) if len(node.asked_for("/status.json")) == 1 else Page("", 500)
     )
     assert text(opened(), "role") == "● Active"
     node.asked.clear()
@@ -159,34 +162,34 @@ def test_an_open_page_does_not_keep_an_old_role(node: Web, opened: Callable[...,
 
 @browser
 def test_an_answer_that_does_not_end_is_given_up_and_asked_for_again(
-    node: Web, opened: Callable[..., str]
+    node: Site, opened: Callable[..., str]
 ) -> None:
     first = status_page("node1", "active", period_seconds=2, age_seconds=0)
-    endless = Page("x" * 300, slow=True)
-    node.pages["/status.json"] = lambda: (
-        first() if node.asked.count("/status.json") == 1 else endless
+    endless = Page("x" * 300, pause_seconds=0.2)
+    node.pages["/status.json"] = lambda asked: (
+        first(asked) if len(node.asked_for("/status.json")) == 1 else endless
     )
     node.pages["/wait"] = endless  # the browser leaves once everything has loaded
     node.pages["/"] = Page(PAGE + '<iframe src="/wait"></iframe>')
     page = opened("--timeout=8000")  # real time: virtual time waits for answers
     assert text(page, "role") == "? Unknown"
-    assert node.asked.count("/status.json") > 2
+    assert len(node.asked_for("/status.json")) > 2
 
 
 @browser
-def test_without_scripts_the_page_is_the_nodes_name(node: Web, opened: Callable[..., str]) -> None:
+def test_without_scripts_the_page_is_the_nodes_name(node: Site, opened: Callable[..., str]) -> None:
     headers = {"Content-Security-Policy": "script-src 'none'"}
     node.pages["/"] = Page(PAGE.replace("@NODE@", "node1"), headers=headers)
     page = opened()
     assert "<h1>node1</h1>" in page
     assert "<title>node1</title>" in page
     assert '<main hidden="">' in page
-    assert "/status.json" not in node.asked
+    assert node.asked_for("/status.json") == []
 
 
 @browser
 def test_behind_the_load_balancer_the_page_names_the_node_that_answers(
-    node: Web, opened: Callable[..., str]
+    node: Site, opened: Callable[..., str]
 ) -> None:
     node.pages["/status.json"] = status_page("node2", "active")
     page = opened()
@@ -195,7 +198,7 @@ def test_behind_the_load_balancer_the_page_names_the_node_that_answers(
 
 
 @browser
-def test_what_a_node_says_stays_text(node: Web, opened: Callable[..., str]) -> None:
+def test_what_a_node_says_stays_text(node: Site, opened: Callable[..., str]) -> None:
     markup = "<img src=x onerror=alert(1)>"
     peers = {markup: {"sees": markup, "seen_by": None, "votes_for": markup}, "node3": None}
     node.pages["/status.json"] = status_page(

@@ -20,37 +20,25 @@ import pytest
 
 from agent import loader
 from tests.agent.world import (
-    CLOSES,
     INSTANCE,
     KEY,
     LOAD_BALANCER,
-    SILENT,
     SOURCE,
     WEB_SITE_HOST,
-    Asked,
-    Page,
     Ran,
     World,
-    open_cloud,
     open_world,
 )
+from tests.web import CLOSES, SILENT, Asked, Page, open_web
 
 MakeWorld = Callable[..., World]
 ACTIVE = "Node node1 reachability reach quorum and is preferred, set as active"
 
 
-STANDS_AGAIN = pytest.mark.parametrize("world", [4], indirect=True, ids=["4 s"])
-"""For a run in which a node that failed waits before it stands: of one at 2 s a fifth of a second
-is left after that wait, too little for a busy machine."""
-
-
 @pytest.fixture
-def world(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[World]:
-    """Node1 of three, with a period of 2 s or its parameter."""
-    period = getattr(request, "param", 2)
-    with open_world(tmp_path / "root", monkeypatch, period=period) as found:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node1 of three."""
+    with open_world(tmp_path / "root", monkeypatch) as found:
         yield found
 
 
@@ -64,7 +52,7 @@ def node2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 @pytest.fixture
 def slow_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Node1 of three, with the period of 20 s that a cluster has."""
+    """Node1 of three, with the period of 20 s that a cluster has: time enough for any run."""
     with open_world(tmp_path / "root", monkeypatch, period=20) as found:
         yield found
 
@@ -83,7 +71,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 def test_three_agents_that_see_each_other_make_node1_active(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_cloud() as cloud:
+    with open_web() as cloud:
         nodes = {f"node{i}": World(tmp_path / f"{i}", cloud, me=f"node{i}") for i in (1, 2, 3)}
         monkeypatch.setenv("PATH", str(nodes["node1"].busctl.parent), prepend=":")
         for world in nodes.values():
@@ -91,7 +79,7 @@ def test_three_agents_that_see_each_other_make_node1_active(
                 marker = nodes[peer].paths.html / f"{world.me}.html"
                 world.says(peer, file_page(marker))
         votes: list[Any] = []
-        for _ in range(5):  # two will do; a busy machine starts them apart
+        for _ in range(20):  # two will do; a busy machine starts them apart
             runs = [world.start() for world in nodes.values()]
             assert [run.wait(10) for run in runs] == [0, 0, 0]
             assert sum(world.active for world in nodes.values()) <= 1
@@ -139,7 +127,7 @@ def expected_log(world: World, *last: str) -> list[str]:
         "List of nodes in cluster: ['node1', 'node2', 'node3']",
         "There are total: 3 nodes in the cluster",
         "Require minimum 2 majority nodes to vote who's the active node",
-        "Vote for node1 (promise of 4.5 s)",
+        "Vote for node1 (promise of 27 s)",
     ]
     for name in world.nodes:
         local = f"Node Name: {name} with public IP: {address} is local, skip"
@@ -154,21 +142,25 @@ def expected_log(world: World, *last: str) -> list[str]:
     ]
 
 
-def test_the_log_of_an_active_node_has_the_known_wording_line_by_line(world: World) -> None:
-    world.was_active()
-    world.serve_release(Page(world.installed(SOURCE)))
-    ran = world.run()
-    assert ran.log == [f"INFO - {text}" for text in expected_log(world, ACTIVE)]
+def test_the_log_of_an_active_node_has_the_known_wording_line_by_line(slow_world: World) -> None:
+    slow_world.was_active()
+    slow_world.serve_release(Page(slow_world.installed(SOURCE)))
+    ran = slow_world.run()
+    assert ran.log == [f"INFO - {text}" for text in expected_log(slow_world, ACTIVE)]
 
 
-def test_the_log_of_a_passive_node_has_the_known_wording_line_by_line(node2: World) -> None:
-    node2.serve_release(Page(node2.installed(SOURCE)))
-    ran = node2.run()
-    last = (
-        "Node node2 reachability reach quorum but not preferred, set as passive",
-        "probe.html already does not exist",
-    )
-    assert ran.log == [f"INFO - {text}" for text in expected_log(node2, *last)]
+def test_the_log_of_a_passive_node_has_the_known_wording_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, me="node2", period=20) as node2:
+        node2.leads("node1")
+        node2.serve_release(Page(node2.installed(SOURCE)))
+        ran = node2.run()
+        last = (
+            "Node node2 reachability reach quorum but not preferred, set as passive",
+            "probe.html already does not exist",
+        )
+        assert ran.log == [f"INFO - {text}" for text in expected_log(node2, *last)]
 
 
 def test_every_line_of_the_log_begins_with_its_time(world: World) -> None:
@@ -210,8 +202,7 @@ def test_a_run_without_faults_and_without_a_web_site_takes_less_than_half_a_seco
     slow_world: World,
 ) -> None:
     slow_world.run()
-    best = min(slow_world.run().seconds for _ in range(3))
-    assert best < 0.5
+    assert min(slow_world.run().seconds for _ in range(10)) < 0.5  # the least disturbed one
 
 
 def test_the_fence_and_apache_know_the_end_of_the_lease_before_the_probe_appears(
@@ -277,7 +268,6 @@ def test_a_fault_of_systemd_that_passes_before_the_fence_is_due_costs_nothing(
     assert not any("Removing" in line for line in world.log())
 
 
-@STANDS_AGAIN
 def test_a_fence_whose_stop_was_refused_is_stopped_later_and_takes_no_other_lease(
     world: World,
 ) -> None:
@@ -480,13 +470,15 @@ def test_peers_that_misbehave_do_not_hold_up_the_run(bad_peers: Crowd) -> None:
 
 
 def test_of_a_large_answer_only_the_beginning_is_read(bad_peers: Crowd) -> None:
-    assert set(bad_peers.world.cloud.cut_off) >= {"/", "/node1.html"}
+    world = bad_peers.world
+    for case, path in (("64 MB", "/"), ("marker 64 MB", "/node1.html")):
+        assert path in world.cloud.site(world.hosts[bad_peers.bad[case]]).cut_off
 
 
 def test_a_redirect_is_not_followed(world: World) -> None:
     world.page("node3", "/", Page("", 302, {"Location": f"http://127.0.9.9:{world.cloud.port}/"}))
     world.run()
-    assert {asked.host for asked in world.cloud.asked if asked.host == "127.0.9.9"} == set()
+    assert world.cloud.site("127.0.9.9").asked == []
 
 
 def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -> None:
@@ -501,15 +493,15 @@ def test_a_node_that_sees_no_majority_is_passive_within_its_time(world: World) -
     until(lambda: bool(journal))
 
 
-def test_apache_can_read_what_a_run_writes_whoever_started_it(world: World) -> None:
-    world.was_active()
+def test_apache_can_read_what_a_run_writes_whoever_started_it(slow_world: World) -> None:
+    slow_world.was_active()
     before = os.umask(0o077)
     try:
-        process = world.start()
+        process = slow_world.start()
     finally:
         os.umask(before)
     assert process.wait(10) == 0
-    for path in (world.paths.probe, world.paths.status, world.paths.lease_until):
+    for path in (slow_world.paths.probe, slow_world.paths.status, slow_world.paths.lease_until):
         assert path.stat().st_mode & 0o777 == 0o644, path
 
 
@@ -526,7 +518,7 @@ def test_a_peer_that_answered_nothing_in_a_whole_run_loses_its_marker(world: Wor
 def test_a_peer_that_misses_one_answer_keeps_its_marker(world: World) -> None:
     world.was_active()
     world.votes("node3")
-    honest = world.cloud.pages[world.hosts["node3"], "/node1.html"]
+    honest = world.cloud.site(world.hosts["node3"]).pages["/node1.html"]
     missing = iter([True])
     kept = []
 
@@ -866,10 +858,9 @@ def test_whatever_is_planted_among_the_pages_no_run_waits_for_it_or_writes_throu
     assert [(path / "kept").read_text() for path in aside] == ["somebody's"] * len(kept)
 
 
-@STANDS_AGAIN
 def test_pages_that_a_deployment_deletes_are_there_again_in_the_same_run(world: World) -> None:
     world.run()
-    honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
+    honest = world.cloud.site(world.hosts["node2"]).pages["/node1.html"]
     deployments = iter([True])
 
     def page(asked: Asked) -> Page:
@@ -903,15 +894,17 @@ def test_bootup_waits_for_nothing_that_is_planted_among_the_pages(world: World, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_log_that_is_no_file_is_neither_waited_for_nor_followed(world: World, kind: str) -> None:
-    world.paths.logfile.parent.mkdir(parents=True)
-    plant(kind, world.paths.logfile, world.paths.key)
-    process = world.start()
+def test_a_log_that_is_no_file_is_neither_waited_for_nor_followed(
+    slow_world: World, kind: str
+) -> None:
+    slow_world.paths.logfile.parent.mkdir(parents=True)
+    plant(kind, slow_world.paths.logfile, slow_world.paths.key)
+    process = slow_world.start()
     out, errors = process.communicate(timeout=10)
-    assert (process.returncode, out, world.active) == (0, f"active: {ACTIVE}\n", True)
-    assert errors.startswith(f"{world.paths.logfile}: not written: ")
+    assert (process.returncode, out, slow_world.active) == (0, f"active: {ACTIVE}\n", True)
+    assert errors.startswith(f"{slow_world.paths.logfile}: not written: ")
     assert "Local node name: node1" in errors
-    assert world.paths.key.read_text() == KEY
+    assert slow_world.paths.key.read_text() == KEY
 
 
 def nobody_runs(*command: str, folder: Path) -> "subprocess.Popen[bytes]":
@@ -946,10 +939,10 @@ def test_no_other_user_can_lock_a_file_that_a_run_waits_for(world: World) -> Non
             process.wait()
 
 
-def test_pages_and_limit_are_readable_for_apache_whatever_the_umask(world: World) -> None:
-    command = ["sh", "-c", 'umask 077; exec "$@"', "sh", *world.command()]
+def test_pages_and_limit_are_readable_for_apache_whatever_the_umask(slow_world: World) -> None:
+    command = ["sh", "-c", 'umask 077; exec "$@"', "sh", *slow_world.command()]
     subprocess.run(command, check=True, capture_output=True, timeout=10)
-    paths = world.paths
+    paths = slow_world.paths
     for path in (paths.probe, paths.status, paths.html / "node2.html", paths.lease_until):
         assert path.stat().st_mode & 0o777 == 0o644, path
 
@@ -986,7 +979,7 @@ def test_an_unchanged_agent_costs_a_304_and_writes_nothing(world: World) -> None
     world.run()
     before = [path.stat().st_mtime_ns for path in (world.paths.loader, world.paths.release)]
     ran = world.run()
-    first, second = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")
+    first, second = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")
     assert "If-None-Match" not in first.headers
     assert second.headers["If-None-Match"] == world.paths.release.read_text().split('"')[3] or True
     assert ran.said("File loader.py on the web site is unchanged, no need to download.")
@@ -1170,7 +1163,7 @@ def test_what_was_promised_before_a_boot_is_held_whatever_the_settings_say_now(
 def test_a_shorter_promise_is_noted_once_no_longer_one_can_be_left(world: World) -> None:
     world.paths.promised.write_text("27")
     world.run()
-    assert world.paths.promised.read_text() == "4.5"
+    assert world.paths.promised.read_text() == "6.5"
 
 
 @pytest.mark.parametrize("content", ["", "nan", "a word", "1e99", "-3"])
@@ -1327,7 +1320,6 @@ def stop_before_commit(world: World) -> "subprocess.Popen[str]":
     return process
 
 
-@STANDS_AGAIN
 def test_a_run_killed_between_staging_and_committing_leaves_a_passive_node(world: World) -> None:
     process = stop_before_commit(world)
     process.kill()
@@ -1355,7 +1347,7 @@ def test_a_run_frozen_between_staging_and_committing_cannot_commit_after_the_fen
 def test_a_run_that_slept_past_its_end_says_what_became_of_the_probe(world: World) -> None:
     world.was_active()
     process = world.start()
-    honest = world.cloud.pages[world.hosts["node2"], "/node1.html"]
+    honest = world.cloud.site(world.hosts["node2"]).pages["/node1.html"]
     stopped: list[float] = []
 
     def page(asked: Asked) -> Page:
@@ -1380,10 +1372,10 @@ def test_a_run_that_slept_past_its_end_says_what_became_of_the_probe(world: Worl
 # ------------------------------------------------ how the file is run
 
 
-def test_the_agent_runs_as_text_in_an_interpreter_without_a_file(world: World) -> None:
-    run_it = f"exec(open({str(world.paths.loader)!r}).read())"
+def test_the_agent_runs_as_text_in_an_interpreter_without_a_file(slow_world: World) -> None:
+    run_it = f"exec(open({str(slow_world.paths.loader)!r}).read())"
     ran = subprocess.run(
         [sys.executable, "-"], input=run_it, capture_output=True, text=True, timeout=10, check=True
     )
     assert ran.stdout == f"active: {ACTIVE}\n"
-    assert (ran.stderr, world.active) == ("", True)
+    assert (ran.stderr, slow_world.active) == ("", True)

@@ -22,7 +22,6 @@ from tests.agent.test_run import release
 from tests.agent.world import SOURCE, WEB_SITE_HOST, World, open_world
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
-LIMIT_SECONDS = 1.9
 
 
 def unit(name: str) -> ConfigParser:
@@ -60,7 +59,7 @@ def tick(world: World, ended_by: int = 0) -> int:
     try:
         if ended_by:
             process.send_signal(ended_by)
-        process.communicate(timeout=LIMIT_SECONDS)
+        process.communicate(timeout=0.95 * world.period)
         code = process.returncode
     except subprocess.TimeoutExpired:
         code, result = -signal.SIGTERM, "timeout"
@@ -133,11 +132,15 @@ def test_an_agent_that_does_not_get_through_its_import_is_never_in_place(
 ) -> None:
     before = world.paths.loader.read_text()
     world.serve_release(release(changed(world, "class BadInput(", f"{line}\n\n\nclass BadInput(")))
-    assert tick(world) == 0
-    assert (world.active, world.paths.loader.read_text()) == (True, before)
-    assert not world.paths.trial.exists()
-    assert not world.paths.newer.exists()
-    said = [line for line in world.log() if "fails its self-check, not taken" in line]
+    said = [""]
+    for _ in range(5):  # where a machine is busy one run is too short for the check
+        assert tick(world) == 0
+        assert (world.active, world.paths.loader.read_text()) == (True, before)
+        assert not world.paths.trial.exists()
+        assert not world.paths.newer.exists()
+        said = [line for line in world.log() if "fails its self-check, not taken" in line]
+        if why in said[-1]:
+            break
     assert why in said[-1]
     assert tick(world) == 0
     assert world.active
@@ -191,7 +194,7 @@ def test_an_agent_whose_runs_fail_is_undone_at_once_and_refused_the_second_time(
     an_hour_later(world)
     assert becomes_active(world)
     assert world.paths.loader.read_text() == before
-    last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
+    last = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")[-1]
     assert "If-None-Match" in last.headers
     takes(world, before + "# the remedy\n")
     assert tick(world) == 0
@@ -278,7 +281,7 @@ def test_an_agent_that_fails_its_check_is_checked_once_an_hour_and_told_of_once(
     world.serve_release(release(broken))
     told = [world.run().journal.count("loader.py is not taken") for _ in range(3)]
     assert told == [1, 0, 0]
-    last = world.cloud.requests(WEB_SITE_HOST, "/bootstrap/loader.py")[-1]
+    last = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")[-1]
     assert "If-None-Match" in last.headers
     an_hour_later(world)
     assert "loader.py is not taken" in world.run().journal

@@ -8,21 +8,18 @@ import functools
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from agent import loader
+from tests.web import Asked, Page, Web, open_web
 
 SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
 KEY = "5e" * 32
@@ -30,6 +27,9 @@ PUBLIC_ADDRESS = "198.51.100.4"
 WEB_SITE_HOST = "127.0.0.253"
 INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
 RUN_SECONDS = 30
+PERIOD = 4
+"""Seconds. The next shorter one, 2 s, leaves a run 1.4 s, and one in which a node waits until it
+stands again a fifth of a second: less than a start of Python takes where a machine is busy."""
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.agent.world"])
 
@@ -63,117 +63,6 @@ if [ -e "$0.loses" ]; then echo "Connection timed out" >&2; exit 1; fi
 """
 
 
-@dataclass(frozen=True)
-class Page:
-    """One answer. `promised_bytes`: what Content-Length claims; `pause_seconds`: before each byte.
-
-    Status 0 closes the connection without a word.
-    """
-
-    body: bytes | str = "<!doctype html><h1>a node</h1>"
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    promised_bytes: int | None = None
-    pause_seconds: float = 0.0
-
-
-SILENT, CLOSES = Page(status=-1), Page(status=0)
-
-
-class Asked(NamedTuple):
-    """A request as it came in."""
-
-    host: str
-    path: str
-    headers: Mapping[str, str]
-
-
-@dataclass
-class Cloud:
-    """Everything that answers HTTP; what is not in `pages` is a 404."""
-
-    port: int
-    pages: dict[tuple[str, str], Page | Callable[[Asked], Page]] = field(default_factory=dict)
-    asked: list[Asked] = field(default_factory=list)
-    cut_off: list[str] = field(default_factory=list)  # paths whose body the client did not want
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-    def requests(self, host: str, path: str) -> list[Asked]:
-        return [asked for asked in self.asked if (asked.host, asked.path) == (host, path)]
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 256
-    block_on_close = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # a client that goes away is what some of the scenarios are about
-
-    def server_bind(self) -> None:
-        # Every address of the loopback, and none but those.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
-        super().server_bind()
-
-
-@contextmanager
-def open_cloud() -> Iterator[Cloud]:
-    server = _Server(("", 0), BaseHTTPRequestHandler)
-    cloud = Cloud(server.server_address[1])
-    server.RequestHandlerClass = _handler(cloud)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield cloud
-    finally:
-        cloud.stopped.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _handler(cloud: Cloud) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # keeps connections open, as Apache does
-
-        def do_GET(self) -> None:
-            host, path = self.connection.getsockname()[0], self.path.partition("?")[0]
-            asked = Asked(host, path, dict(self.headers))
-            cloud.asked.append(asked)
-            page = cloud.pages.get((host, path), Page("not found", 404))
-            page = page if isinstance(page, Page) else page(asked)
-            if page.status <= 0:
-                self.close_connection = True
-                cloud.stopped.wait(0 if page.status == 0 else None)
-                return
-            self.answer(page)
-
-        def answer(self, page: Page) -> None:
-            body = page.body.encode() if isinstance(page.body, str) else page.body
-            promised = len(body) if page.promised_bytes is None else page.promised_bytes
-            self.close_connection = promised != len(body)
-            self.send_response(page.status)
-            for name, value in ({"Content-Length": str(promised)} | dict(page.headers)).items():
-                self.send_header(name, value)
-            self.end_headers()
-            try:
-                self.send_slowly(body, page.pause_seconds) if page.pause_seconds else None
-                self.wfile.write(body if not page.pause_seconds else b"")
-            except OSError:
-                cloud.cut_off.append(self.path)
-                self.close_connection = True
-
-        def send_slowly(self, body: bytes, pause_seconds: float) -> None:
-            for byte in body:
-                if cloud.stopped.wait(pause_seconds):
-                    return
-                self.wfile.write(bytes([byte]))
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its parent's name
-            pass
-
-    return Handler
-
-
 class Ran(NamedTuple):
     """What came of one run of the agent."""
 
@@ -205,7 +94,7 @@ class World:
     """A booted node `me` of a cluster whose other nodes vote for it, and see it."""
 
     def __init__(
-        self, root: Path, cloud: Cloud, *, me: str = "node1", nodes: int = 3, period: int = 2
+        self, root: Path, cloud: Web, *, me: str = "node1", nodes: int = 3, period: int = PERIOD
     ) -> None:
         self.cloud, self.me, self.root, self.period = cloud, me, root, period
         self.paths = loader.Paths(str(root))
@@ -284,19 +173,19 @@ class World:
 
     def own_apache(self, page: Page) -> None:
         """What this node's Apache answers for the probe of a lease that is over."""
-        self.cloud.pages[f"127.0.3.{self.me[4:]}", "/probe.html"] = page
+        self.cloud.site(f"127.0.3.{self.me[4:]}").pages["/probe.html"] = page
 
     def metadata_says(self, path: str, page: Page) -> None:
-        self.cloud.pages[self.metadata_host, path] = page
+        self.cloud.site(self.metadata_host).pages[path] = page
 
     def serve_release(self, page: Page | Callable[[Asked], Page]) -> None:
-        self.cloud.pages[WEB_SITE_HOST, "/bootstrap/loader.py"] = page
+        self.cloud.site(WEB_SITE_HOST).pages["/bootstrap/loader.py"] = page
         self.settings(bootstrap_url=self.web_site)
 
     # -- what the peers say
 
     def page(self, peer: str, path: str, page: Page | Callable[[Asked], Page]) -> None:
-        self.cloud.pages[self.hosts[peer], path] = page
+        self.cloud.site(self.hosts[peer]).pages[path] = page
 
     def says(self, peer: str, page: Page | Callable[[Asked], Page]) -> None:
         """What the peer's marker about this node is."""
@@ -479,7 +368,7 @@ class World:
 @contextmanager
 def open_world(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[World]:
     """A world whose agent finds its files under `root`, and its `busctl` before systemd's."""
-    with open_cloud() as cloud:
+    with open_web() as cloud:
         world = World(root, cloud, **options)
         monkeypatch.setenv("PATH", str(world.busctl.parent), prepend=":")
         yield world

@@ -17,7 +17,8 @@ import yaml
 from deploy.checkout import CHECKOUT
 from deploy.nodes_info import read_nodes_info
 from deploy.userdata import user_data
-from tests.agent.world import KEY, SOURCE, Page, World, open_world
+from tests.agent.world import KEY, SOURCE, World, open_world
+from tests.web import Page
 
 COMMANDS = [
     *("dpkg-query", "dpkg", "apt-get", "timeout", "python3", "mkdir", "cp", "mv", "a2enconf"),

@@ -1,6 +1,5 @@
 """`status` and `watch` against real web servers on 127.0.0.x that stand for the nodes."""
 
-import contextlib
 import json
 import re
 import subprocess
@@ -20,7 +19,7 @@ from deploy.checkout import NODES_FILE
 from deploy.nodes_info import read_nodes_info
 from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster
 from deploy.verbs import status_command, watch_command
-from tests.deploy.web import Page, Web, status_page, web
+from tests.web import NOT_FOUND, Asked, Page, Site, open_web, status_page
 
 NODES = ("node1", "node2", "node3")
 
@@ -44,11 +43,11 @@ nodes,BACKEND,UP,,
 
 @dataclass(frozen=True)
 class Cluster:
-    """Three servers for nodes, one for the load balancer, and the state folder that names them."""
+    """Three nodes and a load balancer that answer, and the state folder that names them."""
 
     state: Path
-    nodes: dict[str, Web]
-    balancer: Web
+    nodes: dict[str, Site]
+    balancer: Site
 
     def says(self, node: str, role: str, **fields: Any) -> None:
         """The node writes this status, and has a probe if and only if it is active."""
@@ -76,13 +75,10 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """node1 is active and served, node2 and node3 are passive; all ran three seconds ago."""
-    with contextlib.ExitStack() as stack:
-        balancer = stack.enter_context(web("127.0.0.1"))
-        nodes = {"node1": stack.enter_context(web("127.0.0.11"))}
-        port = nodes["node1"].port
-        for number, name in enumerate(NODES[1:], 12):
-            nodes[name] = stack.enter_context(web(f"127.0.0.{number}", port))
-        monkeypatch.setattr(operate, "HTTP_PORT", port)
+    with open_web() as web:
+        balancer = web.site("127.0.0.1")
+        nodes = {name: web.site(f"127.0.0.{number}") for number, name in enumerate(NODES, 11)}
+        monkeypatch.setattr(operate, "HTTP_PORT", web.port)
         (tmp_path / "nodes_info.json").write_text(nodes_info("127.0.0.{}"))
         urls = {"load_balancer": balancer.url, "load_balancer_stats": f"{balancer.url}/stats;csv"}
         (tmp_path / "endpoints.json").write_text(json.dumps(urls))
@@ -223,8 +219,8 @@ def test_a_node_is_not_called_active_when(case: str, cluster: Cluster) -> None:
 
 
 def test_a_node_that_sends_a_byte_now_and_then_is_given_up_in_time(cluster: Cluster) -> None:
-    cluster.nodes["node1"].pages["/status.json"] = Page("{" * 300, slow=True)
-    cluster.nodes["node2"].pages["/status.json"] = Page("{" * 300, slow=True)
+    cluster.nodes["node1"].pages["/status.json"] = Page("{" * 300, pause_seconds=0.2)
+    cluster.nodes["node2"].pages["/status.json"] = Page("{" * 300, pause_seconds=0.2)
     started = time.monotonic()
     view = cluster.view()
     assert time.monotonic() - started < TIMEOUT_SECONDS + 1.5  # both at once, and not 60 s
@@ -232,11 +228,12 @@ def test_a_node_that_sends_a_byte_now_and_then_is_given_up_in_time(cluster: Clus
     assert view["nodes"][1]["reason"] == "no answer within 2 s"
 
 
-def test_a_node_where_nothing_listens_refuses_connections(cluster: Cluster) -> None:
-    info = json.loads((cluster.state / "nodes_info.json").read_text())
-    info["node2"]["public_ip"] = "127.0.0.99"
-    (cluster.state / "nodes_info.json").write_text(json.dumps(info))
-    assert cluster.view()["nodes"][1]["reason"] == "refuses connections"
+def test_a_node_where_nothing_listens_refuses_connections(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "HTTP_PORT", 1)
+    reasons = [node["reason"] for node in cluster.view()["nodes"]]
+    assert reasons == ["refuses connections"] * 3
 
 
 def test_a_node_whose_clock_is_wrong_by_a_year_may_still_be_active(cluster: Cluster) -> None:
@@ -340,22 +337,27 @@ def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Cluster) -> None
 # ---- watch
 
 
-def turns(*pages: Callable[[], Page]) -> Callable[[], Page]:
+def turns(*pages: Callable[[Asked], Page]) -> Callable[[Asked], Page]:
     """Answers with each page once, and with the last one from then on."""
     left = list(pages)
 
-    def page() -> Page:
+    def page(asked: Asked) -> Page:
         turn = left.pop(0) if len(left) > 1 else left[0]
-        return turn()
+        return turn(asked)
 
     return page
 
 
 def node1_hands_over_to_node2(cluster: Cluster) -> None:
     """node1 is active for two looks, node2 from the third on."""
-    present, absent = Page, lambda: Page("not found", 404)
 
-    def roles(node: str, *names: str) -> Callable[[], Page]:
+    def present(_: Asked) -> Page:
+        return Page()
+
+    def absent(_: Asked) -> Page:
+        return NOT_FOUND
+
+    def roles(node: str, *names: str) -> Callable[[Asked], Page]:
         return turns(*(status_page(node, name) for name in names))
 
     cluster.nodes["node1"].pages["/status.json"] = roles("node1", "active", "active", "passive")
@@ -390,7 +392,7 @@ def test_watch_on_a_terminal_keeps_the_last_changes_under_the_table(cluster: Clu
 
 
 def test_a_silent_node_does_not_slow_down_watch(cluster: Cluster) -> None:
-    cluster.nodes["node3"].pages["/status.json"] = Page("{" * 300, slow=True)
+    cluster.nodes["node3"].pages["/status.json"] = Page("{" * 300, pause_seconds=0.2)
     started = time.monotonic()
     views = list(looks(read_cluster(cluster.state), 3))
     assert [view.nodes[2].role for view in views] == ["unknown"] * 3

@@ -37,7 +37,7 @@ def lab(*words: str, code: int = 0) -> str:
 
 
 @dataclass
-class Cluster:
+class BootedLab:
     """A lab that is up, with `count` nodes."""
 
     count: int

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
-from tests.lab.cluster import Cluster, lab
+from tests.lab.cluster import BootedLab, lab
 from tests.lab.sampler import ask, moments_with_two
 
 RUNS = 12
@@ -33,7 +33,7 @@ CPUAccounting=yes
 """
 
 
-def failover_and_failback(cluster: Cluster, draw: random.Random) -> tuple[float, float]:
+def failover_and_failback(cluster: BootedLab, draw: random.Random) -> tuple[float, float]:
     """Seconds from a crash of node1 to the next node's first 200, and without one at its return."""
     cluster.settles_on("node1")
     time.sleep(draw.uniform(0, cluster.period_seconds))  # a phase of the period, not a wait
@@ -49,7 +49,7 @@ def failover_and_failback(cluster: Cluster, draw: random.Random) -> tuple[float,
     return first - crashed, max(0.0, back - cluster.last_200("node2"))
 
 
-def answers_after_thaw_seconds(cluster: Cluster) -> float:
+def answers_after_thaw_seconds(cluster: BootedLab) -> float:
     """For how long a whole machine that was frozen past its lease answers 200 when it goes on.
 
     Asked without a pause, while its successor is active: the one known exception to "never two".
@@ -71,7 +71,7 @@ def answers_after_thaw_seconds(cluster: Cluster) -> float:
     return last
 
 
-def cold_start(cluster: Cluster) -> float:
+def cold_start(cluster: BootedLab) -> float:
     """Seconds from power on of all nodes to the first 200."""
     cluster.off(*cluster.nodes)
     began = time.time()
@@ -87,7 +87,7 @@ def cold_start(cluster: Cluster) -> float:
     )
 
 
-def runs_of(cluster: Cluster, name: str, unit: str) -> tuple[list[float], list[float]]:
+def runs_of(cluster: BootedLab, name: str, unit: str) -> tuple[list[float], list[float]]:
     """CPU seconds and wall seconds of a unit's next runs on a node, as systemd counts them.
 
     A loop in the node looks, four times a period: this command's own weight stays away from it.
@@ -109,7 +109,7 @@ def runs_of(cluster: Cluster, name: str, unit: str) -> tuple[list[float], list[f
     return [cpu for cpu, _ in found.values()], [wall for _, wall in found.values()]
 
 
-def add_baseline(cluster: Cluster) -> None:
+def add_baseline(cluster: BootedLab) -> None:
     """`import requests` as a unit of every node, half a period after the agent.
 
     At one moment on all nodes, as the agent runs: they share this machine's caches and cores.
@@ -124,7 +124,7 @@ def add_baseline(cluster: Cluster) -> None:
         cluster.shell(name, "systemctl", "start", f"{BASELINE}.timer")
 
 
-def cost_of_runs(cluster: Cluster, table: Table) -> None:
+def cost_of_runs(cluster: BootedLab, table: Table) -> None:
     """Rows with the CPU and the wall clock of a run, in an undisturbed cluster."""
     add_baseline(cluster)
     base = statistics.median(runs_of(cluster, "node2", f"{BASELINE}.service")[0])
@@ -148,7 +148,7 @@ def row(table: Table, what: str, values: Sequence[float], unit: str = "s") -> No
     )
 
 
-def measure(cluster: Cluster, crashes: int, freezes: int, draw: random.Random) -> Table:
+def measure(cluster: BootedLab, crashes: int, freezes: int, draw: random.Random) -> Table:
     """All figures of a lab that is up."""
     table = Table("what", "times", "median", "greatest")
     cluster.settles_on("node1")
@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("--freezes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    cluster = Cluster(3, asked.period_seconds)
+    cluster = BootedLab(3, asked.period_seconds)
     try:
         cluster.up()
         cluster.watch()

@@ -12,7 +12,7 @@ import pytest
 from agent.loader import Cluster as Members
 from agent.loader import Grant, Marker, format_marker
 from deploy.lab import process
-from tests.lab.cluster import Cluster, lab
+from tests.lab.cluster import BootedLab, lab
 from tests.lab.test_lab import labs
 
 pytestmark = pytest.mark.lab
@@ -37,19 +37,19 @@ exec(compile(open("/etc/bootstrap/loader.py").read(), "loader.py", "exec"))
 """
 
 
-def longest_outage_seconds(cluster: Cluster) -> float:
+def longest_outage_seconds(cluster: BootedLab) -> float:
     """From a crash to the next active node, at worst: the promise, the next tick, an election."""
     return cluster.times.promise_seconds + cluster.times.period_seconds
 
 
-def runs_later(cluster: Cluster, runs: int, *names: str) -> None:
+def runs_later(cluster: BootedLab, runs: int, *names: str) -> None:
     """Wait until so many runs have ended on these nodes."""
     later = time.time() + runs * cluster.period_seconds
     seconds = (runs + 2) * cluster.period_seconds + 5
     cluster.wait(f"{runs} runs later", lambda: cluster.has_run_since(later, names), seconds)
 
 
-def isolate(cluster: Cluster, name: str) -> None:
+def isolate(cluster: BootedLab, name: str) -> None:
     for peer in cluster.nodes:
         if peer != name:
             lab("cut", name, peer)
@@ -58,7 +58,7 @@ def isolate(cluster: Cluster, name: str) -> None:
 @labs((3, 2))
 @pytest.mark.parametrize("direction", ["both ways", "node1 to node2", "node2 to node1"])
 def test_the_link_of_node1_and_node2_is_cut_while_node3_sees_both(
-    cluster: Cluster, direction: str
+    cluster: BootedLab, direction: str
 ) -> None:
     began = time.time()
     pair = ("node2", "node1") if direction == "node2 to node1" else ("node1", "node2")
@@ -71,7 +71,7 @@ def test_the_link_of_node1_and_node2_is_cut_while_node3_sees_both(
 @labs((3, 2))
 @pytest.mark.parametrize(("name", "active"), [("node1", "node2"), ("node2", "node1")])
 def test_an_isolated_node_is_not_active_and_the_others_have_one(
-    cluster: Cluster, name: str, active: str
+    cluster: BootedLab, name: str, active: str
 ) -> None:
     began = time.time()
     isolate(cluster, name)
@@ -83,7 +83,7 @@ def test_an_isolated_node_is_not_active_and_the_others_have_one(
 
 
 @labs((3, 2))
-def test_the_agent_is_killed_again_and_again(cluster: Cluster) -> None:
+def test_the_agent_is_killed_again_and_again(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "--no-block", "loader.timer")
     cluster.shell("node1", "systemctl", "kill", "--signal=KILL", "loader.service")
@@ -95,7 +95,7 @@ def test_the_agent_is_killed_again_and_again(cluster: Cluster) -> None:
 
 
 @labs((3, 2))
-def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: Cluster) -> None:
+def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: BootedLab) -> None:
     began = time.time()
     cluster.hang("node1")
     isolate(cluster, "node1")
@@ -108,7 +108,7 @@ def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: Cluster) -> No
 
 @labs((3, 2))
 @pytest.mark.parametrize("seconds", [1, 10, 45])
-def test_a_frozen_machine_thaws_beside_its_successor(cluster: Cluster, seconds: float) -> None:
+def test_a_frozen_machine_thaws_beside_its_successor(cluster: BootedLab, seconds: float) -> None:
     cluster.freeze("node1")
     frozen = time.time()
     cluster.wait("over", lambda: time.time() - frozen > seconds, seconds + 5)
@@ -117,7 +117,7 @@ def test_a_frozen_machine_thaws_beside_its_successor(cluster: Cluster, seconds: 
 
 
 @labs((3, 2))
-def test_apache_stops_on_the_active_node(cluster: Cluster) -> None:
+def test_apache_stops_on_the_active_node(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "apache2.service")
     cluster.settles_on("node2")
@@ -127,7 +127,7 @@ def test_apache_stops_on_the_active_node(cluster: Cluster) -> None:
 
 
 @labs((3, 2))
-def test_the_power_of_all_nodes_fails_and_returns(cluster: Cluster) -> None:
+def test_the_power_of_all_nodes_fails_and_returns(cluster: BootedLab) -> None:
     cluster.off(*cluster.nodes)
     cluster.settles_on()
     began = time.time()
@@ -139,7 +139,7 @@ def test_the_power_of_all_nodes_fails_and_returns(cluster: Cluster) -> None:
 
 
 @labs((3, 2))
-def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: Cluster) -> None:
+def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "loader.timer")
     cluster.settles_on("node2")
@@ -150,7 +150,7 @@ def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: Cluster) 
 
 @labs((3, 2))
 @pytest.mark.parametrize("folder", ["/var/www/html", "/run/bootstrap"])
-def test_a_disk_is_full_on_the_active_node(cluster: Cluster, folder: str) -> None:
+def test_a_disk_is_full_on_the_active_node(cluster: BootedLab, folder: str) -> None:
     began = time.time()
     small = f"cp -a {folder} /root/kept && mount -t tmpfs -o size=64k tmpfs {folder}"
     fill = f"cp -a /root/kept/. {folder}/ && ! cat /dev/zero > {folder}/full"
@@ -166,7 +166,7 @@ def test_a_disk_is_full_on_the_active_node(cluster: Cluster, folder: str) -> Non
 
 
 @labs((3, 2))
-def test_a_web_application_is_deployed_on_the_active_node(cluster: Cluster) -> None:
+def test_a_web_application_is_deployed_on_the_active_node(cluster: BootedLab) -> None:
     """Its owner gets the folder, sticky, and all in it; pages it does not have are deleted."""
     began = time.time()
     html = "/var/www/html"
@@ -191,7 +191,7 @@ def test_a_web_application_is_deployed_on_the_active_node(cluster: Cluster) -> N
 @labs((3, 2))
 @pytest.mark.parametrize("step", ["+300", "-300"])
 def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
-    cluster: Cluster, step: str
+    cluster: BootedLab, step: str
 ) -> None:
     root = cluster.root("node1")
     (root / FAKETIME[1:]).write_text("+0\n")
@@ -221,7 +221,7 @@ def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
 
 
 @labs((3, 2))
-def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: Cluster) -> None:
+def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: BootedLab) -> None:
     began = time.time()
     process.kill("web-site")
     process.kill("metadata")
@@ -232,7 +232,7 @@ def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: Cluster) -> No
 
 
 @labs((3, 2))
-def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: Cluster) -> None:
+def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: BootedLab) -> None:
     cluster.shell("node3", "systemctl", "stop", "loader.timer", "loader.service")
     epoch = cluster.epoch("node2")
     stranger = Members("node3", tuple(cluster.nodes), bytes(32), cluster.times)
@@ -255,7 +255,7 @@ def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: Cluster) -> N
 
 
 @labs((5, 2))
-def test_a_ring_of_five_has_its_first_node_active(cluster: Cluster) -> None:
+def test_a_ring_of_five_has_its_first_node_active(cluster: BootedLab) -> None:
     names = list(cluster.nodes)
     for i, j in combinations(range(5), 2):
         if abs(i - j) not in (1, 4):
@@ -266,7 +266,7 @@ def test_a_ring_of_five_has_its_first_node_active(cluster: Cluster) -> None:
 
 
 @labs((5, 2))
-def test_only_node4_reaches_a_majority(cluster: Cluster) -> None:
+def test_only_node4_reaches_a_majority(cluster: BootedLab) -> None:
     began = time.time()
     for a, b in combinations(cluster.nodes, 2):
         if "node4" not in (a, b):

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 import pytest
 
 from deploy.lab import process
-from tests.lab.cluster import CHECKOUT, Cluster, lab, publish_loader, web_site_serves
+from tests.lab.cluster import CHECKOUT, BootedLab, lab, publish_loader, web_site_serves
 
 pytestmark = pytest.mark.lab
 
@@ -23,7 +23,7 @@ def labs(*shapes: tuple[int, int]) -> Callable[..., None]:
     return pytest.mark.parametrize("machine", shapes, indirect=True, ids=names)
 
 
-def first_active_run(cluster: Cluster, name: str) -> float:
+def first_active_run(cluster: BootedLab, name: str) -> float:
     """When the run began in which the node first decided to be active since it booted.
 
     By its log; a run writes its decision there after it has acted on it. Wall clock, seconds.
@@ -38,7 +38,7 @@ def first_active_run(cluster: Cluster, name: str) -> float:
 
 @labs((3, 2))
 def test_cloud_init_finds_nothing_wrong_with_the_document_that_a_node_booted_from(
-    cluster: Cluster,
+    cluster: BootedLab,
 ) -> None:
     document = "/var/lib/cloud/seed/nocloud/user-data"
     said = cluster.shell("node2", "cloud-init", "schema", "--config-file", document)
@@ -48,7 +48,7 @@ def test_cloud_init_finds_nothing_wrong_with_the_document_that_a_node_booted_fro
 
 @labs((3, 2))
 def test_first_boot_can_be_started_again_and_heals_by_itself_from_a_failure_that_it_names(
-    cluster: Cluster,
+    cluster: BootedLab,
 ) -> None:
     cluster.shell("node3", "rm", "/etc/bootstrap/installed")
     cluster.shell("node3", "systemctl", "start", "install.service")
@@ -69,7 +69,7 @@ def test_first_boot_can_be_started_again_and_heals_by_itself_from_a_failure_that
 
 
 @labs((3, 2))
-def test_power_lost_in_first_boot_is_made_good_by_the_next_boot(cluster: Cluster) -> None:
+def test_power_lost_in_first_boot_is_made_good_by_the_next_boot(cluster: BootedLab) -> None:
     cluster.off("node3")
     root = cluster.root("node3")
     for path in ("installed", "install.sh", "loader.py", "loader.conf"):
@@ -91,7 +91,7 @@ true
 
 
 @labs((3, 2))
-def test_the_key_is_in_no_file_that_others_than_root_may_read(cluster: Cluster) -> None:
+def test_the_key_is_in_no_file_that_others_than_root_may_read(cluster: BootedLab) -> None:
     assert cluster.shell("node1", "sh", "-c", KEY_HUNT) == ""
     document = "var/lib/cloud/seed/nocloud/user-data"
     assert all((cluster.root(n) / document).stat().st_mode & 0o777 == 0o600 for n in cluster.nodes)
@@ -99,7 +99,7 @@ def test_the_key_is_in_no_file_that_others_than_root_may_read(cluster: Cluster) 
 
 @labs((3, 2))
 def test_the_preferred_node_that_sees_a_majority_is_active_and_nobody_without_one(
-    cluster: Cluster,
+    cluster: BootedLab,
 ) -> None:
     cluster.off("node1")
     cluster.settles_on("node2")
@@ -116,7 +116,7 @@ def test_the_preferred_node_that_sees_a_majority_is_active_and_nobody_without_on
 
 
 @labs((3, 2))
-def test_a_peer_that_one_node_refuses_is_in_neither_ones_list(cluster: Cluster) -> None:
+def test_a_peer_that_one_node_refuses_is_in_neither_ones_list(cluster: BootedLab) -> None:
     lab("cut", "node2", "node1", "--one-way")
     cluster.wait(
         "out of each other's list",
@@ -131,7 +131,7 @@ def test_a_peer_that_one_node_refuses_is_in_neither_ones_list(cluster: Cluster) 
 
 
 @labs((3, 2))
-def test_the_probe_of_a_hung_agent_expires_and_the_next_node_takes_over(cluster: Cluster) -> None:
+def test_the_probe_of_a_hung_agent_expires_and_the_next_node_takes_over(cluster: BootedLab) -> None:
     began = time.time()
     cluster.hang("node1")
     cluster.settles_on("node2")
@@ -142,7 +142,7 @@ def test_the_probe_of_a_hung_agent_expires_and_the_next_node_takes_over(cluster:
 
 
 @labs((3, 2))
-def test_apache_ends_a_lease_by_itself_when_neither_agent_nor_fence_do(cluster: Cluster) -> None:
+def test_apache_ends_a_lease_by_itself_when_neither_agent_nor_fence_do(cluster: BootedLab) -> None:
     began = time.time()
     cluster.hang("node1")
     cluster.shell("node1", "systemctl", "stop", "fence@*.timer")
@@ -152,7 +152,7 @@ def test_apache_ends_a_lease_by_itself_when_neither_agent_nor_fence_do(cluster: 
 
 
 @labs((3, 2))
-def test_a_node_frozen_past_its_lease_is_not_active_when_it_thaws(cluster: Cluster) -> None:
+def test_a_node_frozen_past_its_lease_is_not_active_when_it_thaws(cluster: BootedLab) -> None:
     cluster.freeze("node1")
     cluster.settles_on("node2")
     cluster.thaw("node1")
@@ -161,7 +161,7 @@ def test_a_node_frozen_past_its_lease_is_not_active_when_it_thaws(cluster: Clust
 
 @labs((3, 2))
 def test_a_node_whose_power_failed_while_active_is_passive_until_it_decides_anew(
-    cluster: Cluster,
+    cluster: BootedLab,
 ) -> None:
     cluster.off("node1")
     failed = time.time()
@@ -174,7 +174,7 @@ def test_a_node_whose_power_failed_while_active_is_passive_until_it_decides_anew
 
 
 @labs((3, 2))
-def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: Cluster) -> None:
+def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: BootedLab) -> None:
     content = (CHECKOUT / "agent/loader.py").read_bytes() + b"\n# another version\n"
     version = hashlib.sha256(content).hexdigest()[:12]
     publish_loader(content)
@@ -197,7 +197,7 @@ BAD_AGENTS = {
 @labs((3, 2))
 @pytest.mark.parametrize(("place", "line", "tried"), BAD_AGENTS.values(), ids=BAD_AGENTS)
 def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
-    cluster: Cluster, place: str, line: str, *, tried: bool
+    cluster: BootedLab, place: str, line: str, *, tried: bool
 ) -> None:
     good = (CHECKOUT / "agent/loader.py").read_text()
     version = hashlib.sha256(good.encode()).hexdigest()[:12]
@@ -233,7 +233,7 @@ def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
 
 
 @labs((3, 2))
-def test_bad_input_of_a_node_refuses_no_agent_on_trial(cluster: Cluster) -> None:
+def test_bad_input_of_a_node_refuses_no_agent_on_trial(cluster: BootedLab) -> None:
     """At the third run the one before is back, in case it was not the node's fault."""
     etc = cluster.root("node3") / "etc/bootstrap"
     trial, previous = etc / "loader.trial", etc / "loader.previous.py"
@@ -252,7 +252,7 @@ def test_bad_input_of_a_node_refuses_no_agent_on_trial(cluster: Cluster) -> None
 
 
 @labs((3, 2))
-def test_without_web_site_and_metadata_nothing_changes(cluster: Cluster) -> None:
+def test_without_web_site_and_metadata_nothing_changes(cluster: BootedLab) -> None:
     began = time.time()
     process.kill("web-site")
     process.kill("metadata")
@@ -266,7 +266,7 @@ def test_without_web_site_and_metadata_nothing_changes(cluster: Cluster) -> None
 
 
 @labs((5, 2))
-def test_of_five_nodes_two_may_fail(cluster: Cluster) -> None:
+def test_of_five_nodes_two_may_fail(cluster: BootedLab) -> None:
     cluster.off("node1")
     cluster.settles_on("node2")
     cluster.off("node2")
@@ -281,7 +281,7 @@ def test_of_five_nodes_two_may_fail(cluster: Cluster) -> None:
 
 @labs((3, 20))
 def test_at_the_period_of_azure_a_crash_and_a_hang_are_over_within_a_period_and_a_half(
-    cluster: Cluster,
+    cluster: BootedLab,
 ) -> None:
     assert cluster.first_active_seconds <= 2 * cluster.period_seconds + 10
     crashed = time.time()

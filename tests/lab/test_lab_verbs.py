@@ -14,7 +14,7 @@ import pytest
 from deploy import Refusal
 from deploy.lab import CACHE, STATE, process, state
 from tests.conftest import NO_LAB
-from tests.lab.cluster import CHECKOUT, Cluster, fetch, lab
+from tests.lab.cluster import CHECKOUT, BootedLab, fetch, lab
 
 three_nodes = pytest.mark.parametrize("machine", [(3, 2)], indirect=True, ids=["3 nodes, 2 s"])
 nothing = pytest.mark.parametrize("machine", [NO_LAB], indirect=True, ids=["no lab"])
@@ -213,7 +213,7 @@ def test_what_no_lab_can_do_is_refused(words: tuple[str, ...], says: str) -> Non
 
 
 @on_a_lab
-def test_up_again_changes_nothing(cluster: Cluster) -> None:
+def test_up_again_changes_nothing(cluster: BootedLab) -> None:
     before = {name: sorted(process.pids(name))[:3] for name in (*cluster.nodes, "web-site")}
     lab("up")
     after = {name: sorted(process.pids(name))[:3] for name in (*cluster.nodes, "web-site")}
@@ -221,7 +221,7 @@ def test_up_again_changes_nothing(cluster: Cluster) -> None:
 
 
 @on_a_lab
-def test_up_again_repairs_what_is_missing(cluster: Cluster) -> None:
+def test_up_again_repairs_what_is_missing(cluster: BootedLab) -> None:
     for group in ("load-balancer", "metadata", "web-site", "node2"):
         process.kill(group)
     process.output_of(["ip", "netns", "delete", "aap-node3"])
@@ -230,7 +230,7 @@ def test_up_again_repairs_what_is_missing(cluster: Cluster) -> None:
     cluster.settles_on("node1")
 
 
-def sees_all(cluster: Cluster) -> bool:
+def sees_all(cluster: BootedLab) -> bool:
     return len(cluster.status("node1").get("reachable", [])) == len(cluster.nodes)
 
 
@@ -255,7 +255,7 @@ def test_shell_passes_the_exit_code_on_and_logs_prints_the_log() -> None:
 
 
 @on_a_lab
-def test_a_node_that_is_off_is_silent_and_sends_no_resets(cluster: Cluster) -> None:
+def test_a_node_that_is_off_is_silent_and_sends_no_resets(cluster: BootedLab) -> None:
     cluster.off("node2")
     # 28: the time was up. A reset would be 7, and 56 on a connection that stood.
     lab("shell", "node1", *CURL, "http://198.51.100.5/", code=28)
@@ -283,7 +283,7 @@ def test_a_cut_of_one_way_leaves_the_other_way() -> None:
 
 
 @on_a_lab
-def test_a_node_meets_its_peers_by_their_public_addresses(cluster: Cluster) -> None:
+def test_a_node_meets_its_peers_by_their_public_addresses(cluster: BootedLab) -> None:
     lab("shell", "node1", *CURL, "http://198.51.100.5/hairpin")
     asked = (cluster.root("node2") / "var/log/apache2/access.log").read_text()
     callers = [line.split()[0] for line in asked.splitlines() if "/hairpin" in line]
@@ -291,7 +291,7 @@ def test_a_node_meets_its_peers_by_their_public_addresses(cluster: Cluster) -> N
 
 
 @on_a_lab
-def test_the_firewall_of_the_plan_stands_in_front_of_a_node(cluster: Cluster) -> None:
+def test_the_firewall_of_the_plan_stands_in_front_of_a_node(cluster: BootedLab) -> None:
     server = ("systemd-run", "--quiet", "--unit=other", "python3", "-m", "http.server", "8080")
     lab("shell", "node2", *server)
     inside = ("sh", "-c", f"{' '.join(CURL)} http://10.0.0.5:8080/ || true")

@@ -11,7 +11,7 @@ pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`
 from deploy.lab import STATE, WEB_SITE
 from tests.azure.fake_azure.operator import Operator
 from tests.azure.operators import made
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import BootedLab
 from tests.lab.test_lab import labs
 
 pytestmark = pytest.mark.lab
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.lab
 
 @labs((3, 2))
 def test_the_custom_data_that_up_sends_is_the_document_that_booted_the_labs_nodes(
-    cluster: Cluster, operator: Operator
+    cluster: BootedLab, operator: Operator
 ) -> None:
     """Byte for byte, once what only Azure can give is put in its place: ids and addresses."""
     operator.settings(period_seconds=cluster.period_seconds)
