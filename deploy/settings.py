@@ -52,7 +52,7 @@ SSH_KEYS = ("~/.ssh/id_ed25519.pub", "~/.ssh/id_rsa.pub")
 def times_of(period_seconds: int) -> Timing:
     """Every length of time that follows from a period.
 
-    Raises `Refusal` for one that breaks an inequality of docs/protocol.md section 1.
+    Raises `Refusal` for one that breaks an inequality of docs/protocol.md section 2.
     """
     try:
         return timing(period_seconds)
