@@ -203,7 +203,7 @@ def test_the_order_of_the_entries_is_the_order_of_preference() -> None:
 @pytest.mark.parametrize(("nodes", "majority"), [(3, 2), (5, 3), (7, 4), (101, 51)])
 def test_a_majority_is_more_than_half(nodes: int, majority: int) -> None:
     order = tuple(f"node{number}" for number in range(nodes))
-    assert loader.Cluster("node1", order, b"", loader.timing(20)).majority == majority
+    assert loader.Members("node1", order, b"", loader.timing(20)).majority == majority
 
 
 # ------------------------------------------------ a whole run on bad input
