@@ -12,17 +12,32 @@ systemd starts this file on every node at the same seconds of each minute. One r
  7. `probe.html`, which the load balancer asks for, exists on the active node alone.
 
 Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
-Rules are numbered as in docs/protocol.md, which also says why two nodes are never active.
+The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
 Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/html/status.json,
 {<peer>,probe}.html there, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap.
 
-    loader.py             one run, as the timer starts it
-    loader.py --dry-run   print what this node sees and would do; change nothing
-    loader.py --self-check   say whether this very file could run here; ask nobody, change nothing
-    loader.py bootup      forget the last boot's probe and markers (bootup.service)
-    loader.py leave       hand the role over, then stop (handover.service)
+    loader.py               one run, as the timer starts it
+    loader.py --dry-run     print what this node sees and would do; change nothing
+    loader.py --self-check  say whether this very file could run here; ask nobody, change nothing
+    loader.py --version     print the version
+    loader.py bootup        forget the last boot's probe and markers (bootup.service)
+    loader.py leave         hand the role over, then stop (handover.service)
 """
+
+# The file from top to bottom; nothing is used before it was told:
+#
+#   files, clocks, systemd  where everything lies, the one writer of files, the boot clock
+#   settings                every time, derived from the period; the nodes, the key
+#   HTTP                    one GET, and who asks without making the decision wait
+#   identity and update     the metadata service; a newer agent, checked before it is taken
+#   markers                 what one node tells another, signed
+#   state                   what this boot has promised and was promised
+#   decide                  observe, then See, Ask, Vote, Count, Act: no file, no clock, no network
+#   settle                  one run, as the effects that it asks for, in their order
+#   machine                 does the effects here; the simulation does them on a virtual clock
+#   report                  log, status.json, journal
+#   verbs                   the command line
 
 import contextlib
 import gc
@@ -42,6 +57,8 @@ from http.client import HTTPException
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, TextIO, get_args, get_origin
+
+__version__ = "0.2.0"
 
 if __name__ == "__main__":
     gc.disable()  # a process of a second: with `gc.freeze` at its end a tenth of its CPU
@@ -95,10 +112,10 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def process_age_seconds() -> float:
-    """For how long this process has existed; proc(5), the 22nd field of stat."""
+def process_began_seconds() -> float:
+    """When this process began, on the boot clock; proc(5), the 22nd field of stat."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return boot_seconds() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def utc(wall_seconds: float) -> str:
@@ -218,17 +235,10 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
 
 # ------------------------------------------------ settings: what a node is told
 
-DRIFT = 0.001
-"""Bound on the drift of two boot clocks, docs/protocol.md section 1 (rho)."""
-
-READY_RUNS = 2
-"""Runs with a majority before a node may take the role from an active one (K)."""
-
-COMMIT_TRIES = 3
-"""So often in a row a node that was elected may fail to serve before it frees its voters."""
-
-FORGIVEN_RUNS = 10
-"""So many good runs in a row, and a node's failures count from the first again."""
+DRIFT = 0.001  # rho: bound on the drift of two boot clocks
+READY_RUNS = 2  # K: runs with a majority before a node may take the role from an active one
+COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
+FORGIVEN_RUNS = 10  # good runs in a row before a node's failures count from the first again
 
 
 def runs_to_prefer(failures: int) -> int:
@@ -255,7 +265,7 @@ class Timing(NamedTuple):
 
 
 def lease_of(promise_seconds: float) -> float:
-    """L: a lease that ends before a promise of D does, on whichever clock (protocol section 5)."""
+    """L: it ends before a promise of D does, on whichever clock (docs/protocol.md section 5)."""
     return promise_seconds * (1 - DRIFT) / (1 + DRIFT)
 
 
@@ -265,17 +275,8 @@ def tick_spread_seconds(times: Timing) -> float:
     return times.lease_seconds - times.margin_seconds - times.period_seconds - round_seconds
 
 
-def is_late(times: Timing) -> bool:
-    """Whether a run began so late that its ticks are no base for a lease.
-
-    What is gone of the run is taken off its end.
-    """
-    late_seconds = timing(times.period_seconds).end_seconds - times.end_seconds
-    return late_seconds > tick_spread_seconds(times)
-
-
 def check(times: Timing) -> Timing:
-    """The same times, if they keep the inequalities of docs/protocol.md section 1.
+    """The same times, if they keep the inequalities of docs/protocol.md section 2.
 
     Raises `BadInput`: a period that is no divisor of 60, a lease as long as the promise, a lease
     that ends before it can be renewed, or a run that may still go on when the next one is due.
@@ -299,7 +300,7 @@ def check(times: Timing) -> Timing:
 
 
 def timing(period_seconds: float) -> Timing:
-    """The times of docs/protocol.md section 1, all derived from the timer's period."""
+    """The times of docs/protocol.md section 2, all derived from the timer's period."""
     promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
     timeout_seconds = max(0.3, 0.05 * period_seconds)
     poll_seconds = max(0.1, period_seconds / 80)
@@ -320,6 +321,11 @@ def timing(period_seconds: float) -> Timing:
             connect_seconds=min(3.0, max(0.3, 0.15 * period_seconds)),
         )
     )
+
+
+def brief_seconds(times: Timing) -> float:
+    """How long a run waits for what does not decide: a newer agent, a name that is known."""
+    return max(0.1, times.period_seconds / 40)
 
 
 def worst_failover_seconds(times: Timing) -> float:
@@ -384,6 +390,7 @@ def read_settings(path: Path) -> Settings:
 NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 ADDRESS = re.compile(r"[0-9a-zA-Z.:-]{1,253}")
 ENTRY_KEYS = ("ip_configuration_name", "network_interface_id", "private_ip", "public_ip")
+Nodes = dict[str, dict[str, str]]  # name -> `ENTRY_KEYS`, in order of preference
 
 
 def _unique(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
@@ -395,7 +402,7 @@ def _unique(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
     return found
 
 
-def _check_addresses(nodes: Mapping[str, Mapping[str, str]], key: str, path: str) -> None:
+def _check_addresses(nodes: Nodes, key: str, path: str) -> None:
     owners: dict[str, str] = {}
     for name, entry in nodes.items():
         if not ADDRESS.fullmatch(entry[key]):
@@ -404,7 +411,7 @@ def _check_addresses(nodes: Mapping[str, Mapping[str, str]], key: str, path: str
             raise BadInput(f"{path}: {other} and {name} have the same {key} {entry[key]}.")
 
 
-def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict[str, str]]:
+def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
     """The nodes in order of preference: name -> the four strings of `ENTRY_KEYS`.
 
     Raises `BadInput` that says which entry is wrong, and why.
@@ -426,6 +433,12 @@ def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict
     for key in ("private_ip", "public_ip"):
         _check_addresses(nodes, key, path)
     return nodes
+
+
+def read_nodes(paths: Paths) -> Nodes:
+    """The nodes of this node's own list. Raises `BadInput`."""
+    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
+    return parse_nodes_info(text, str(paths.nodes_info))
 
 
 def read_key(path: Path) -> bytes:
@@ -524,12 +537,9 @@ class Asker:
 class Background:
     """Self-update, identity, Apache's limit: asked from threads, not to delay the decision."""
 
-    def __init__(self, settings: Settings, paths: Paths, end_seconds: float) -> None:
+    def __init__(self) -> None:
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._outcomes: dict[str, Any] = {}
-        if url := settings.bootstrap_url:
-            self.ask("release", lambda session: take_release(session, url, paths, end_seconds))
-        self.ask("identity", ask_identity)
 
     def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
         """Start asking."""
@@ -816,7 +826,7 @@ class Grant(NamedTuple):
 
 
 class Marker(NamedTuple):
-    """What one node tells another, docs/protocol.md section 2."""
+    """What one node tells another, docs/protocol.md section 3."""
 
     sender: str
     receiver: str
@@ -854,12 +864,9 @@ class Members(NamedTuple):
         return tuple(name for name in self.order if name != self.me)
 
 
-def read_members(
-    identity: Identity, settings: Settings, paths: Paths
-) -> tuple[Members, dict[str, dict[str, str]]]:
+def read_members(identity: Identity, settings: Settings, paths: Paths) -> tuple[Members, Nodes]:
     """The cluster that this node takes part in. Raises `BadInput`."""
-    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
-    nodes = parse_nodes_info(text, str(paths.nodes_info))
+    nodes = read_nodes(paths)
     logging.info("List of nodes in cluster: %s", list(nodes))
     if identity.name not in nodes:
         raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
@@ -885,10 +892,7 @@ def _canonical(fields: Mapping[str, Any]) -> bytes:
 
 
 def common_fields(members: Members) -> dict[str, str]:
-    """What every marker of this cluster says: its own name for itself, and a digest of the members.
-
-    Neither tells anything about the key.
-    """
+    """A name for the cluster that tells nothing about its key, and a digest of the members."""
     digest = hashlib.sha256("\n".join(sorted(members.order)).encode()).hexdigest()[:16]
     return {"cluster": _mac(members.key, b"cluster")[:16], "members": digest}
 
@@ -978,7 +982,7 @@ class Record(NamedTuple):
 class State(NamedTuple):
     """Promises and leases of this boot, docs/protocol.md section 3; times on our boot clock.
 
-    Saved before anything that depends on it is published. Lost at reboot, on purpose.
+    Saved before anything that depends on it is shown. Lost at reboot, on purpose.
     """
 
     epoch: str
@@ -996,7 +1000,7 @@ class State(NamedTuple):
     records: Mapping[str, Mapping[str, Record]] = {}  # peer -> epoch -> its newest marker
     wall_offset_seconds: float | None = None  # wall clock minus boot clock, as last read
     wall_read_seconds: float = 0.0
-    # Preference, which nothing in the argument for safety depends on (section 11).
+    # Preference (docs/protocol.md section 8): safety does not depend on it.
     began_seconds: float = 0.0  # when the last run did
     finished: bool = True  # False while a run is under way, and after one that was killed
     trouble: str = ""  # what the last failure was
@@ -1074,9 +1078,10 @@ def load_state(paths: Paths, times: Timing, now: float) -> State:
 
 
 class Seen(NamedTuple):
-    """What one run has learnt so far; `Seen` of a poll is made from it."""
+    """What one run has learnt so far; the `View` of a poll is made from it."""
 
     started_seconds: float
+    until_seconds: float  # when the run must be over
     leaving: bool = False
     answered: frozenset[str] = frozenset()  # peers whose Apache answered in this run
     markers: Mapping[str, Marker] = {}  # newest valid marker of each peer
@@ -1161,7 +1166,7 @@ class View(NamedTuple):
     """What `decide` knows beside the state: the peers that see us and we them, and the time."""
 
     now_seconds: float
-    markers: Mapping[str, Marker]  # M of section 3: present, verified, fresh
+    markers: Mapping[str, Marker]  # present, verified, fresh
     # Two different stamps seen within this run; for whom I yielded to, since the run before, so
     # that the active node still reads of it when it looks for the first time.
     live: frozenset[str]
@@ -1170,6 +1175,13 @@ class View(NamedTuple):
     leaving: bool
     clock_stepped: bool
     started_seconds: float
+    late: bool = False  # the run began too late to stand
+
+
+def is_late(members: Members, seen: Seen) -> bool:
+    """Whether so much of the run was over when it began that its ticks are no base for a lease."""
+    missed_seconds = members.times.end_seconds - (seen.until_seconds - seen.started_seconds)
+    return missed_seconds > tick_spread_seconds(members.times)
 
 
 def heard_seconds(state: State, marker: Marker) -> float:
@@ -1199,7 +1211,11 @@ def view_of(
         if seen.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    return View(now, fresh, live, changed, probe_there, seen.leaving, stepped, seen.started_seconds)
+    late = is_late(members, seen)
+    started_seconds = seen.started_seconds
+    return View(
+        now, fresh, live, changed, probe_there, seen.leaving, stepped, started_seconds, late
+    )
 
 
 def failed(state: State, why: str) -> State:
@@ -1213,14 +1229,14 @@ def is_ready(marker: Marker, view: View) -> bool:
 
 
 def rests(members: Members, state: State, view: View) -> str:
-    """Why this node leaves the role to others, "" if it does not (section 11).
+    """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
     Who failed lately stands again after some good runs, and where nobody else does.
     """
     times, left = members.times, runs_to_prefer(state.failures) - state.quorum_runs
     if state.active:
         return ""
-    if is_late(times):
+    if view.late:
         return "began this run too late to stand"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
@@ -1231,7 +1247,7 @@ def rests(members: Members, state: State, view: View) -> str:
 def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
     """The order of nodes as this one heeds it: who was voted for in vain comes last.
 
-    Until it shows as many good runs in a row as it takes (section 11).
+    Until it shows as many good runs in a row as it takes (docs/protocol.md section 8).
     """
     last = {
         name
@@ -1254,16 +1270,15 @@ def higher_candidates(members: Members, state: State, view: View) -> list[str]:
     ]
 
 
+def yielding(members: Members, view: View) -> set[str]:
+    """The voters that would rather vote for somebody else than for me."""
+    return {name for name, m in view.markers.items() if m.yields_to not in (None, members.me)}
+
+
 def outvoted(members: Members, state: State, view: View) -> bool:
     """Whether so many of my voters yield to somebody else that the rest is no majority."""
-    yielding = {name for name, m in view.markers.items() if m.yields_to not in (None, members.me)}
-    loyal = set(state.grants) - yielding
-    return bool(yielding & set(state.grants)) and len(loyal) < members.majority
-
-
-def asked_to_yield(members: Members, view: View) -> bool:
-    """Whether a voter would rather vote for somebody else."""
-    return any(m.yields_to not in (None, members.me) for m in view.markers.values())
+    lost = yielding(members, view) & set(state.grants)
+    return bool(lost) and len(state.grants) - len(lost) < members.majority
 
 
 class Claim(NamedTuple):
@@ -1365,10 +1380,10 @@ def give_up(state: State, now: float) -> State:
 
 
 class Decision(NamedTuple):
-    """What follows from a view: drop or serve the probe, then save, then publish `state`."""
+    """What follows from a view: drop or serve the probe, then save, then show `state`."""
 
     state: State
-    drop: bool = False  # remove the probe before the state is saved and published
+    drop: bool = False  # remove the probe before the state is saved and shown
     serve_until_seconds: float | None = None  # arm the fence for it, then commit the probe
     has_quorum: bool = False
     settled: bool = False
@@ -1466,7 +1481,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
             state = failed(state, "its lease ended before it was renewed")
     elif wants and now < fence:
         serve = fence
-    elif not state.active and state.grants and (not wants or asked_to_yield(members, view)):
+    elif not state.active and state.grants and (not wants or yielding(members, view)):
         state = give_up(state, now)
     if not state.active and serve is None:
         state = state._replace(stamp=max(state.stamp, int(now * 1000)))
@@ -1651,9 +1666,9 @@ def _withdraw(
 def _apply(
     members: Members, decision: Decision, tries: int
 ) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
-    """Drop, save, serve, publish: in this order, so that nothing is shown before it holds.
+    """Drop, save, serve, show: in this order, so that nothing is shown before it holds.
 
-    The state to go on with, and what could not be done; of that, nothing was published.
+    The state to go on with, and what could not be done; of that, nothing was shown.
     """
     state = decision.state
     try:
@@ -1676,7 +1691,7 @@ def _apply(
 
 
 def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
-    """The run was stopped or frozen: its view is too old to publish anything."""
+    """The run was stopped or frozen: its view is too old to show anything."""
     fence = lease_end_seconds(members, state) - members.times.margin_seconds
     stays = state.active and moment.boot_seconds < fence
     if not stays:
@@ -1705,7 +1720,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
     try:
         if state.failures and seen.had_quorum and not state.active:
             yield from _rehearse()
-        if not seen.had_quorum or is_late(members.times):
+        if not seen.had_quorum or is_late(members, seen):
             last = last._replace(quorum_runs=0)
         elif state.quorum_runs > FORGIVEN_RUNS:
             last = last._replace(failures=0)
@@ -1725,7 +1740,7 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
     while True:
         moment = yield Poll(first, frozenset(members.peers) - slow)
         first = False
-        asleep_seconds = moment.boot_seconds - seen.started_seconds - times.end_seconds
+        asleep_seconds = moment.boot_seconds - seen.until_seconds
         if asleep_seconds > times.timeout_seconds + times.poll_seconds:
             return (yield from _overslept(members, state, seen, moment))
         slow = frozenset(members.peers) - {n for n, r in moment.value.items() if r.connected}
@@ -1736,16 +1751,18 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
             then = "is active until its lease ends" if state.active else "set as passive"
             reason = trouble_of(members, trouble, then)
             logging.warning("%s; trying again", reason)
-        if moment.boot_seconds - seen.started_seconds >= times.end_seconds or (
-            decision.settled and not tries
-        ):
+        if moment.boot_seconds >= seen.until_seconds or (decision.settled and not tries):
             state = state._replace(finished=not tries)
             return (yield from _finish(members, state, seen, reason))
         yield Pause(times.poll_seconds)
 
 
-def settle(members: Members, state: State, start: Moment, *, leaving: bool = False) -> Steps:
+def settle(
+    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+) -> Steps:
     """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
+
+    It is over by `until_seconds` on the boot clock, or after one poll where that is past.
 
     What can't be done is tried again at the next poll: the fence that is armed already ends the
     lease if it never can. Only a probe that can't be removed ends the run.
@@ -1755,7 +1772,8 @@ def settle(members: Members, state: State, start: Moment, *, leaving: bool = Fal
         for name, epochs in state.records.items()
         for epoch, record in list(epochs.items())[-1:]
     }
-    seen = Seen(start.boot_seconds, leaving, last_stamps=last_stamps)
+    now = start.boot_seconds
+    seen = Seen(now, max(now, until_seconds), leaving, last_stamps=last_stamps)
     try:
         return (yield from _settle(members, state, seen, start))
     except OSError as error:
@@ -1854,8 +1872,10 @@ def drop_probe(paths: Paths) -> bool:
 class Machine:
     """Does on this node what `settle` asks for."""
 
-    def __init__(self, members: Members, addresses: Mapping[str, str], paths: Paths) -> None:
-        self.members, self.paths = members, paths
+    def __init__(
+        self, members: Members, nodes: Nodes, addresses: Mapping[str, str], paths: Paths
+    ) -> None:
+        self.members, self.nodes, self.addresses, self.paths = members, nodes, addresses, paths
         self.urls = {name: f"http://{addresses[name]}" for name in members.peers}
         self.replies: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.askers = {name: Asker(name, self.replies) for name in members.peers}
@@ -1884,27 +1904,25 @@ class Machine:
             return outcome
 
     def do(self, effect: Effect) -> Any:
-        """Do one effect. Raises `OSError` where a file can't be written."""
-        if isinstance(effect, Poll):
-            return self.poll(effect)
-        if isinstance(effect, Save):
-            return self.save(effect.state)
-        if isinstance(effect, Show):
-            return self.show(effect.markers)
-        if isinstance(effect, Drop):
-            return drop_probe(self.paths)
-        if isinstance(effect, Serve):
-            return self.serve(effect)
-        return time.sleep(effect.seconds)
+        """Do one effect, by the method of its name. Raises `OSError` where it can't be done."""
+        return getattr(self, type(effect).__name__.lower())(*effect)
 
-    def poll(self, effect: Poll) -> dict[str, Reply]:
+    def drop(self) -> bool:
+        """Remove the probe; whether it is gone."""
+        return drop_probe(self.paths)
+
+    def pause(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def poll(self, first: bool, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
         for name, asker in self.askers.items():
             if not asker.busy:
-                asker.ask(self.question(name, first=effect.first or name in self.untested))
+                asker.ask(self.question(name, first=first or name in self.untested))
         replies: dict[str, Reply] = {}
         deadline = time.monotonic() + self.members.times.timeout_seconds
-        waiting = set(effect.wait_for)
+        waiting = set(wait_for)
         while True:
             left = deadline - time.monotonic() if waiting else 0.0
             try:
@@ -1963,26 +1981,26 @@ class Machine:
         if trouble:
             raise trouble
 
-    def serve(self, effect: Serve) -> bool:
+    def serve(self, until_seconds: float, commit: bool) -> bool:
         """Set the fence and Apache's limit, then commit the probe; whether it is there.
 
         The look at the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if boot_seconds() >= effect.until_seconds:
+        if boot_seconds() >= until_seconds:
             return False
-        self.fence.arm(effect.until_seconds)
-        if effect.commit:
+        self.fence.arm(until_seconds)
+        if commit:
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
             logging.info("Creating %s", self.paths.probe)
         # The wall clock is read first: if time passes between the two, the limit is too early.
-        limit_seconds = time.time() - boot_seconds() + effect.until_seconds
+        limit_seconds = time.time() - boot_seconds() + until_seconds
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
-        if not effect.commit:
+        if not commit:
             return self.paths.probe.exists()
-        if boot_seconds() >= effect.until_seconds:
+        if boot_seconds() >= until_seconds:
             return False
         self.paths.staged.replace(self.paths.probe)
         return True
@@ -2035,14 +2053,9 @@ def log_peer(machine: Machine, seen: Seen, name: str, address: str) -> None:
         logging.warning("Not confirmed that %s can see %s: %s", address, me, why)
 
 
-def log_trace(
-    machine: Machine,
-    outcome: Outcome,
-    nodes: Mapping[str, Mapping[str, str]],
-    addresses: Mapping[str, str],
-) -> None:
+def log_trace(machine: Machine, outcome: Outcome) -> None:
     """The trace of a run, line by line, as operators of this design know it."""
-    members, seen = machine.members, outcome.seen
+    members, seen, addresses = machine.members, outcome.seen, machine.addresses
     for name in members.order:
         address = addresses[name]
         if name == members.me:
@@ -2056,7 +2069,7 @@ def log_trace(
     logging.info(
         "Total reachable nodes %d is %s majority nodes %d", len(reachable), enough, members.majority
     )
-    ordered = [(name, dict(nodes[name])) for name in reachable]
+    ordered = [(name, dict(machine.nodes[name])) for name in reachable]
     logging.info("Filtered reachable ordered nodes %s", ordered)
     logging.info("%s", outcome.reason)
     if not outcome.state.active and not machine.paths.probe.exists():
@@ -2080,7 +2093,8 @@ def status_of(
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
         "period_seconds": times.period_seconds,
-        "version": members.generation,
+        "version": __version__,
+        "generation": members.generation,
         "private_ip": identity.private_ip,
         "public_ip": identity.public_ip,
         "needed": members.majority,
@@ -2111,10 +2125,9 @@ def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) ->
     tell_journal(f"{role}: {reason}", warning=warning or role != before)
 
 
-def report(
-    paths: Paths, identity: Identity, machine: Machine, outcome: Outcome, expires: Any
-) -> None:
+def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any) -> None:
     """status.json, and what `tell_role` tells; `expires`: False where Apache sets no limit."""
+    paths = machine.paths
     status = status_of(identity, machine, outcome, machine.moment())
     status["probe_expires"] = expires if isinstance(expires, bool) else None
     if expires is False:
@@ -2146,74 +2159,67 @@ def start_log(paths: Paths) -> None:
 # ------------------------------------------------ verbs
 
 
-def take_part(
-    background: Background, paths: Paths, settings: Settings, end_seconds: float, *, leaving: bool
-) -> None:
-    """The run itself, to be over at `end_seconds` on the boot clock. Raises `BadInput`."""
-    times = settings.times
-    identity = who_am_i(background, paths, max(0.1, times.period_seconds / 40))
+def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machine, State, Moment]:
+    """What a run begins with. Raises `BadInput`."""
     members, nodes = read_members(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
-    background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
-    machine = Machine(members, addresses, paths)
+    machine = Machine(members, nodes, addresses, paths)
     start = machine.moment()
-    state = load_state(paths, times, start.boot_seconds)
+    return machine, load_state(paths, settings.times, start.boot_seconds), start
+
+
+def take_part(
+    background: Background, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
+) -> None:
+    """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
+    times = settings.times
+    identity = who_am_i(background, paths, brief_seconds(times))
+    machine, state, start = prepare(identity, settings, paths)
+    background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.boot_seconds)
-    left_seconds = end_seconds - start.boot_seconds
-    in_time = members._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
-    outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
-    log_trace(machine, outcome, nodes, addresses)
-    report(paths, identity, machine, outcome, background.take("limit", 0))
+    steps = settle(machine.members, state, start, until_seconds, leaving=leaving)
+    outcome = machine.drive(steps)
+    log_trace(machine, outcome)
+    report(machine, identity, outcome, background.take("limit", 0))
 
 
-def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
+def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
-    end_seconds = boot_seconds() + settings.times.end_seconds
-    patience_seconds = max(0.1, settings.times.period_seconds / 40)
-    mark = read_mark(paths.trial)
-    background = Background(settings, paths, end_seconds)
-    updated = not settings.bootstrap_url or background.take("release", patience_seconds)
+    mark, url, background = read_mark(paths.trial), settings.bootstrap_url, Background()
+    if url:
+        background.ask("release", lambda session: take_release(session, url, paths, until_seconds))
+    background.ask("identity", ask_identity)
+    updated = not url or background.take("release", brief_seconds(settings.times))
     try:
-        take_part(background, paths, settings, end_seconds, leaving=leaving)
+        take_part(background, paths, settings, until_seconds, leaving=leaving)
     except Exception:
         drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
         raise
     finally:
         if not updated:
-            updated = background.take("release", min(CHECK_SECONDS, end_seconds - boot_seconds()))
+            left_seconds = until_seconds - boot_seconds()
+            updated = background.take("release", min(CHECK_SECONDS, left_seconds))
     if updated:  # else that thread may still put another agent in place
         end_trial(paths, mark)
 
 
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
-    state = load_state(paths, settings.times, boot_seconds())
+    times = settings.times
+    state = load_state(paths, times, boot_seconds())
     if not state.active and not paths.probe.exists():
         return
-    times = settings.times
     wait_seconds = times.period_seconds - time.time() % times.period_seconds
     left_seconds = 1.5 * times.period_seconds - wait_seconds - times.connect_seconds
     time.sleep(wait_seconds)
-    last = times._replace(end_seconds=min(times.end_seconds, left_seconds))
-    run(paths, settings._replace(times=last), leaving=True)
-
-
-def ending_in_time(settings: Settings) -> Settings:
-    """The settings with an end that counts from the tick, as systemd's time limit does.
-
-    On a node that boots, Python and its imports take long enough to be killed for otherwise.
-    """
-    times = settings.times
-    left_seconds = times.end_seconds - process_age_seconds()
-    return settings._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
+    run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
 
 
 def marker_files(paths: Paths) -> Iterable[Path]:
     """Every marker: named after a node, or written by this agent for a node that has left."""
-    try:
-        names = set(parse_nodes_info(paths.nodes_info.read_text(encoding="utf-8")))
-    except (BadInput, OSError, UnicodeDecodeError):
-        names = set()
+    names: set[str] = set()
+    with contextlib.suppress(BadInput):
+        names = set(read_nodes(paths))
     for path in paths.html.glob("*.html"):
         if path.stem in names:
             yield path
@@ -2241,13 +2247,11 @@ def bootup(paths: Paths) -> None:
     keep_compiled(paths)
 
 
-def glance(
-    members: Members, state: State, replies: Mapping[str, Reply], now: float, *, probe_there: bool
-) -> tuple[Seen, Decision]:
-    """What one poll with these replies shows, and what follows from it."""
-    state, seen = observe(members, state, Seen(now), replies, now)
-    view = view_of(members, state, seen, now, probe_there=probe_there, stepped=False)
-    return seen._replace(markers=view.markers), decide(members, state, view)
+def glance(members: Members, state: State, moment: Moment) -> tuple[Decision, Seen]:
+    """What a run that began at this moment would make of the replies in it."""
+    now = moment.boot_seconds
+    decision, seen = look(members, state, Seen(now, now + members.times.end_seconds), moment)
+    return decision, seen._replace(markers=seen.fresh)
 
 
 def dry_run(paths: Paths, settings: Settings) -> None:
@@ -2259,24 +2263,20 @@ def dry_run(paths: Paths, settings: Settings) -> None:
         if (known := known_identity(paths)) is None:
             raise BadInput(f"the instance metadata service gives {silence}") from silence
         identity = known
-    members, nodes = read_members(identity, settings, paths)
-    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
-    machine = Machine(members, addresses, paths)
-    moment = machine.moment()
-    state = load_state(paths, settings.times, moment.boot_seconds)
-    replies = machine.poll(Poll(first=True, wait_for=frozenset(members.peers)))
-    now = boot_seconds()
-    seen, decision = glance(members, state, replies, now, probe_there=moment.probe_there)
-    log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
+    machine, state, _ = prepare(identity, settings, paths)
+    peers = frozenset(machine.members.peers)
+    now = machine.moment(machine.do(Poll(first=True, wait_for=peers)))
+    decision, seen = glance(machine.members, state, now)
+    log_trace(machine, Outcome(decision.state, seen, decision.reason))
     vote = decision.state.vote
-    bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
+    left_seconds = vote.until_seconds - now.boot_seconds if vote else 0
+    bound = f"{vote.candidate} for {left_seconds:.0f} s more" if vote else "nobody"
     logging.info("Would vote for %s. Nothing was changed.", bound)
 
 
-def made_up(sender: Members, state: State, receiver: str) -> Reply:
+def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
     """The reply of a node in that state, which nobody sent."""
-    moment = Moment(boot_seconds(), time.time(), probe_there=False)
-    marker = markers_of(sender, state, moment)[receiver]
+    marker = markers_of(sender, state, now)[receiver]
     page = format_marker(sender, marker).encode() if marker else b""
     return Reply(connected=True, marker=Answer(200, page, {}, whole=True))
 
@@ -2286,18 +2286,18 @@ def self_check(paths: Paths) -> None:
 
     With every peer there, and nothing promised, the most preferred node asks for votes.
     """
-    times = read_settings(paths.conf).times
-    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
-    nodes = parse_nodes_info(text, str(paths.nodes_info))
+    times, nodes = read_settings(paths.conf).times, read_nodes(paths)
     members = Members(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
-    now, replies = boot_seconds(), {}
-    state = first_state("self-check", now - 10 * times.promise_seconds, times)
-    asks = state._replace(stamp=int(now * 1000), candidate=True, sees=members.peers)
+    now, replies = Moment(boot_seconds(), time.time(), probe_there=False), {}
+    began = now.boot_seconds
+    state = first_state("self-check", began - 10 * times.promise_seconds, times)
+    asks = state._replace(stamp=int(began * 1000), candidate=True, sees=members.peers)
     for name in members.peers:
         peer = members._replace(me=name)
-        heard, _ = observe(peer, state, Seen(now), {members.me: made_up(members, asks, name)}, now)
-        replies[name] = made_up(peer, heard, members.me)
-    _, decision = glance(members, asks, replies, now, probe_there=False)
+        reply = made_up(members, asks, name, now)
+        heard, _ = observe(peer, state, Seen(began, began), {members.me: reply}, began)
+        replies[name] = made_up(peer, heard, members.me, now)
+    decision, _ = glance(members, asks, now._replace(value=replies))
     if not decision.state.candidate:
         raise BadInput("with every peer there this agent does not ask for votes")
     print(CHECK_PASSED)
@@ -2335,7 +2335,9 @@ def perform(verb: str, paths: Paths) -> None:
         if verb == "leave":
             leave(paths, settings)
         else:
-            run(paths, ending_in_time(settings))
+            # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
+            # its imports take long enough to be killed for otherwise.
+            run(paths, settings, process_began_seconds() + settings.times.end_seconds)
 
 
 DRY = ("--dry-run", "--self-check")
@@ -2356,6 +2358,9 @@ def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
 def main(words: list[str]) -> int:
     """Do what the words say; whatever fails ends with no probe here, a sentence, and a code."""
     verb = words[0] if words else ""
+    if words == ["--version"]:
+        print(__version__)
+        return 0
     if len(words) > 1 or verb not in ("", *DRY, "bootup", "leave"):
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
         return 0 if verb in ("-h", "--help") else 2

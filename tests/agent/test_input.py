@@ -390,6 +390,26 @@ def test_the_agent_imports_the_standard_library_and_requests_alone() -> None:
     assert names - sys.stdlib_module_names == {"requests", "urllib3"}
 
 
+def test_nothing_in_the_agents_file_is_used_before_it_is_told() -> None:
+    """But for what is used and told within the same function or class."""
+    told: set[str] = set()
+    early = set()
+    body = ast.parse((CHECKOUT / "agent" / "loader.py").read_text()).body
+    names = {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    for node in body:
+        told |= {node.name} if isinstance(node, ast.ClassDef | ast.FunctionDef) else set()
+        used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        own = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+        own |= {
+            each.target.id
+            for each in ast.walk(node)
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        }
+        early |= {(node.lineno, name) for name in (used & names) - told - own}
+    assert names > {"write_atomic", "decide", "settle", "Machine", "main"}
+    assert early == set()
+
+
 @pytest.mark.parametrize("folder", ["agent", "deploy"])
 def test_no_function_is_longer_than_40_lines(folder: str) -> None:
     long = []

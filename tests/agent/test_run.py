@@ -575,7 +575,7 @@ def test_a_run_with_101_nodes_of_which_50_are_silent_takes_5_s_and_60_mb_at_most
 
 
 def resigned(page: str, **fields: Any) -> str:
-    """The marker with other fields, signed again as docs/protocol.md section 2 has it."""
+    """The marker with other fields, signed again as docs/protocol.md section 3 has it."""
     head, opening, rest = page.partition(loader.MARKER_OPEN)
     told = json.loads(rest.partition("</script>")[0]) | fields
     told.pop("mac")
@@ -1236,6 +1236,17 @@ def test_words_that_are_no_verb_print_how_to_use_it(world: World, words: list[st
     assert "loader.py --dry-run" in shown
     assert ran.code == (0 if words == ["--help"] else 2)
     assert world.log() == []
+
+
+def test_the_version_is_told_by_the_command_and_with_the_files_digest_by_the_status(
+    world: World,
+) -> None:
+    ran = world.run("--version")
+    assert (ran.code, ran.journal, world.log()) == (0, loader.__version__, [])
+    world.run()
+    digest = hashlib.sha256(world.paths.loader.read_bytes()).hexdigest()
+    told = {key: world.status()[key] for key in ("version", "generation")}
+    assert told == {"version": loader.__version__, "generation": digest[:12]}
 
 
 # ------------------------------------------------ what a run finds of the runs before it

@@ -343,10 +343,9 @@ class Simulation:
             start = node.bootup_clock if known else now
             times = self.members[name].times
             node.state = self.agent.first_state(epoch, start, times, node.promised_seconds)
-        members = self.members[name]
-        end_seconds = max(0.0, members.times.end_seconds - late_seconds)
-        members = members._replace(times=members.times._replace(end_seconds=end_seconds))
-        node.steps = self.agent.settle(members, node.state, self._moment(node), leaving=leaving)
+        members, moment = self.members[name], self._moment(node)
+        until = moment.boot_seconds + members.times.end_seconds - late_seconds
+        node.steps = self.agent.settle(members, node.state, moment, until, leaving=leaving)
         limit = node.real_delay(0.95 * members.times.period_seconds - late_seconds)
         run_id = node.run_id
         self.at(self.now + limit, lambda: self._time_limit(node, run_id))
