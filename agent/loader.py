@@ -1417,7 +1417,7 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     if active is None:
         return False
     if view.leaving:
-        return not state.active
+        return True
     calm = members.order.index(active) <= min(
         members.order.index(name) for name in (members.me, *view.markers)
     )
