@@ -488,7 +488,7 @@ def fetch(
     """GET, without following redirects, reading at most `limit_bytes`.
 
     `timeout_seconds` bounds each wait for the network, not their sum: who may not wait longer
-    asks from a thread (`Line`). Raises `Unanswered`.
+    asks from a thread (`Asker`). Raises `Unanswered`.
     """
     try:
         with session.get(
@@ -513,49 +513,45 @@ def fetch(
 
 
 class Asker:
-    """One question at a time to one address, from a thread that nobody has to wait for."""
-
-    def __init__(self, name: str, answers: "queue.SimpleQueue[tuple[str, Any]]") -> None:
-        self.name = name
-        self.busy = False
-        self.session = new_session()
-        self._answers = answers
-
-    def ask(self, question: Callable[[requests.Session], Any]) -> None:
-        """Start asking; the outcome, or the `Unanswered`, arrives in the queue of answers."""
-        self.busy = True
-        threading.Thread(target=self._ask, args=(question,), daemon=True).start()
-
-    def _ask(self, question: Callable[[requests.Session], Any]) -> None:
-        try:
-            outcome = question(self.session)
-        except Unanswered as silence:
-            outcome = silence
-        self._answers.put((self.name, outcome))
-
-
-class Background:
-    """Self-update, identity, Apache's limit: asked from threads, not to delay the decision."""
+    """Asks from threads, of each name one question at a time, so that nobody has to wait."""
 
     def __init__(self) -> None:
+        self.busy: set[str] = set()  # names of which an answer is still to come
+        self._sessions: dict[str, requests.Session] = {}
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._outcomes: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
 
     def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
         """Start asking."""
-        Asker(name, self._answers).ask(question)
+        self.busy.add(name)
+        if name not in self._sessions:
+            self._sessions[name] = new_session()
+        threading.Thread(target=self._ask, args=(name, question), daemon=True).start()
+
+    def _ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
+        try:
+            outcome = question(self._sessions[name])
+        except Unanswered as silence:
+            outcome = silence
+        self._answers.put((name, outcome))
+
+    def next(self, until: float) -> tuple[str, Any] | None:
+        """The next answer, or the `Unanswered`; None where none comes until `time.monotonic()`."""
+        try:
+            name, outcome = self._answers.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return None
+        self.busy.discard(name)
+        return name, outcome
 
     def take(self, name: str, patience_seconds: float) -> Any:
-        """The outcome, once; None when it is not there within `patience_seconds`."""
-        deadline = time.monotonic() + patience_seconds
-        while name not in self._outcomes:
-            try:
-                left = max(0.0, deadline - time.monotonic())
-                other, outcome = self._answers.get(timeout=left)
-            except queue.Empty:
+        """The answer to one question, once; None when it is not there by then."""
+        until = time.monotonic() + patience_seconds
+        while name not in self._kept:
+            if (found := self.next(until)) is None:
                 return None
-            self._outcomes[other] = outcome
-        return self._outcomes.pop(name)
+            self._kept[found[0]] = found[1]
+        return self._kept.pop(name)
 
 
 # ------------------------------------------------ identity and update: who am I, which agent is it
@@ -630,7 +626,7 @@ def known_identity(paths: Paths) -> Identity | None:
         return None
 
 
-def who_am_i(background: Background, paths: Paths, patience_seconds: float) -> Identity:
+def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identity:
     """Who this node is; the one cached for this boot where metadata fails.
 
     Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
@@ -932,6 +928,8 @@ def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
     """The verified marker of `sender` about us. Raises `BadInput` with why it counts as absent."""
+    if answer.status != 200:
+        raise BadInput(f"it has no marker for us (status {answer.status})")
     if not answer.whole:
         raise BadInput("its marker is too large")
     text = answer.body.decode("utf-8", "replace")
@@ -1100,13 +1098,6 @@ class Reply(NamedTuple):
     why: str = ""
 
 
-def read_marker(members: Members, name: str, answer: Answer) -> Marker:
-    """The marker in an answer; raises `BadInput` with why it counts as absent."""
-    if answer.status != 200:
-        raise BadInput(f"it has no marker for us (status {answer.status})")
-    return parse_marker(members, name, answer)
-
-
 def newer_records(
     members: Members, known: Mapping[str, Record], marker: Marker, now: float
 ) -> Mapping[str, Record]:
@@ -1147,7 +1138,7 @@ def observe(
         markers.pop(name, None)
         notes[name] = ""
         try:
-            marker = read_marker(members, name, reply.marker)
+            marker = parse_marker(members, name, reply.marker)
             records[name] = newer_records(members, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
@@ -1442,17 +1433,16 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
         return f"Node {me} {why}, set as passive"
     if not state.candidate and decision.has_quorum:
         return f"Node {me} reachability reach quorum but not preferred, set as passive"
+    votes = [(n, m.vote.candidate, m.vote.left_seconds) for n, m in view.markers.items() if m.vote]
+    if state.vote is not None:
+        votes.append((me, state.vote.candidate, state.vote.until_seconds - now))
     promised = [
-        f"{voter} promised its vote to {vote.candidate} for {vote.left_seconds:.0f} s more"
-        for voter, vote in ((name, m.vote) for name, m in view.markers.items())
-        if vote is not None and vote.candidate != me
+        f"{voter} promised its vote to {candidate} for {left_seconds:.0f} s more"
+        for voter, candidate, left_seconds in votes
+        if candidate != me
     ]
-    if state.vote is not None and state.vote.candidate != me:
-        left = state.vote.until_seconds - now
-        promised.append(f"{me} promised its vote to {state.vote.candidate} for {left:.0f} s more")
     holds = [name for name, m in view.markers.items() if m.holding]
-    if state.holding(now):
-        holds.append(me)
+    holds += [me] if state.holding(now) else []
     promised += [f"{name} holds its vote after its boot" for name in holds]
     waits = "; ".join(promised) or "its votes are on the way"
     waits += f" (lately: {state.trouble})" if state.failures else ""
@@ -1605,6 +1595,14 @@ def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
     return state._replace(wall_offset_seconds=offset, wall_read_seconds=now), stepped
 
 
+def _drop() -> Generator[Effect, Moment, Moment]:
+    """Remove the probe. Raises `OSError` where it stays, which ends the run."""
+    moment = yield Drop()
+    if not moment.value:
+        raise OSError("can't remove probe.html")
+    return moment
+
+
 def _begin(
     members: Members, state: State, moment: Moment
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
@@ -1616,8 +1614,7 @@ def _begin(
     rightful = state.active and moment.probe_there and not late and not stepped
     lost = state.active and not rightful and not stepped and state.quorum_runs > 0
     if (state.active or moment.probe_there) and not rightful:
-        if not (yield Drop()).value:
-            raise OSError("can't remove probe.html")
+        yield from _drop()
         if state.active:
             state = give_up(state, now)._replace(active=False)
     if lost:
@@ -1655,9 +1652,7 @@ def _withdraw(
     decision: Decision, state: State, tries: int, why: str
 ) -> Generator[Effect, Moment, State]:
     """Remove what may be staged; elected in vain for long enough, free the voters at once."""
-    moment = yield Drop()
-    if not moment.value:
-        raise OSError("can't remove probe.html")
+    moment = yield from _drop()
     if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
         state = failed(give_up(state, moment.boot_seconds), why)._replace(candidate=False)
     return state
@@ -1672,8 +1667,8 @@ def _apply(
     """
     state = decision.state
     try:
-        if decision.drop and not (yield Drop()).value:
-            raise OSError("can't remove probe.html")
+        if decision.drop:
+            yield from _drop()
         moment = yield Save(state)
         if decision.serve_until_seconds is not None:
             moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
@@ -1877,8 +1872,7 @@ class Machine:
     ) -> None:
         self.members, self.nodes, self.addresses, self.paths = members, nodes, addresses, paths
         self.urls = {name: f"http://{addresses[name]}" for name in members.peers}
-        self.replies: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self.askers = {name: Asker(name, self.replies) for name in members.peers}
+        self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
@@ -1917,28 +1911,22 @@ class Machine:
 
     def poll(self, first: bool, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
-        for name, asker in self.askers.items():
-            if not asker.busy:
-                asker.ask(self.question(name, first=first or name in self.untested))
+        for name in self.members.peers:
+            if name not in self.asker.busy:
+                self.asker.ask(name, self.question(name, first=first or name in self.untested))
         replies: dict[str, Reply] = {}
         deadline = time.monotonic() + self.members.times.timeout_seconds
         waiting = set(wait_for)
-        while True:
-            left = deadline - time.monotonic() if waiting else 0.0
-            try:
-                name, outcome = self.replies.get(timeout=max(left, 0.0))
-            except queue.Empty:
-                break
-            self.askers[name].busy = False
+        while found := self.asker.next(deadline if waiting else 0.0):
+            name, outcome = found
             waiting.discard(name)
             silent = isinstance(outcome, Unanswered)
             replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
             self.silent[name] = replies[name].why
             if replies[name].connected:
                 self.untested.discard(name)
-        for name, asker in self.askers.items():
-            if asker.busy and not self.silent.get(name):
-                self.silent[name] = "no answer yet"
+        for name in self.asker.busy:
+            self.silent[name] = self.silent.get(name) or "no answer yet"
         return replies
 
     def question(self, name: str, *, first: bool) -> Callable[[requests.Session], Reply]:
@@ -2169,7 +2157,7 @@ def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machi
 
 
 def take_part(
-    background: Background, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
+    background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
     times = settings.times
@@ -2185,7 +2173,7 @@ def take_part(
 
 def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool = False) -> None:
     """One run, in the order of the header. Raises `BadInput`."""
-    mark, url, background = read_mark(paths.trial), settings.bootstrap_url, Background()
+    mark, url, background = read_mark(paths.trial), settings.bootstrap_url, Asker()
     if url:
         background.ask("release", lambda session: take_release(session, url, paths, until_seconds))
     background.ask("identity", ask_identity)

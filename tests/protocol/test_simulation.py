@@ -268,12 +268,11 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
         chance,
         (
             (
-                "        if decision.drop and not (yield Drop()).value:",
+                "        if decision.drop:\n",
                 "        if decision.drop:\n"
                 "            moment = Moment(0.0, 0.0, False)\n"
                 "            yield Show(markers_of(members, state, moment))\n"
-                "            yield Pause(1.0)\n"
-                "        if decision.drop and not (yield Drop()).value:",
+                "            yield Pause(1.0)\n",
             ),
         ),
     ),
