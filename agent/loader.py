@@ -658,24 +658,22 @@ def read_mark(path: Path) -> str | None:
         return None
 
 
-def put_off(paths: Paths) -> str:
-    """The SHA-256 of a release that failed here within the last hour, "" where none did."""
+def failed_here(paths: Paths) -> set[str]:
+    """SHA-256 of the releases not to be taken: refused, or failed here within the last hour."""
+    found = set((read_mark(paths.refused) or "").split())
     with contextlib.suppress(OSError):
         if 0 <= time.time() - paths.failed.stat().st_mtime < 3600:
-            return (read_mark(paths.failed) or "")[:64]
-    return ""
+            found.add((read_mark(paths.failed) or "")[:64])
+    return found
 
 
 def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
     """Ask for `loader.py`; if the last one is still known to be ours or refused: if-none-match."""
-    headers = {}
-    last = read_json(paths.release) or {}
-    known = (file_sha256(paths.loader), put_off(paths), *(read_mark(paths.refused) or "").split())
+    url, last, headers = f"{url}/loader.py", read_json(paths.release) or {}, {}
+    known = {file_sha256(paths.loader), *failed_here(paths)}
     if last.get("etag") and last.get("sha256") in known:
         headers["If-None-Match"] = str(last["etag"])
-    return fetch(
-        session, f"{url}/loader.py", timeout_seconds=2, limit_bytes=1 << 20, headers=headers
-    )
+    return fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
 
 
 def keep_compiled(paths: Paths) -> None:
@@ -729,7 +727,7 @@ CHECK_PASSED = "self-check passed"
 NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 
 
-def why_not(path: Path, end_seconds: float) -> str:
+def why_not(path: Path, until_seconds: float) -> str:
     """Why the agent in this file may not replace ours, in words; "" where it may.
 
     A process group of its own: it may kill it. It must say that it passed: it may end with 0
@@ -745,7 +743,7 @@ def why_not(path: Path, end_seconds: float) -> str:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     ) as process:
-        left_seconds = end_seconds - 0.1 - boot_seconds()
+        left_seconds = until_seconds - 0.1 - boot_seconds()
         try:
             code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
         except subprocess.TimeoutExpired:
@@ -759,10 +757,11 @@ def why_not(path: Path, end_seconds: float) -> str:
     return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
 
 
-def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
+def update(answer: Answer, paths: Paths, until_seconds: float) -> None:
     """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
 
-    The new one is on trial from the next run on; its check ends at `end_seconds`. Raises `OSError`.
+    The new one is on trial from the next run on; its check is over by `until_seconds`. Raises
+    `OSError`.
     """
     if answer.status == 304:
         logging.info("File loader.py on the web site is unchanged, no need to download.")
@@ -775,12 +774,12 @@ def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
     digest = hashlib.sha256(answer.body).hexdigest()
     if digest == file_sha256(paths.loader):
         logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
-    elif digest in (put_off(paths), *(read_mark(paths.refused) or "").split()):
+    elif digest in failed_here(paths):
         logging.warning("File loader.tmp.py failed on this node before (%s).", digest[:12])
     else:
         try:
             write_atomic(paths.newer, answer.body, sync=True)
-            if wrong := why_not(paths.newer, end_seconds):
+            if wrong := why_not(paths.newer, until_seconds):
                 logging.error("File loader.tmp.py fails its self-check, not taken: %s", wrong)
                 if wrong == NO_TIME:
                     return
@@ -797,10 +796,10 @@ def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
         write_atomic(paths.release, json.dumps(told))
 
 
-def take_release(session: requests.Session, url: str, paths: Paths, end_seconds: float) -> bool:
+def take_release(session: requests.Session, url: str, paths: Paths, until_seconds: float) -> bool:
     """Ask for a newer agent and take it: in a thread, the decision never waits for its check."""
     try:
-        update(ask_release(session, url, paths), paths, end_seconds)
+        update(ask_release(session, url, paths), paths, until_seconds)
     except Unanswered as silence:
         logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
     except OSError as error:

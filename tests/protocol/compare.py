@@ -125,16 +125,16 @@ def main() -> int:
         states = [end_state(simulator, s, n, asked.hours) for s in asked.seeds for n in NODES]
         print(json.dumps(states))
         return 0
+    wrong = elections = 0
     with concurrent.futures.ThreadPoolExecutor(asked.processes) as pool:
         work = [(path, seed, asked.hours) for seed in asked.seeds for path in (one, other)]
-        found = list(pool.map(end_states, *zip(*work, strict=True)))
-    wrong = elections = 0
-    for number, seed in enumerate(asked.seeds):
-        for nodes, first, second in zip(NODES, *found[2 * number : 2 * number + 2], strict=True):
-            elections += len(first["elections"])
-            if sentence := "; ".join(differences(first, second)):
-                wrong += 1
-                print(f"seed {seed}, {nodes} nodes: {sentence}")
+        found = pool.map(end_states, *zip(*work, strict=True))
+        for seed, firsts, seconds in zip(asked.seeds, found, found, strict=False):  # in turns
+            for nodes, first, second in zip(NODES, firsts, seconds, strict=True):
+                elections += len(first["elections"])
+                if sentence := "; ".join(differences(first, second)):
+                    wrong += 1
+                    print(f"seed {seed}, {nodes} nodes: {sentence}", flush=True)
     clusters = len(asked.seeds) * len(NODES)
     verdict = f"{wrong} end otherwise" if wrong else "all end in the same states"
     print(f"{clusters} clusters, {asked.hours:g} h each, {elections} elections: {verdict}")
