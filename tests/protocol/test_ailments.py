@@ -220,7 +220,7 @@ def test_markers_that_need_not_answer_a_request_would_let_the_past_stop_the_clus
 
 
 def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -> None:
-    """Else a replayed release of the other boot frees a voter while the first one still serves."""
+    """Else a replayed marker of the other boot frees a voter while the first one still serves."""
     members = AGENT.Members("node2", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20))
     now = 1000.0
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=999_000)

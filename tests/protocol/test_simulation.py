@@ -264,7 +264,7 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
         chance,
         (("+ (times.lease_seconds if", "+ 6 + (times.lease_seconds if"),),
     ),
-    "released before the probe is gone": (
+    "given up before the probe is gone": (
         chance,
         (
             (
