@@ -149,10 +149,7 @@ def file_sha256(path: Path) -> str:
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """Open a file where others may have put something else. Raises `OSError`.
-
-    No link is followed, and no pipe is waited for.
-    """
+    """Open a file, but no link or pipe that others have put there instead. Raises `OSError`."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -276,11 +273,7 @@ def tick_spread_seconds(times: Timing) -> float:
 
 
 def check(times: Timing) -> Timing:
-    """The same times, if they keep the inequalities of docs/protocol.md section 2.
-
-    Raises `BadInput`: a period that is no divisor of 60, a lease as long as the promise, a lease
-    that ends before it can be renewed, or a run that may still go on when the next one is due.
-    """
+    """The same times, if they keep docs/protocol.md section 2. Raises `BadInput` if they don't."""
     period = times.period_seconds
     if not 2 <= period <= 60 or period % 1 or 60 % period:
         raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
@@ -352,10 +345,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(path: Path) -> Settings:
-    """The settings of an INI file with one section, `[loader]`; a missing file means defaults.
-
-    Raises `BadInput` for an unreadable file, an unknown key, or a value out of range.
-    """
+    """The settings in the file's one section, `[loader]`; no file: defaults. Raises `BadInput`."""
     import configparser  # noqa: PLC0415 - costs 2 ms, and the file may be missing
 
     parser = configparser.ConfigParser(interpolation=None, default_section="")
@@ -412,10 +402,7 @@ def _check_addresses(nodes: Nodes, key: str, path: str) -> None:
 
 
 def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
-    """The nodes in order of preference: name -> the four strings of `ENTRY_KEYS`.
-
-    Raises `BadInput` that says which entry is wrong, and why.
-    """
+    """The nodes of that text. Raises `BadInput` that says which entry is wrong, and why."""
     try:
         nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
     except (ValueError, RecursionError) as error:
@@ -627,10 +614,7 @@ def known_identity(paths: Paths) -> Identity | None:
 
 
 def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identity:
-    """Who this node is; the one cached for this boot where metadata fails.
-
-    Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
-    """
+    """Who this node is, or was in an earlier run of this boot. Raises `BadInput`: unknown."""
     logging.info("Reading instance metadata service")
     known = known_identity(paths)
     found = background.take("identity", patience_seconds if known else 10 * patience_seconds)
@@ -760,8 +744,7 @@ def why_not(path: Path, until_seconds: float) -> str:
 def update(answer: Answer, paths: Paths, until_seconds: float) -> None:
     """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
 
-    The new one is on trial from the next run on; its check is over by `until_seconds`. Raises
-    `OSError`.
+    It is on trial from the next run on; its check is over by `until_seconds`. Raises `OSError`.
     """
     if answer.status == 304:
         logging.info("File loader.py on the web site is unchanged, no need to download.")
@@ -1235,10 +1218,7 @@ def rests(members: Members, state: State, view: View) -> str:
 
 
 def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
-    """The order of nodes as this one heeds it: who was voted for in vain comes last.
-
-    Until it shows as many good runs in a row as it takes (docs/protocol.md section 8).
-    """
+    """The order as this node heeds it: voted for in vain, a node comes last for some good runs."""
     last = {
         name
         for name, marker in view.markers.items()
@@ -1351,10 +1331,7 @@ def count_grants(members: Members, state: State, view: View) -> State:
 
 
 def lease_end_seconds(members: Members, state: State) -> float:
-    """When the lease ends on our boot clock: L after the majority-th newest stamp granted.
-
-    A voter that promised for less than our D is counted with its own.
-    """
+    """When the lease ends on our boot clock: L after the majority-th newest stamp granted."""
     times = members.times
     ends = sorted(
         stamp / 1000
@@ -1662,7 +1639,7 @@ def _apply(
 ) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
     """Drop, save, serve, show: in this order, so that nothing is shown before it holds.
 
-    The state to go on with, and what could not be done; of that, nothing was shown.
+    The state to go on with, and what could not be done.
     """
     state = decision.state
     try:
@@ -1756,9 +1733,8 @@ def settle(
 ) -> Steps:
     """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
 
-    It is over by `until_seconds` on the boot clock, or after one poll where that is past.
-
-    What can't be done is tried again at the next poll: the fence that is armed already ends the
+    It is over by `until_seconds` on the boot clock, or after one poll where that is past. What
+    can't be done is tried again at the next poll: the fence that is armed already ends the
     lease if it never can. Only a probe that can't be removed ends the run.
     """
     last_stamps = {
