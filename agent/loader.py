@@ -12,17 +12,32 @@ systemd starts this file on every node at the same seconds of each minute. One r
  7. `probe.html`, which the load balancer asks for, exists on the active node alone.
 
 Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
-Rules are numbered as in docs/protocol.md, which also says why two nodes are never active.
+The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
 Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/html/status.json,
 {<peer>,probe}.html there, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap.
 
-    loader.py             one run, as the timer starts it
-    loader.py --dry-run   print what this node sees and would do; change nothing
-    loader.py --self-check   say whether this very file could run here; ask nobody, change nothing
-    loader.py bootup      forget the last boot's probe and markers (bootup.service)
-    loader.py leave       hand the role over, then stop (handover.service)
+    loader.py               one run, as the timer starts it
+    loader.py --dry-run     print what this node sees and would do; change nothing
+    loader.py --self-check  say whether this very file could run here; ask nobody, change nothing
+    loader.py --version     print the version
+    loader.py bootup        forget the last boot's probe and markers (bootup.service)
+    loader.py leave         hand the role over, then stop (handover.service)
 """
+
+# The file from top to bottom; nothing is used before it was told:
+#
+#   files, clocks, systemd  where everything lies, the one writer of files, the boot clock
+#   settings                every time, derived from the period; the nodes, the key
+#   HTTP                    one GET, and who asks without making the decision wait
+#   identity and update     the metadata service; a newer agent, checked before it is taken
+#   markers                 what one node tells another, signed
+#   state                   what this boot has promised and was promised
+#   decide                  observe, then See, Ask, Vote, Count, Act: no file, no clock, no network
+#   settle                  one run, as the effects that it asks for, in their order
+#   machine                 does the effects here; the simulation does them on a virtual clock
+#   report                  log, status.json, journal
+#   verbs                   the command line
 
 import contextlib
 import gc
@@ -51,7 +66,7 @@ if __name__ == "__main__":
 import requests
 from urllib3.exceptions import HTTPError  # what requests lets through while a body is read
 
-# ------------------------------------------------ settings and paths
+# ------------------------------------------------ files, clocks, systemd
 
 
 class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller decides what follows
@@ -60,133 +75,6 @@ class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller de
 
 class Busy(BadInput):
     """Another run is under way: whatever it makes of this node is not for us to undo."""
-
-
-class Timing(NamedTuple):
-    """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
-
-    period_seconds: float
-    promise_seconds: float  # D: how long a vote binds the voter
-    lease_seconds: float  # L: how long a grant lasts for the candidate, from its stamp
-    margin_seconds: float  # F: between the fence and the end of the lease
-    poll_seconds: float  # pause between two polls of a run
-    stay_seconds: float  # least length of a run that is not calm
-    end_seconds: float  # longest run
-    fresh_seconds: float  # a marker that has not changed for so long counts as absent
-    timeout_seconds: float  # one request, and how long the first poll waits for an answer
-    connect_seconds: float  # the first request to a peer may take so long, but nobody waits
-
-
-DRIFT = 0.001
-"""Bound on the drift of two boot clocks, docs/protocol.md section 1 (rho)."""
-
-READY_RUNS = 2
-"""Runs with a majority before a node may take the role from an active one (K)."""
-
-COMMIT_TRIES = 3
-"""So often in a row a node that was elected may fail to serve before it frees its voters."""
-
-FORGIVEN_RUNS = 10
-"""So many good runs in a row, and a node's failures count from the first again."""
-
-
-def runs_to_prefer(failures: int) -> int:
-    """How many good runs in a row bring a preference back that so many failures have cost.
-
-    Few enough that a node that is well again is preferred within five periods.
-    """
-    return min(READY_RUNS + failures - 1, 4) if failures else 0
-
-
-def lease_of(promise_seconds: float) -> float:
-    """L: a lease that ends before a promise of D does, on whichever clock (protocol section 5)."""
-    return promise_seconds * (1 - DRIFT) / (1 + DRIFT)
-
-
-def timing(period_seconds: float) -> Timing:
-    """The times of docs/protocol.md section 1, all derived from the timer's period."""
-    promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
-    timeout_seconds = max(0.3, 0.05 * period_seconds)
-    poll_seconds = max(0.1, period_seconds / 80)
-    return check(
-        Timing(
-            period_seconds=period_seconds,
-            promise_seconds=promise_seconds,
-            lease_seconds=lease_of(promise_seconds),
-            margin_seconds=max(0.2, 0.05 * period_seconds),
-            poll_seconds=poll_seconds,
-            stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
-            end_seconds=min(
-                0.85 * period_seconds,
-                0.95 * period_seconds - timeout_seconds - poll_seconds - 0.1,
-            ),
-            fresh_seconds=1.45 * period_seconds,
-            timeout_seconds=timeout_seconds,
-            connect_seconds=min(3.0, max(0.3, 0.15 * period_seconds)),
-        )
-    )
-
-
-def is_late(times: Timing) -> bool:
-    """Whether a run began so late that its ticks are no base for a lease.
-
-    What is gone of the run is taken off its end.
-    """
-    late_seconds = timing(times.period_seconds).end_seconds - times.end_seconds
-    return late_seconds > tick_spread_seconds(times)
-
-
-def tick_spread_seconds(times: Timing) -> float:
-    """W: how far apart two nodes' ticks may be without costing the active node its role."""
-    round_seconds = times.timeout_seconds + times.poll_seconds
-    return times.lease_seconds - times.margin_seconds - times.period_seconds - round_seconds
-
-
-def check(times: Timing) -> Timing:
-    """The same times, if they keep the inequalities of docs/protocol.md section 1.
-
-    Raises `BadInput`: a period that is no divisor of 60, a lease as long as the promise, a lease
-    that ends before it can be renewed, or a run that may still go on when the next one is due.
-    """
-    period = times.period_seconds
-    if not 2 <= period <= 60 or period % 1 or 60 % period:
-        raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
-    if times.lease_seconds > lease_of(times.promise_seconds):
-        raise BadInput(
-            f"a lease of {times.lease_seconds:g} s outlives a promise of"
-            f" {times.promise_seconds:g} s: two nodes could be active."
-        )
-    if tick_spread_seconds(times) < 0.5:
-        raise BadInput(
-            f"a lease of {times.lease_seconds:g} s ends before a run every {period:g} s can renew"
-            f" it: it needs {0.5 - tick_spread_seconds(times):.2f} s more."
-        )
-    if times.end_seconds + times.timeout_seconds >= period:
-        raise BadInput(f"a run of {times.end_seconds:g} s does not end within {period:g} s.")
-    return times
-
-
-def worst_failover_seconds(times: Timing) -> float:
-    """From the crash of the active node to its successor, at worst, if all nodes run at one time.
-
-    The promises to the node that crashed run out D after its last stamp was read. Collecting the
-    votes takes a round of requests, and another if one is lost; if the run under way then ends
-    before, the next tick's does it.
-    """
-    round_seconds = times.timeout_seconds + times.poll_seconds
-    freed_seconds = times.promise_seconds + round_seconds
-    into_the_run = freed_seconds % times.period_seconds
-    if into_the_run + 2 * round_seconds > times.end_seconds:
-        freed_seconds += times.period_seconds - into_the_run
-    return freed_seconds + 2 * round_seconds
-
-
-class Settings(NamedTuple):
-    """What /etc/bootstrap/loader.conf may say."""
-
-    times: Timing = timing(20)
-    peer_address: str = "public"  # or "private": which of a peer's addresses is asked
-    bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
 
 
 class Paths:
@@ -219,11 +107,245 @@ class Paths:
         self.lock = self.run / "run.lock"
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings of an INI file with one section, `[loader]`; a missing file means defaults.
+def boot_seconds() -> float:
+    """The boot clock: goes on in suspend, no step of the wall clock moves it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    Raises `BadInput` for an unreadable file, an unknown key, or a value out of range.
+
+def process_began_seconds() -> float:
+    """When this process began, on the boot clock; proc(5), the 22nd field of stat."""
+    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def utc(wall_seconds: float) -> str:
+    """A wall-clock time for people."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_seconds))
+
+
+def read_text(path: Path, what_is_right: str) -> str:
+    """The file's text; raises `BadInput` with `what_is_right` where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise BadInput(f"{path}: {why}: {what_is_right}.") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file of ours, None where there is none or it is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal, "" when it can't be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Open a file, but no link or pipe that others have put there instead. Raises `OSError`."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a file")
+    return descriptor
+
+
+def remove(path: Path) -> bool:
+    """Remove what has this name; whether there was anything. Raises `OSError`.
+
+    A folder may hold what somebody needs: it is moved out of the way.
     """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except IsADirectoryError:
+        path.rename(path.with_name(f".{path.name}.{time.time_ns()}"))
+    return True
+
+
+def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
+    """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
+
+    Where others may write to the folder, too: what is staged is a new file, no link is followed.
+    """
+    staged = path.with_name(f".{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        remove(staged)
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # Apache reads it, whatever the umask
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        if path.is_dir() and not path.is_symlink():
+            remove(path)
+        staged.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            remove(staged)
+        error.filename = str(path)  # a write that fails does not say of which file
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on the disk as they are now. Raises `OSError`."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+MANAGER = "org.freedesktop.systemd1.Manager"
+
+
+def call_systemd(verb: str, *words: str) -> str:
+    """One D-Bus call to the manager. Raises `OSError` when it fails or takes over 2 s."""
+    import subprocess  # noqa: PLC0415 - only the active node needs it, and it costs 4 ms
+
+    command = ["busctl", verb, *SYSTEMD, MANAGER, *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+    except (subprocess.SubprocessError, OSError) as error:
+        said = str(getattr(error, "stderr", "") or error).strip()
+        if "already loaded" in said or "not loaded" in said:
+            return ""  # what was asked for is so: the answer to an earlier call was lost
+        raise OSError(f"can't reach systemd for the fence: {said}") from error
+    return done.stdout
+
+
+def tell_journal(sentence: str, *, warning: bool = False) -> None:
+    """One line on standard output; the journal reads its level from the prefix (sd-daemon(3))."""
+    prefix = ("<4>" if warning else "<6>") if "JOURNAL_STREAM" in os.environ else ""
+    print(f"{prefix}{sentence}", flush=True)
+
+
+# ------------------------------------------------ settings: what a node is told
+
+DRIFT = 0.001  # rho: bound on the drift of two boot clocks
+READY_RUNS = 2  # K: runs with a majority before a node may take the role from an active one
+COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
+FORGIVEN_RUNS = 10  # good runs in a row before a node's failures count from the first again
+
+
+def runs_to_prefer(failures: int) -> int:
+    """How many good runs in a row bring a preference back that so many failures have cost.
+
+    Few enough that a node that is well again is preferred within five periods.
+    """
+    return min(READY_RUNS + failures - 1, 4) if failures else 0
+
+
+class Timing(NamedTuple):
+    """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
+
+    period_seconds: float
+    promise_seconds: float  # D: how long a vote binds the voter
+    lease_seconds: float  # L: how long a grant lasts for the candidate, from its stamp
+    margin_seconds: float  # F: between the fence and the end of the lease
+    poll_seconds: float  # pause between two polls of a run
+    stay_seconds: float  # least length of a run that is not calm
+    end_seconds: float  # longest run
+    fresh_seconds: float  # a marker that has not changed for so long counts as absent
+    timeout_seconds: float  # one request, and how long the first poll waits for an answer
+    connect_seconds: float  # the first request to a peer may take so long, but nobody waits
+
+
+def lease_of(promise_seconds: float) -> float:
+    """L: it ends before a promise of D does, on whichever clock (docs/protocol.md section 5)."""
+    return promise_seconds * (1 - DRIFT) / (1 + DRIFT)
+
+
+def tick_spread_seconds(times: Timing) -> float:
+    """W: how far apart two nodes' ticks may be without costing the active node its role."""
+    round_seconds = times.timeout_seconds + times.poll_seconds
+    return times.lease_seconds - times.margin_seconds - times.period_seconds - round_seconds
+
+
+def check(times: Timing) -> Timing:
+    """The same times, if they keep docs/protocol.md section 2. Raises `BadInput` if they don't."""
+    period = times.period_seconds
+    if not 2 <= period <= 60 or period % 1 or 60 % period:
+        raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
+    if times.lease_seconds > lease_of(times.promise_seconds):
+        raise BadInput(
+            f"a lease of {times.lease_seconds:g} s outlives a promise of"
+            f" {times.promise_seconds:g} s: two nodes could be active."
+        )
+    if tick_spread_seconds(times) < 0.5:
+        raise BadInput(
+            f"a lease of {times.lease_seconds:g} s ends before a run every {period:g} s can renew"
+            f" it: it needs {0.5 - tick_spread_seconds(times):.2f} s more."
+        )
+    if times.end_seconds + times.timeout_seconds >= period:
+        raise BadInput(f"a run of {times.end_seconds:g} s does not end within {period:g} s.")
+    return times
+
+
+def timing(period_seconds: float) -> Timing:
+    """The times of docs/protocol.md section 2, all derived from the timer's period."""
+    promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
+    timeout_seconds = max(0.3, 0.05 * period_seconds)
+    poll_seconds = max(0.1, period_seconds / 80)
+    return check(
+        Timing(
+            period_seconds=period_seconds,
+            promise_seconds=promise_seconds,
+            lease_seconds=lease_of(promise_seconds),
+            margin_seconds=max(0.2, 0.05 * period_seconds),
+            poll_seconds=poll_seconds,
+            stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
+            end_seconds=min(
+                0.85 * period_seconds,
+                0.95 * period_seconds - timeout_seconds - poll_seconds - 0.1,
+            ),
+            fresh_seconds=1.45 * period_seconds,
+            timeout_seconds=timeout_seconds,
+            connect_seconds=min(3.0, max(0.3, 0.15 * period_seconds)),
+        )
+    )
+
+
+def brief_seconds(times: Timing) -> float:
+    """How long a run waits for what does not decide: a newer agent, a name that is known."""
+    return max(0.1, times.period_seconds / 40)
+
+
+def worst_failover_seconds(times: Timing) -> float:
+    """From the crash of the active node to its successor, at worst, if all nodes run at one time.
+
+    The promises to the node that crashed run out D after its last stamp was read. Collecting the
+    votes takes a round of requests, and another if one is lost; if the run under way then ends
+    before, the next tick's does it.
+    """
+    round_seconds = times.timeout_seconds + times.poll_seconds
+    freed_seconds = times.promise_seconds + round_seconds
+    into_the_run = freed_seconds % times.period_seconds
+    if into_the_run + 2 * round_seconds > times.end_seconds:
+        freed_seconds += times.period_seconds - into_the_run
+    return freed_seconds + 2 * round_seconds
+
+
+class Settings(NamedTuple):
+    """What /etc/bootstrap/loader.conf may say."""
+
+    times: Timing = timing(20)
+    peer_address: str = "public"  # or "private": which of a peer's addresses is asked
+    bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in the file's one section, `[loader]`; no file: defaults. Raises `BadInput`."""
     import configparser  # noqa: PLC0415 - costs 2 ms, and the file may be missing
 
     parser = configparser.ConfigParser(interpolation=None, default_section="")
@@ -258,13 +380,29 @@ def read_settings(path: Path) -> Settings:
 NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 ADDRESS = re.compile(r"[0-9a-zA-Z.:-]{1,253}")
 ENTRY_KEYS = ("ip_configuration_name", "network_interface_id", "private_ip", "public_ip")
+Nodes = dict[str, dict[str, str]]  # name -> `ENTRY_KEYS`, in order of preference
 
 
-def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict[str, str]]:
-    """The nodes in order of preference: name -> the four strings of `ENTRY_KEYS`.
+def _unique(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"{path}: {twice!r} is there twice: each name once.")
+    return found
 
-    Raises `BadInput` that says which entry is wrong, and why.
-    """
+
+def _check_addresses(nodes: Nodes, key: str, path: str) -> None:
+    owners: dict[str, str] = {}
+    for name, entry in nodes.items():
+        if not ADDRESS.fullmatch(entry[key]):
+            raise BadInput(f"{path}: {name} has the {key} {entry[key]!r}: not an address.")
+        if (other := owners.setdefault(entry[key], name)) != name:
+            raise BadInput(f"{path}: {other} and {name} have the same {key} {entry[key]}.")
+
+
+def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
+    """The nodes of that text. Raises `BadInput` that says which entry is wrong, and why."""
     try:
         nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
     except (ValueError, RecursionError) as error:
@@ -284,31 +422,10 @@ def parse_nodes_info(text: str, path: str = "nodes_info.json") -> dict[str, dict
     return nodes
 
 
-def _check_addresses(nodes: Mapping[str, Mapping[str, str]], key: str, path: str) -> None:
-    owners: dict[str, str] = {}
-    for name, entry in nodes.items():
-        if not ADDRESS.fullmatch(entry[key]):
-            raise BadInput(f"{path}: {name} has the {key} {entry[key]!r}: not an address.")
-        if (other := owners.setdefault(entry[key], name)) != name:
-            raise BadInput(f"{path}: {other} and {name} have the same {key} {entry[key]}.")
-
-
-def _unique(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadInput(f"{path}: {twice!r} is there twice: each name once.")
-    return found
-
-
-def read_text(path: Path, what_is_right: str) -> str:
-    """The file's text; raises `BadInput` with `what_is_right` where it can't be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise BadInput(f"{path}: {why}: {what_is_right}.") from error
+def read_nodes(paths: Paths) -> Nodes:
+    """The nodes of this node's own list. Raises `BadInput`."""
+    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
+    return parse_nodes_info(text, str(paths.nodes_info))
 
 
 def read_key(path: Path) -> bytes:
@@ -319,7 +436,7 @@ def read_key(path: Path) -> bytes:
     return bytes.fromhex(text)
 
 
-# ------------------------------------------------ the one place that talks HTTP
+# ------------------------------------------------ HTTP: the one place that talks it
 
 
 class Unanswered(Exception):  # noqa: N818 - silence is an observation, not a bug
@@ -358,7 +475,7 @@ def fetch(
     """GET, without following redirects, reading at most `limit_bytes`.
 
     `timeout_seconds` bounds each wait for the network, not their sum: who may not wait longer
-    asks from a thread (`Line`). Raises `Unanswered`.
+    asks from a thread (`Asker`). Raises `Unanswered`.
     """
     try:
         with session.get(
@@ -382,29 +499,49 @@ def fetch(
         raise Unanswered(f"no proper answer ({type(error).__name__})") from error
 
 
-class Line:
-    """One question at a time to one address, from a thread that nobody has to wait for."""
+class Asker:
+    """Asks from threads, of each name one question at a time, so that nobody has to wait."""
 
-    def __init__(self, name: str, answers: "queue.SimpleQueue[tuple[str, Any]]") -> None:
-        self.name = name
-        self.busy = False
-        self.session = new_session()
-        self._answers = answers
+    def __init__(self) -> None:
+        self.busy: set[str] = set()  # names of which an answer is still to come
+        self._sessions: dict[str, requests.Session] = {}
+        self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._kept: dict[str, Any] = {}
 
-    def ask(self, question: Callable[[requests.Session], Any]) -> None:
-        """Start asking; the outcome, or the `Unanswered`, arrives in the queue of answers."""
-        self.busy = True
-        threading.Thread(target=self._ask, args=(question,), daemon=True).start()
+    def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
+        """Start asking."""
+        self.busy.add(name)
+        if name not in self._sessions:
+            self._sessions[name] = new_session()
+        threading.Thread(target=self._ask, args=(name, question), daemon=True).start()
 
-    def _ask(self, question: Callable[[requests.Session], Any]) -> None:
+    def _ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
         try:
-            outcome = question(self.session)
+            outcome = question(self._sessions[name])
         except Unanswered as silence:
             outcome = silence
-        self._answers.put((self.name, outcome))
+        self._answers.put((name, outcome))
+
+    def next(self, until: float) -> tuple[str, Any] | None:
+        """The next answer, or the `Unanswered`; None where none comes until `time.monotonic()`."""
+        try:
+            name, outcome = self._answers.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return None
+        self.busy.discard(name)
+        return name, outcome
+
+    def take(self, name: str, patience_seconds: float) -> Any:
+        """The answer to one question, once; None when it is not there by then."""
+        until = time.monotonic() + patience_seconds
+        while name not in self._kept:
+            if (found := self.next(until)) is None:
+                return None
+            self._kept[found[0]] = found[1]
+        return self._kept.pop(name)
 
 
-# ------------------------------------------------ who am I, and is there a newer me?
+# ------------------------------------------------ identity and update: who am I, which agent is it
 
 METADATA = "http://169.254.169.254/metadata"
 INSTANCE_VERSION = "2021-02-01"
@@ -468,12 +605,33 @@ def ask_identity(session: requests.Session) -> Identity:
     return found
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, "" when it can't be read."""
+def known_identity(paths: Paths) -> Identity | None:
+    """Who this node was in an earlier run of this boot."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
+        return Identity(**read_json(paths.identity))
+    except TypeError:
+        return None
+
+
+def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identity:
+    """Who this node is, or was in an earlier run of this boot. Raises `BadInput`: unknown."""
+    logging.info("Reading instance metadata service")
+    known = known_identity(paths)
+    found = background.take("identity", patience_seconds if known else 10 * patience_seconds)
+    if not isinstance(found, Identity):
+        logging.warning("Instance metadata service: %s", found or "no answer yet")
+        if known is None:
+            raise BadInput("the instance metadata service does not say who this node is")
+        logging.info("Using the identity known for this boot")
+        found = known
+    elif found != known:
+        with contextlib.suppress(OSError):  # asked again at the next run
+            write_atomic(paths.identity, json.dumps(found._asdict()))
+    logging.info("Local node name: %s", found.name)
+    logging.info("Local node private IP: %s", found.private_ip)
+    logging.info("Reading load balancer metadata service")
+    logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
+    return found
 
 
 def read_mark(path: Path) -> str | None:
@@ -484,144 +642,22 @@ def read_mark(path: Path) -> str | None:
         return None
 
 
-def put_off(paths: Paths) -> str:
-    """The SHA-256 of a release that failed here within the last hour, "" where none did."""
+def failed_here(paths: Paths) -> set[str]:
+    """SHA-256 of the releases not to be taken: refused, or failed here within the last hour."""
+    found = set((read_mark(paths.refused) or "").split())
     with contextlib.suppress(OSError):
         if 0 <= time.time() - paths.failed.stat().st_mtime < 3600:
-            return (read_mark(paths.failed) or "")[:64]
-    return ""
+            found.add((read_mark(paths.failed) or "")[:64])
+    return found
 
 
 def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
     """Ask for `loader.py`; if the last one is still known to be ours or refused: if-none-match."""
-    headers = {}
-    last = read_json(paths.release) or {}
-    known = (file_sha256(paths.loader), put_off(paths), *(read_mark(paths.refused) or "").split())
+    url, last, headers = f"{url}/loader.py", read_json(paths.release) or {}, {}
+    known = {file_sha256(paths.loader), *failed_here(paths)}
     if last.get("etag") and last.get("sha256") in known:
         headers["If-None-Match"] = str(last["etag"])
-    return fetch(
-        session, f"{url}/loader.py", timeout_seconds=2, limit_bytes=1 << 20, headers=headers
-    )
-
-
-def take_release(session: requests.Session, url: str, paths: Paths, end_seconds: float) -> bool:
-    """Ask for a newer agent and take it: in a thread, the decision never waits for its check."""
-    try:
-        update(ask_release(session, url, paths), paths, end_seconds)
-    except Unanswered as silence:
-        logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
-    except OSError as error:
-        logging.error("File loader.py is not replaced: %s", error)
-    return True
-
-
-def update(answer: Answer, paths: Paths, end_seconds: float) -> None:
-    """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
-
-    The new one is on trial from the next run on; its check ends at `end_seconds`. Raises `OSError`.
-    """
-    if answer.status == 304:
-        logging.info("File loader.py on the web site is unchanged, no need to download.")
-        return
-    if answer.status != 200 or not answer.whole:
-        why = f"status {answer.status}" if answer.whole else "more than 1 MB"
-        logging.warning("File loader.py: %s, not taken.", why)
-        return
-    logging.info("File loader.tmp.py downloaded successfully.")
-    digest = hashlib.sha256(answer.body).hexdigest()
-    if digest == file_sha256(paths.loader):
-        logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
-    elif digest in (put_off(paths), *(read_mark(paths.refused) or "").split()):
-        logging.warning("File loader.tmp.py failed on this node before (%s).", digest[:12])
-    else:
-        try:
-            write_atomic(paths.newer, answer.body, sync=True)
-            if wrong := why_not(paths.newer, end_seconds):
-                logging.error("File loader.tmp.py fails its self-check, not taken: %s", wrong)
-                if wrong == NO_TIME:
-                    return
-                tell_journal(f"the web site's loader.py is not taken: {wrong}", warning=True)
-                write_atomic(paths.failed, f"{digest}\n")
-            else:
-                replace_loader(digest, paths)
-                logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
-        finally:
-            with contextlib.suppress(OSError):
-                paths.newer.unlink()
-    told = {"etag": answer.headers.get("ETag", ""), "sha256": digest}
-    with contextlib.suppress(OSError):  # it only saves downloads
-        write_atomic(paths.release, json.dumps(told))
-
-
-def replace_loader(digest: str, paths: Paths) -> None:
-    """Put the checked agent in place, in steps of which each leaves an agent that runs.
-
-    The one before (on trial, the one before *that*) is kept and the new one marked, on the disk,
-    first. The mark names this run, whose failure is not the new one's. Raises `OSError`.
-    """
-    if not read_mark(paths.trial) or not paths.previous.exists():  # a rollback may die half way
-        paths.previous.unlink(missing_ok=True)
-        os.link(paths.loader, paths.previous)
-    this_run = os.environ.get("INVOCATION_ID", "")
-    write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
-    sync_folder(paths.etc)
-    with contextlib.suppress(OSError):  # a node that was made before has no such timer
-        call_systemd("call", "RestartUnit", "ss", "rollback.timer", "replace")
-    paths.newer.replace(paths.loader)
-    sync_folder(paths.etc)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the folder's names on the disk as they are now. Raises `OSError`."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-CHECK_SECONDS = 5.0
-CHECK_PASSED = "self-check passed"
-NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
-
-
-def why_not(path: Path, end_seconds: float) -> str:
-    """Why the agent in this file may not replace ours, in words; "" where it may.
-
-    A process group of its own: it may kill it. It must say that it passed: it may end with 0
-    before any check. It is read once it has ended: it may print without end.
-    """
-    import signal  # noqa: PLC0415 - once an update
-    import subprocess  # noqa: PLC0415 - as above
-
-    with subprocess.Popen(
-        [sys.executable, "-B", str(path), "--self-check"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        left_seconds = end_seconds - 0.1 - boot_seconds()
-        try:
-            code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
-        except subprocess.TimeoutExpired:
-            code = None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        said = process.stdout.read(1 << 16) if process.stdout else b""
-    if code is None:
-        return NO_TIME if left_seconds < CHECK_SECONDS else f"no end in {CHECK_SECONDS:g} s"
-    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
-    return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
-
-
-def end_trial(paths: Paths, mark: str | None) -> None:
-    """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
-    if mark is None or read_mark(paths.trial) != mark:
-        return
-    with contextlib.suppress(OSError):
-        paths.trial.unlink()
-        keep_compiled(paths)
+    return fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
 
 
 def keep_compiled(paths: Paths) -> None:
@@ -643,6 +679,117 @@ def keep_compiled(paths: Paths) -> None:
         write_atomic(compiled, content, sync=True)
 
 
+def end_trial(paths: Paths, mark: str | None) -> None:
+    """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
+    if mark is None or read_mark(paths.trial) != mark:
+        return
+    with contextlib.suppress(OSError):
+        paths.trial.unlink()
+        keep_compiled(paths)
+
+
+def replace_loader(digest: str, paths: Paths) -> None:
+    """Put the checked agent in place, in steps of which each leaves an agent that runs.
+
+    The one before (on trial, the one before *that*) is kept and the new one marked, on the disk,
+    first. The mark names this run, whose failure is not the new one's. Raises `OSError`.
+    """
+    if not read_mark(paths.trial) or not paths.previous.exists():  # a rollback may die half way
+        paths.previous.unlink(missing_ok=True)
+        os.link(paths.loader, paths.previous)
+    this_run = os.environ.get("INVOCATION_ID", "")
+    write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
+    sync_folder(paths.etc)
+    with contextlib.suppress(OSError):  # a node that was made before has no such timer
+        call_systemd("call", "RestartUnit", "ss", "rollback.timer", "replace")
+    paths.newer.replace(paths.loader)
+    sync_folder(paths.etc)
+
+
+CHECK_SECONDS = 5.0
+CHECK_PASSED = "self-check passed"
+NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
+
+
+def why_not(path: Path, until_seconds: float) -> str:
+    """Why the agent in this file may not replace ours, in words; "" where it may.
+
+    A process group of its own: it may kill it. It must say that it passed: it may end with 0
+    before any check. It is read once it has ended: it may print without end.
+    """
+    import signal  # noqa: PLC0415 - once an update
+    import subprocess  # noqa: PLC0415 - as above
+
+    with subprocess.Popen(
+        [sys.executable, "-B", str(path), "--self-check"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        left_seconds = until_seconds - 0.1 - boot_seconds()
+        try:
+            code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
+        except subprocess.TimeoutExpired:
+            code = None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        said = process.stdout.read(1 << 16) if process.stdout else b""
+    if code is None:
+        return NO_TIME if left_seconds < CHECK_SECONDS else f"no end in {CHECK_SECONDS:g} s"
+    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
+
+
+def update(answer: Answer, paths: Paths, until_seconds: float) -> None:
+    """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
+
+    It is on trial from the next run on; its check is over by `until_seconds`. Raises `OSError`.
+    """
+    if answer.status == 304:
+        logging.info("File loader.py on the web site is unchanged, no need to download.")
+        return
+    if answer.status != 200 or not answer.whole:
+        why = f"status {answer.status}" if answer.whole else "more than 1 MB"
+        logging.warning("File loader.py: %s, not taken.", why)
+        return
+    logging.info("File loader.tmp.py downloaded successfully.")
+    digest = hashlib.sha256(answer.body).hexdigest()
+    if digest == file_sha256(paths.loader):
+        logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
+    elif digest in failed_here(paths):
+        logging.warning("File loader.tmp.py failed on this node before (%s).", digest[:12])
+    else:
+        try:
+            write_atomic(paths.newer, answer.body, sync=True)
+            if wrong := why_not(paths.newer, until_seconds):
+                logging.error("File loader.tmp.py fails its self-check, not taken: %s", wrong)
+                if wrong == NO_TIME:
+                    return
+                tell_journal(f"the web site's loader.py is not taken: {wrong}", warning=True)
+                write_atomic(paths.failed, f"{digest}\n")
+            else:
+                replace_loader(digest, paths)
+                logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
+        finally:
+            with contextlib.suppress(OSError):
+                paths.newer.unlink()
+    told = {"etag": answer.headers.get("ETag", ""), "sha256": digest}
+    with contextlib.suppress(OSError):  # it only saves downloads
+        write_atomic(paths.release, json.dumps(told))
+
+
+def take_release(session: requests.Session, url: str, paths: Paths, until_seconds: float) -> bool:
+    """Ask for a newer agent and take it: in a thread, the decision never waits for its check."""
+    try:
+        update(ask_release(session, url, paths), paths, until_seconds)
+    except Unanswered as silence:
+        logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
+    except OSError as error:
+        logging.error("File loader.py is not replaced: %s", error)
+    return True
+
+
 # ------------------------------------------------ markers: what nodes tell each other
 
 
@@ -657,7 +804,7 @@ class Grant(NamedTuple):
 
 
 class Marker(NamedTuple):
-    """What one node tells another, docs/protocol.md section 2."""
+    """What one node tells another, docs/protocol.md section 3."""
 
     sender: str
     receiver: str
@@ -675,7 +822,7 @@ class Marker(NamedTuple):
     at: str
 
 
-class Cluster(NamedTuple):
+class Members(NamedTuple):
     """Who takes part: the nodes in order of preference, which of them I am, and the key."""
 
     me: str
@@ -695,16 +842,23 @@ class Cluster(NamedTuple):
         return tuple(name for name in self.order if name != self.me)
 
 
+def read_members(identity: Identity, settings: Settings, paths: Paths) -> tuple[Members, Nodes]:
+    """The cluster that this node takes part in. Raises `BadInput`."""
+    nodes = read_nodes(paths)
+    logging.info("List of nodes in cluster: %s", list(nodes))
+    if identity.name not in nodes:
+        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
+    logging.info("There are total: %d nodes in the cluster", len(nodes))
+    key = read_key(paths.key)
+    generation = file_sha256(paths.loader)[:12]
+    members = Members(identity.name, tuple(nodes), key, settings.times, generation)
+    logging.info(
+        "Require minimum %d majority nodes to vote who's the active node", members.majority
+    )
+    return members, nodes
+
+
 MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
-
-
-def common_fields(cluster: Cluster) -> dict[str, str]:
-    """What every marker of this cluster says: its own name for itself, and a digest of the members.
-
-    Neither tells anything about the key.
-    """
-    members = hashlib.sha256("\n".join(sorted(cluster.order)).encode()).hexdigest()[:16]
-    return {"cluster": _mac(cluster.key, b"cluster")[:16], "members": members}
 
 
 def _mac(key: bytes, text: bytes) -> str:
@@ -715,46 +869,24 @@ def _canonical(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
-def format_marker(cluster: Cluster, marker: Marker) -> str:
+def common_fields(members: Members) -> dict[str, str]:
+    """A name for the cluster that tells nothing about its key, and a digest of the members."""
+    digest = hashlib.sha256("\n".join(sorted(members.order)).encode()).hexdigest()[:16]
+    return {"cluster": _mac(members.key, b"cluster")[:16], "members": digest}
+
+
+def format_marker(members: Members, marker: Marker) -> str:
     """A page that a person can read, with the signed fields as one JSON object in it."""
-    fields: dict[str, Any] = {**marker._asdict(), **common_fields(cluster)}
+    fields: dict[str, Any] = {**marker._asdict(), **common_fields(members)}
     fields["from"], fields["to"] = fields.pop("sender"), fields.pop("receiver")
     fields["vote"] = marker.vote and marker.vote._asdict()
-    fields["mac"] = _mac(cluster.key, _canonical(fields))
+    fields["mac"] = _mac(members.key, _canonical(fields))
     votes = f" and votes for {marker.vote.candidate}" if marker.vote else " and votes for nobody"
     return (
         f"<!doctype html><title>{marker.sender} sees {marker.receiver}</title>\n"
         f"<p>{marker.sender} sees {marker.receiver}{votes}.</p>\n"
         f"{MARKER_OPEN}{json.dumps(fields)}{MARKER_CLOSE}\n"
     )
-
-
-def parse_marker(cluster: Cluster, sender: str, answer: Answer) -> Marker:
-    """The verified marker of `sender` about us. Raises `BadInput` with why it counts as absent."""
-    if not answer.whole:
-        raise BadInput("its marker is too large")
-    text = answer.body.decode("utf-8", "replace")
-    _, found, rest = text.partition(MARKER_OPEN)
-    if not found:
-        raise BadInput("its page about us is no marker")
-    try:
-        fields = json.loads(rest.partition(MARKER_CLOSE)[0])
-        mac = fields.pop("mac")
-        genuine = hmac.compare_digest(_mac(cluster.key, _canonical(fields)), str(mac))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadInput("its marker is not whole") from error
-    if not genuine:
-        raise BadInput("its marker is not signed with the cluster's key")
-    ours = {**common_fields(cluster), "from": sender, "to": cluster.me}
-    for name, right in ours.items():
-        if fields.pop(name, None) != right:
-            raise BadInput(f"its marker is for another {name}")
-    try:
-        vote = fields["vote"]
-        fields |= {"vote": vote and Grant(**typed(Grant, vote))}
-        return Marker(**typed(Marker, fields | {"sender": sender, "receiver": cluster.me}))
-    except (TypeError, KeyError) as error:
-        raise BadInput(f"its marker is of another version of the agent: {error}") from error
 
 
 def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -776,7 +908,37 @@ def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-# ------------------------------------------------ what this boot has promised
+def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
+    """The verified marker of `sender` about us. Raises `BadInput` with why it counts as absent."""
+    if answer.status != 200:
+        raise BadInput(f"it has no marker for us (status {answer.status})")
+    if not answer.whole:
+        raise BadInput("its marker is too large")
+    text = answer.body.decode("utf-8", "replace")
+    _, found, rest = text.partition(MARKER_OPEN)
+    if not found:
+        raise BadInput("its page about us is no marker")
+    try:
+        fields = json.loads(rest.partition(MARKER_CLOSE)[0])
+        mac = fields.pop("mac")
+        genuine = hmac.compare_digest(_mac(members.key, _canonical(fields)), str(mac))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput("its marker is not whole") from error
+    if not genuine:
+        raise BadInput("its marker is not signed with the cluster's key")
+    ours = {**common_fields(members), "from": sender, "to": members.me}
+    for name, right in ours.items():
+        if fields.pop(name, None) != right:
+            raise BadInput(f"its marker is for another {name}")
+    try:
+        vote = fields["vote"]
+        fields |= {"vote": vote and Grant(**typed(Grant, vote))}
+        return Marker(**typed(Marker, fields | {"sender": sender, "receiver": members.me}))
+    except (TypeError, KeyError) as error:
+        raise BadInput(f"its marker is of another version of the agent: {error}") from error
+
+
+# ------------------------------------------------ state: what this boot has promised
 
 
 class Vote(NamedTuple):
@@ -800,7 +962,7 @@ class Record(NamedTuple):
 class State(NamedTuple):
     """Promises and leases of this boot, docs/protocol.md section 3; times on our boot clock.
 
-    Saved before anything that depends on it is published. Lost at reboot, on purpose.
+    Saved before anything that depends on it is shown. Lost at reboot, on purpose.
     """
 
     epoch: str
@@ -818,7 +980,7 @@ class State(NamedTuple):
     records: Mapping[str, Mapping[str, Record]] = {}  # peer -> epoch -> its newest marker
     wall_offset_seconds: float | None = None  # wall clock minus boot clock, as last read
     wall_read_seconds: float = 0.0
-    # Preference, which nothing in the argument for safety depends on (section 11).
+    # Preference (docs/protocol.md section 8): safety does not depend on it.
     began_seconds: float = 0.0  # when the last run did
     finished: bool = True  # False while a run is under way, and after one that was killed
     trouble: str = ""  # what the last failure was
@@ -828,40 +990,6 @@ class State(NamedTuple):
     def holding(self, now: float) -> bool:
         """Whether this node may not vote yet."""
         return now < self.hold_until_seconds
-
-
-def read_json(path: Path) -> Any:
-    """The JSON of a file of ours, None where there is none or it is not whole."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def load_state(paths: Paths, times: Timing, now: float) -> State:
-    """The state of this boot; a new one, which holds its vote, where there is none.
-
-    The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
-    without a reboot, and with it what it had promised.
-    """
-    found = read_json(paths.state)
-    try:
-        return State(**{**found, **_tuples(found)})
-    except (TypeError, KeyError, AttributeError, ValueError):
-        booted = read_json(paths.booted)
-        known = isinstance(booted, int | float) and booted <= now
-        epoch, promised = os.urandom(8).hex(), promised_seconds(paths)
-        return first_state(epoch, booted if known else now, times, promised)
-
-
-def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
-    """The state of a boot that has promised nothing since `since_seconds` on its boot clock.
-
-    What was promised before, for `promised` seconds at most, is forgotten, and has run out when
-    the hold ends.
-    """
-    hold_seconds = max(times.promise_seconds, promised)
-    return State(epoch=epoch, hold_until_seconds=since_seconds + hold_seconds)
 
 
 def promised_seconds(paths: Paths) -> float:
@@ -887,6 +1015,16 @@ def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None
         write_atomic(paths.promised, f"{promise:g}", sync=True)
 
 
+def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
+    """The state of a boot that has promised nothing since `since_seconds` on its boot clock.
+
+    What was promised before, for `promised` seconds at most, is forgotten, and has run out when
+    the hold ends.
+    """
+    hold_seconds = max(times.promise_seconds, promised)
+    return State(epoch=epoch, hold_until_seconds=since_seconds + hold_seconds)
+
+
 def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "vote": Vote(*found["vote"]) if found["vote"] else None,
@@ -900,13 +1038,30 @@ def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------ observe
+def load_state(paths: Paths, times: Timing, now: float) -> State:
+    """The state of this boot; a new one, which holds its vote, where there is none.
+
+    The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
+    without a reboot, and with it what it had promised.
+    """
+    found = read_json(paths.state)
+    try:
+        return State(**{**found, **_tuples(found)})
+    except (TypeError, KeyError, AttributeError, ValueError):
+        booted = read_json(paths.booted)
+        known = isinstance(booted, int | float) and booted <= now
+        epoch, promised = os.urandom(8).hex(), promised_seconds(paths)
+        return first_state(epoch, booted if known else now, times, promised)
 
 
-class Run(NamedTuple):
-    """What one run has learnt so far; `Seen` of a poll is made from it."""
+# ------------------------------------------------ decide: what follows from what was seen; pure
+
+
+class Seen(NamedTuple):
+    """What one run has learnt so far; the `View` of a poll is made from it."""
 
     started_seconds: float
+    until_seconds: float  # when the run must be over
     leaving: bool = False
     answered: frozenset[str] = frozenset()  # peers whose Apache answered in this run
     markers: Mapping[str, Marker] = {}  # newest valid marker of each peer
@@ -925,42 +1080,8 @@ class Reply(NamedTuple):
     why: str = ""
 
 
-def observe(
-    cluster: Cluster, state: State, run: Run, replies: Mapping[str, Reply], now: float
-) -> tuple[State, Run]:
-    """Take in the replies of one poll; who gave none keeps what it last said in this run."""
-    markers, records = dict(run.markers), dict(state.records)
-    notes, first, in_vain = dict(run.notes), dict(run.first_stamps), dict(state.in_vain)
-    for name, reply in replies.items():
-        if not reply.connected or reply.marker is None:
-            continue
-        markers.pop(name, None)
-        notes[name] = ""
-        try:
-            marker = read_marker(cluster, name, reply.marker)
-            records[name] = newer_records(cluster, records.get(name, {}), marker, now)
-        except BadInput as absent:
-            notes[name] = str(absent)
-            continue
-        markers[name] = marker
-        if name not in first:
-            first[name] = (marker.epoch, marker.stamp)
-            in_vain[name] = times_in_vain(state, marker, now)
-    answered = run.answered | {name for name, reply in replies.items() if reply.connected}
-    sees = tuple(name for name in cluster.peers if name in answered or name in state.sees)
-    run = run._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
-    return state._replace(records=records, sees=sees, in_vain=in_vain), run
-
-
-def read_marker(cluster: Cluster, name: str, answer: Answer) -> Marker:
-    """The marker in an answer; raises `BadInput` with why it counts as absent."""
-    if answer.status != 200:
-        raise BadInput(f"it has no marker for us (status {answer.status})")
-    return parse_marker(cluster, name, answer)
-
-
 def newer_records(
-    cluster: Cluster, known: Mapping[str, Record], marker: Marker, now: float
+    members: Members, known: Mapping[str, Record], marker: Marker, now: float
 ) -> Mapping[str, Record]:
     """A peer's records after this marker. Raises `BadInput` for one older than another seen.
 
@@ -972,7 +1093,7 @@ def newer_records(
         if marker.stamp < before.stamp:
             raise BadInput("its marker is older than one already seen: replayed")
         return known
-    horizon = now - cluster.times.fresh_seconds
+    horizon = now - members.times.fresh_seconds
     recent = sorted((r.changed_seconds, e) for e, r in known.items() if r.changed_seconds > horizon)
     kept = {epoch: known[epoch] for _, epoch in recent[-31:]}
     return {**kept, marker.epoch: Record(marker.stamp, now)}
@@ -987,11 +1108,38 @@ def times_in_vain(state: State, marker: Marker, now: float) -> int:
     return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
+def observe(
+    members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], now: float
+) -> tuple[State, Seen]:
+    """Take in the replies of one poll; who gave none keeps what it last said in this run."""
+    markers, records = dict(seen.markers), dict(state.records)
+    notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
+    for name, reply in replies.items():
+        if not reply.connected or reply.marker is None:
+            continue
+        markers.pop(name, None)
+        notes[name] = ""
+        try:
+            marker = parse_marker(members, name, reply.marker)
+            records[name] = newer_records(members, records.get(name, {}), marker, now)
+        except BadInput as absent:
+            notes[name] = str(absent)
+            continue
+        markers[name] = marker
+        if name not in first:
+            first[name] = (marker.epoch, marker.stamp)
+            in_vain[name] = times_in_vain(state, marker, now)
+    answered = seen.answered | {name for name, reply in replies.items() if reply.connected}
+    sees = tuple(name for name in members.peers if name in answered or name in state.sees)
+    seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
+    return state._replace(records=records, sees=sees, in_vain=in_vain), seen
+
+
 class View(NamedTuple):
     """What `decide` knows beside the state: the peers that see us and we them, and the time."""
 
     now_seconds: float
-    markers: Mapping[str, Marker]  # M of section 3: present, verified, fresh
+    markers: Mapping[str, Marker]  # present, verified, fresh
     # Two different stamps seen within this run; for whom I yielded to, since the run before, so
     # that the active node still reads of it when it looks for the first time.
     live: frozenset[str]
@@ -1000,30 +1148,13 @@ class View(NamedTuple):
     leaving: bool
     clock_stepped: bool
     started_seconds: float
+    late: bool = False  # the run began too late to stand
 
 
-def view_of(
-    cluster: Cluster, state: State, run: Run, now: float, *, probe_there: bool, stepped: bool
-) -> View:
-    """The view of this moment.
-
-    A marker counts as absent if it has not changed for too long, or does not answer a request of
-    this node's that is as new: so nothing that was recorded before speaks for a peer.
-    """
-    changed = {n: state.records[n][m.epoch].changed_seconds for n, m in run.markers.items()}
-    oldest = now - cluster.times.fresh_seconds
-    fresh = {
-        name: marker
-        for name, marker in run.markers.items()
-        if changed[name] >= oldest and heard_seconds(state, marker) >= oldest
-    }
-    live = frozenset(
-        name
-        for name, m in fresh.items()
-        if run.first_stamps[name] != (m.epoch, m.stamp)
-        or (name == state.yields_to and run.last_stamps.get(name) != (m.epoch, m.stamp))
-    )
-    return View(now, fresh, live, changed, probe_there, run.leaving, stepped, run.started_seconds)
+def is_late(members: Members, seen: Seen) -> bool:
+    """Whether so much of the run was over when it began that its ticks are no base for a lease."""
+    missed_seconds = members.times.end_seconds - (seen.until_seconds - seen.started_seconds)
+    return missed_seconds > tick_spread_seconds(members.times)
 
 
 def heard_seconds(state: State, marker: Marker) -> float:
@@ -1032,7 +1163,92 @@ def heard_seconds(state: State, marker: Marker) -> float:
     return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
 
 
-# ------------------------------------------------ decide: pure, section 3
+def view_of(
+    members: Members, state: State, seen: Seen, now: float, *, probe_there: bool, stepped: bool
+) -> View:
+    """The view of this moment.
+
+    A marker counts as absent if it has not changed for too long, or does not answer a request of
+    this node's that is as new: so nothing that was recorded before speaks for a peer.
+    """
+    changed = {n: state.records[n][m.epoch].changed_seconds for n, m in seen.markers.items()}
+    oldest = now - members.times.fresh_seconds
+    fresh = {
+        name: marker
+        for name, marker in seen.markers.items()
+        if changed[name] >= oldest and heard_seconds(state, marker) >= oldest
+    }
+    live = frozenset(
+        name
+        for name, m in fresh.items()
+        if seen.first_stamps[name] != (m.epoch, m.stamp)
+        or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
+    )
+    late = is_late(members, seen)
+    started_seconds = seen.started_seconds
+    return View(
+        now, fresh, live, changed, probe_there, seen.leaving, stepped, started_seconds, late
+    )
+
+
+def failed(state: State, why: str) -> State:
+    """The state of a node that had votes and could not serve, or whose run never ended."""
+    return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
+
+
+def is_ready(marker: Marker, view: View) -> bool:
+    """Whether a candidate may take the role from an active node (K runs, and a live agent)."""
+    return marker.quorum_runs >= READY_RUNS and marker.sender in view.live
+
+
+def rests(members: Members, state: State, view: View) -> str:
+    """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
+
+    Who failed lately stands again after some good runs, and where nobody else does.
+    """
+    times, left = members.times, runs_to_prefer(state.failures) - state.quorum_runs
+    if state.active:
+        return ""
+    if view.late:
+        return "began this run too late to stand"
+    others = any(marker.candidate or marker.active for marker in view.markers.values())
+    if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
+        return ""
+    return f"leaves the role to others for {left} good runs more: {state.trouble}"
+
+
+def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
+    """The order as this node heeds it: voted for in vain, a node comes last for some good runs."""
+    last = {
+        name
+        for name, marker in view.markers.items()
+        if marker.quorum_runs < runs_to_prefer(state.in_vain.get(name, 0)) and not marker.active
+    }
+    return tuple(sorted(members.order, key=last.__contains__))
+
+
+def higher_candidates(members: Members, state: State, view: View) -> list[str]:
+    """Candidates before me; while I am active only those that are ready to take over."""
+    order = preference(members, state, view)
+    before = order[: order.index(members.me)]
+    return [
+        name
+        for name in before
+        if (marker := view.markers.get(name)) is not None
+        and marker.candidate
+        and (not state.active or is_ready(marker, view))
+    ]
+
+
+def yielding(members: Members, view: View) -> set[str]:
+    """The voters that would rather vote for somebody else than for me."""
+    return {name for name, m in view.markers.items() if m.yields_to not in (None, members.me)}
+
+
+def outvoted(members: Members, state: State, view: View) -> bool:
+    """Whether so many of my voters yield to somebody else that the rest is no majority."""
+    lost = yielding(members, view) & set(state.grants)
+    return bool(lost) and len(state.grants) - len(lost) < members.majority
 
 
 class Claim(NamedTuple):
@@ -1044,136 +1260,38 @@ class Claim(NamedTuple):
     ready: bool  # may take the role from an active node
 
 
-class Decision(NamedTuple):
-    """What follows from a view: drop or serve the probe, then save, then publish `state`."""
-
-    state: State
-    drop: bool = False  # remove the probe before the state is saved and published
-    serve_until_seconds: float | None = None  # arm the fence for it, then commit the probe
-    has_quorum: bool = False
-    settled: bool = False
-    reason: str = ""
-
-
-def decide(cluster: Cluster, state: State, view: View) -> Decision:
-    """One step of the protocol, docs/protocol.md section 3: ask, vote, count, act."""
-    now, times = view.now_seconds, cluster.times
-    electors = sum(not m.holding for m in view.markers.values()) + (not state.holding(now))
-    has_quorum = electors >= cluster.majority
-    higher = higher_candidates(cluster, state, view)
-    steps_down = state.active and (
-        bool(higher) or view.leaving or view.clock_stepped or outvoted(cluster, state, view)
-    )
-    kept_back = view.leaving or steps_down or bool(rests(cluster, state, view))
-    wants = has_quorum and not higher and not kept_back
-    state, yields_to = cast_vote(cluster, state._replace(candidate=wants), view)
-    state = state._replace(yields_to=yields_to)
-    state = count(cluster, state, view)
-    fence = lease_end_seconds(cluster, state) - times.margin_seconds
-    drop, serve = False, None
-    if state.active and (steps_down or now >= fence or not view.probe_there):
-        drop, state = True, release(state, now)._replace(active=False)
-        if has_quorum and not steps_down:
-            state = failed(state, "its lease ended before it was renewed")
-    elif wants and now < fence:
-        serve = fence
-    elif not state.active and state.grants and (not wants or asked_to_yield(cluster, view)):
-        state = release(state, now)
-    if not state.active and serve is None:
-        state = state._replace(stamp=max(state.stamp, int(now * 1000)))
-    decision = Decision(state, drop, serve, has_quorum)
-    settled = is_settled(cluster, decision, view)
-    return decision._replace(settled=settled, reason=reason_of(cluster, decision, view))
-
-
-def failed(state: State, why: str) -> State:
-    """The state of a node that had votes and could not serve, or whose run never ended."""
-    return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
-
-
-def rests(cluster: Cluster, state: State, view: View) -> str:
-    """Why this node leaves the role to others, "" if it does not (section 11).
-
-    Who failed lately stands again after some good runs, and where nobody else does.
-    """
-    times, left = cluster.times, runs_to_prefer(state.failures) - state.quorum_runs
-    if state.active:
-        return ""
-    if is_late(times):
-        return "began this run too late to stand"
-    others = any(marker.candidate or marker.active for marker in view.markers.values())
-    if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
-        return ""
-    return f"leaves the role to others for {left} good runs more: {state.trouble}"
-
-
-def preference(cluster: Cluster, state: State, view: View) -> tuple[str, ...]:
-    """The order of nodes as this one heeds it: who was voted for in vain comes last.
-
-    Until it shows as many good runs in a row as it takes (section 11).
-    """
-    last = {
-        name
-        for name, marker in view.markers.items()
-        if marker.quorum_runs < runs_to_prefer(state.in_vain.get(name, 0)) and not marker.active
-    }
-    return tuple(sorted(cluster.order, key=last.__contains__))
-
-
-def higher_candidates(cluster: Cluster, state: State, view: View) -> list[str]:
-    """Candidates before me; while I am active only those that are ready to take over."""
-    order = preference(cluster, state, view)
-    before = order[: order.index(cluster.me)]
-    return [
-        name
-        for name in before
-        if (marker := view.markers.get(name)) is not None
-        and marker.candidate
-        and (not state.active or is_ready(marker, view))
-    ]
-
-
-def is_ready(marker: Marker, view: View) -> bool:
-    """Whether a candidate may take the role from an active node (K runs, and a live agent)."""
-    return marker.quorum_runs >= READY_RUNS and marker.sender in view.live
-
-
-def outvoted(cluster: Cluster, state: State, view: View) -> bool:
-    """Whether so many of my voters yield to somebody else that the rest is no majority."""
-    yielding = {name for name, m in view.markers.items() if m.yields_to not in (None, cluster.me)}
-    loyal = set(state.grants) - yielding
-    return bool(yielding & set(state.grants)) and len(loyal) < cluster.majority
-
-
-def asked_to_yield(cluster: Cluster, view: View) -> bool:
-    """Whether a voter would rather vote for somebody else."""
-    return any(m.yields_to not in (None, cluster.me) for m in view.markers.values())
-
-
-def claims(cluster: Cluster, state: State, view: View) -> dict[str, Claim]:
+def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
     """Who asks for votes now, most preferred first."""
     found = {}
-    for name in preference(cluster, state, view):
+    for name in preference(members, state, view):
         marker = view.markers.get(name)
         if marker is not None and marker.candidate:
             found[name] = Claim(marker.epoch, marker.stamp, marker.active, is_ready(marker, view))
-        elif name == cluster.me and state.candidate:
+        elif name == members.me and state.candidate:
             ready = state.quorum_runs >= READY_RUNS
             found[name] = Claim(state.epoch, state.stamp, state.active, ready)
     return found
 
 
-def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | None]:
+def is_given_up(members: Members, state: State, view: View, vote: Vote) -> bool:
+    """Whether the candidate has given up the very stamp that the vote was for."""
+    if vote.candidate == members.me:
+        return state.epoch == vote.epoch and state.released >= vote.stamp
+    marker = view.markers.get(vote.candidate)
+    return marker is not None and marker.epoch == vote.epoch and marker.released >= vote.stamp
+
+
+def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | None]:
     """Rule Vote 1 to 3: the state with this node's promise, and whom it would rather vote for."""
     now, vote = view.now_seconds, state.vote
-    if vote is not None and (now >= vote.until_seconds or is_released(cluster, state, view, vote)):
+    if vote is not None and (now >= vote.until_seconds or is_given_up(members, state, view, vote)):
         # Another boot of the candidate gave that up, not the one that was voted for before.
         earlier_until = vote.earlier_until_seconds
         vote = vote._replace(until_seconds=earlier_until) if now < earlier_until else None
     state = state._replace(vote=vote)
     if state.holding(now):
         return state, None
-    asking = claims(cluster, state, view)
+    asking = claims(members, state, view)
     choice = vote.candidate if vote else next(iter(asking), None)
     if choice is None or choice not in asking:
         return state, None
@@ -1187,7 +1305,7 @@ def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | 
     epoch, stamp = state.granted.get(choice, ("", 0))
     if epoch == claim.epoch and stamp >= claim.stamp:
         return state, None  # granted once: seeing it again extends nothing
-    promise = cluster.times.promise_seconds
+    promise = members.times.promise_seconds
     until, earlier_until = now + promise, 0.0
     if vote is not None:  # a renewal never shortens, whatever the settings say by now
         until = max(until, vote.until_seconds)
@@ -1198,117 +1316,147 @@ def cast_vote(cluster: Cluster, state: State, view: View) -> tuple[State, str | 
     return state._replace(vote=vote, granted=granted), None
 
 
-def is_released(cluster: Cluster, state: State, view: View, vote: Vote) -> bool:
-    """Whether the candidate has given up the very stamp that the vote was for."""
-    if vote.candidate == cluster.me:
-        return state.epoch == vote.epoch and state.released >= vote.stamp
-    marker = view.markers.get(vote.candidate)
-    return marker is not None and marker.epoch == vote.epoch and marker.released >= vote.stamp
-
-
-def count(cluster: Cluster, state: State, view: View) -> State:
+def count_grants(members: Members, state: State, view: View) -> State:
     """Rule Count: the newest stamp of mine that each voter shows granted."""
     grants = dict(state.grants)
     shown = {name: m.vote for name, m in view.markers.items() if m.vote is not None}
     if (own := state.vote) is not None:
-        shown[cluster.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)
+        shown[members.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
-        mine = vote.candidate == cluster.me and vote.epoch == state.epoch
+        mine = vote.candidate == members.me and vote.epoch == state.epoch
         newest = grants.get(voter, (state.released, 0.0))[0]
         if mine and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
 
-def lease_end_seconds(cluster: Cluster, state: State) -> float:
-    """When the lease ends on our boot clock: L after the majority-th newest stamp granted.
-
-    A voter that promised for less than our D is counted with its own.
-    """
-    times = cluster.times
+def lease_end_seconds(members: Members, state: State) -> float:
+    """When the lease ends on our boot clock: L after the majority-th newest stamp granted."""
+    times = members.times
     ends = sorted(
         stamp / 1000
         + (times.lease_seconds if promise >= times.promise_seconds else lease_of(promise))
         for stamp, promise in state.grants.values()
     )
-    return ends[-cluster.majority] if len(ends) >= cluster.majority else float("-inf")
+    return ends[-members.majority] if len(ends) >= members.majority else float("-inf")
 
 
-def release(state: State, now: float) -> State:
+def give_up(state: State, now: float) -> State:
     """Give up every stamp so far: whoever granted one of them is free once it reads this."""
     return state._replace(released=state.stamp, grants={}, stamp=max(state.stamp, int(now * 1000)))
 
 
-def is_settled(cluster: Cluster, decision: Decision, view: View) -> bool:
-    """Whether nothing is left to wait for in this run (docs/protocol.md section 4)."""
-    state, now = decision.state, view.now_seconds
-    active = active_node(cluster, state, view)
-    if active is None:
-        return False
-    if view.leaving:
-        return not state.active
-    calm = cluster.order.index(active) <= min(
-        cluster.order.index(name) for name in (cluster.me, *view.markers)
-    )
-    if not calm and now - view.started_seconds < cluster.times.stay_seconds:
-        return False
+class Decision(NamedTuple):
+    """What follows from a view: drop or serve the probe, then save, then show `state`."""
+
+    state: State
+    drop: bool = False  # remove the probe before the state is saved and shown
+    serve_until_seconds: float | None = None  # arm the fence for it, then commit the probe
+    has_quorum: bool = False
+    settled: bool = False
+    reason: str = ""
+
+
+def active_node(members: Members, state: State, view: View) -> str | None:
+    """The node that is active, as far as this one can see."""
     if state.active:
-        covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
-        return covered >= cluster.majority
-    return is_content(cluster, decision, view, active)
+        return members.me
+    return next((n for n in members.order if n in view.markers and view.markers[n].active), None)
 
 
-def is_content(cluster: Cluster, decision: Decision, view: View, active: str) -> bool:
+def is_content(members: Members, decision: Decision, view: View, active: str) -> bool:
     """Whether a passive node has given the active one what it needs for this tick."""
     state, marker = decision.state, view.markers[active]
     unchanged_seconds = view.now_seconds - view.changed_seconds[active]
     # A stamp of the run before does not do: who was elected late in it may run after us.
-    if unchanged_seconds > cluster.times.period_seconds / 4:
+    if unchanged_seconds > members.times.period_seconds / 4:
         return False
-    if state.yields_to or any(m.yields_to == cluster.me for m in view.markers.values()):
+    if state.yields_to or any(m.yields_to == members.me for m in view.markers.values()):
         return False
     bound = state.vote is not None and state.vote.candidate == active
     return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
 
 
-def active_node(cluster: Cluster, state: State, view: View) -> str | None:
-    """The node that is active, as far as this one can see."""
+def is_settled(members: Members, decision: Decision, view: View) -> bool:
+    """Whether nothing is left to wait for in this run (docs/protocol.md section 4)."""
+    state, now = decision.state, view.now_seconds
+    active = active_node(members, state, view)
+    if active is None:
+        return False
+    if view.leaving:
+        return True
+    calm = members.order.index(active) <= min(
+        members.order.index(name) for name in (members.me, *view.markers)
+    )
+    if not calm and now - view.started_seconds < members.times.stay_seconds:
+        return False
     if state.active:
-        return cluster.me
-    return next((n for n in cluster.order if n in view.markers and view.markers[n].active), None)
+        covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
+        return covered >= members.majority
+    return is_content(members, decision, view, active)
 
 
-def reason_of(cluster: Cluster, decision: Decision, view: View) -> str:
+def reason_of(members: Members, decision: Decision, view: View) -> str:
     """Why this node is what it is, in the words that the log has always used, and the votes."""
-    state, me, now = decision.state, cluster.me, view.now_seconds
+    state, me, now = decision.state, members.me, view.now_seconds
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
     if view.leaving:
         return f"Node {me} is leaving, set as passive"
-    if not len(view.markers) + 1 >= cluster.majority:
+    if not len(view.markers) + 1 >= members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
-    if not state.candidate and (why := rests(cluster, state, view)):
+    if not state.candidate and (why := rests(members, state, view)):
         return f"Node {me} {why}, set as passive"
     if not state.candidate and decision.has_quorum:
         return f"Node {me} reachability reach quorum but not preferred, set as passive"
+    votes = [(n, m.vote.candidate, m.vote.left_seconds) for n, m in view.markers.items() if m.vote]
+    if state.vote is not None:
+        votes.append((me, state.vote.candidate, state.vote.until_seconds - now))
     promised = [
-        f"{voter} promised its vote to {vote.candidate} for {vote.left_seconds:.0f} s more"
-        for voter, vote in ((name, m.vote) for name, m in view.markers.items())
-        if vote is not None and vote.candidate != me
+        f"{voter} promised its vote to {candidate} for {left_seconds:.0f} s more"
+        for voter, candidate, left_seconds in votes
+        if candidate != me
     ]
-    if state.vote is not None and state.vote.candidate != me:
-        left = state.vote.until_seconds - now
-        promised.append(f"{me} promised its vote to {state.vote.candidate} for {left:.0f} s more")
     holds = [name for name, m in view.markers.items() if m.holding]
-    if state.holding(now):
-        holds.append(me)
+    holds += [me] if state.holding(now) else []
     promised += [f"{name} holds its vote after its boot" for name in holds]
     waits = "; ".join(promised) or "its votes are on the way"
     waits += f" (lately: {state.trouble})" if state.failures else ""
     return f"Node {me} reachability reach quorum, waits for votes, set as passive: {waits}"
 
 
-# ------------------------------------------------ one run: poll until it is settled
+def decide(members: Members, state: State, view: View) -> Decision:
+    """One step of the protocol, docs/protocol.md section 3: ask, vote, count, act."""
+    now, times = view.now_seconds, members.times
+    electors = sum(not m.holding for m in view.markers.values()) + (not state.holding(now))
+    has_quorum = electors >= members.majority
+    higher = higher_candidates(members, state, view)
+    steps_down = state.active and (
+        bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
+    )
+    kept_back = view.leaving or steps_down or bool(rests(members, state, view))
+    wants = has_quorum and not higher and not kept_back
+    state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
+    state = state._replace(yields_to=yields_to)
+    state = count_grants(members, state, view)
+    fence = lease_end_seconds(members, state) - times.margin_seconds
+    drop, serve = False, None
+    if state.active and (steps_down or now >= fence or not view.probe_there):
+        drop, state = True, give_up(state, now)._replace(active=False)
+        if has_quorum and not steps_down:
+            state = failed(state, "its lease ended before it was renewed")
+    elif wants and now < fence:
+        serve = fence
+    elif not state.active and state.grants and (not wants or yielding(members, view)):
+        state = give_up(state, now)
+    if not state.active and serve is None:
+        state = state._replace(stamp=max(state.stamp, int(now * 1000)))
+    decision = Decision(state, drop, serve, has_quorum)
+    settled = is_settled(members, decision, view)
+    return decision._replace(settled=settled, reason=reason_of(members, decision, view))
+
+
+# ------------------------------------------------ settle: one run, as the effects that it needs
 
 
 class Poll(NamedTuple):
@@ -1324,7 +1472,7 @@ class Save(NamedTuple):
     state: State
 
 
-class Publish(NamedTuple):
+class Show(NamedTuple):
     """Write the marker of every peer that we see, and remove the others."""
 
     markers: Mapping[str, Marker | None]
@@ -1347,7 +1495,7 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Effect = Poll | Save | Publish | Drop | Serve | Pause
+Effect = Poll | Save | Show | Drop | Serve | Pause
 
 
 class Moment(NamedTuple):
@@ -1363,111 +1511,50 @@ class Outcome(NamedTuple):
     """How a run ended."""
 
     state: State
-    run: Run
+    seen: Seen
     reason: str
 
 
 Steps = Generator[Effect, Moment, Outcome]
 
 
-def settle(cluster: Cluster, state: State, start: Moment, *, leaving: bool = False) -> Steps:
-    """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
-
-    What can't be done is tried again at the next poll: the fence that is armed already ends the
-    lease if it never can. Only a probe that can't be removed ends the run.
-    """
-    last_stamps = {
-        name: (epoch, record.stamp)
-        for name, epochs in state.records.items()
-        for epoch, record in list(epochs.items())[-1:]
-    }
-    run = Run(start.boot_seconds, leaving, last_stamps=last_stamps)
-    try:
-        return (yield from _settle(cluster, state, run, start))
-    except OSError as error:
-        yield Drop()
-        return Outcome(
-            state._replace(active=False), run, trouble_of(cluster, error, "set as passive")
-        )
-
-
-def _settle(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
-    state, moment = yield from _begin(cluster, state, moment)
-    times, first, tries = cluster.times, True, 0
-    slow = frozenset(cluster.peers) - frozenset(state.sees)  # nobody waits for who was silent
-    while True:
-        moment = yield Poll(first, frozenset(cluster.peers) - slow)
-        first = False
-        asleep_seconds = moment.boot_seconds - run.started_seconds - times.end_seconds
-        if asleep_seconds > times.timeout_seconds + times.poll_seconds:
-            return (yield from _overslept(cluster, state, run, moment))
-        slow = frozenset(cluster.peers) - {n for n, r in moment.value.items() if r.connected}
-        decision, run = look(cluster, state, run, moment)
-        state, trouble = yield from _apply(cluster, decision, tries)
-        tries, reason = (tries + 1 if trouble else 0), decision.reason
-        if trouble:  # an active node keeps its probe, which the fence takes in time
-            then = "is active until its lease ends" if state.active else "set as passive"
-            reason = trouble_of(cluster, trouble, then)
-            logging.warning("%s; trying again", reason)
-        if moment.boot_seconds - run.started_seconds >= times.end_seconds or (
-            decision.settled and not tries
-        ):
-            state = state._replace(finished=not tries)
-            return (yield from _finish(cluster, state, run, reason))
-        yield Pause(times.poll_seconds)
-
-
-def look(cluster: Cluster, state: State, run: Run, moment: Moment) -> tuple[Decision, Run]:
-    """What follows from the replies of one poll."""
-    now = moment.boot_seconds
-    state, run = observe(cluster, state, run, moment.value, now)
-    state, stepped = note_wall_clock(state, moment)
-    view = view_of(cluster, state, run, now, probe_there=moment.probe_there, stepped=stepped)
-    decision = decide(cluster, state, view)
-    if decision.has_quorum and not run.had_quorum:
-        runs = decision.state.quorum_runs + 1
-        decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
-    had_quorum = run.had_quorum or decision.has_quorum
-    return decision, run._replace(had_quorum=had_quorum, fresh=view.markers)
-
-
-def trouble_of(cluster: Cluster, error: OSError, then: str) -> str:
+def trouble_of(members: Members, error: OSError, then: str) -> str:
     """What could not be done, and what became of the role."""
     where = getattr(error, "filename", None)
     what = f"can't write {where}: {error.strerror}" if where else str(error)
-    return f"Node {cluster.me} {what}, {then}"
+    return f"Node {members.me} {what}, {then}"
 
 
-def _begin(
-    cluster: Cluster, state: State, moment: Moment
-) -> Generator[Effect, Moment, tuple[State, Moment]]:
-    """Drop a probe that should not be there before anything else, then ask with a new stamp."""
-    missed = 0 < state.began_seconds < moment.boot_seconds - 1.6 * cluster.times.period_seconds
-    state, stepped = note_wall_clock(state, moment)
-    now = moment.boot_seconds
-    late = now >= lease_end_seconds(cluster, state) - cluster.times.margin_seconds
-    rightful = state.active and moment.probe_there and not late and not stepped
-    lost = state.active and not rightful and not stepped and state.quorum_runs > 0
-    if (state.active or moment.probe_there) and not rightful:
-        if not (yield Drop()).value:
-            raise OSError("can't remove probe.html")
-        if state.active:
-            state = release(state, now)._replace(active=False)
-    if lost:
-        state = failed(state, "its lease ended before it was renewed")
-    elif missed or not state.finished:
-        state = failed(state, "its last run did not end well")
-    stands = state.quorum_runs >= runs_to_prefer(state.failures)
-    state = state._replace(
-        stamp=max(state.stamp, int(now * 1000)),
-        candidate=state.candidate and (stands or state.active),
-        finished=False,
-        began_seconds=now,
+def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Marker | None]:
+    """The marker for every peer that this node sees, None for the others."""
+    now, vote = moment.boot_seconds, None
+    if (own := state.vote) is not None and now < own.until_seconds:
+        left = round(own.until_seconds - now, 1)
+        vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
+    marker = Marker(
+        sender=members.me,
+        receiver="",
+        epoch=state.epoch,
+        stamp=state.stamp,
+        candidate=state.candidate,
+        quorum_runs=state.quorum_runs,
+        holding=state.holding(now),
+        vote=vote,
+        released=state.released,
+        active=state.active,
+        yields_to=state.yields_to,
+        heard={},
+        generation=members.generation,
+        at=utc(moment.wall_seconds),
     )
-    with contextlib.suppress(OSError):  # tried again after the first poll
-        yield Save(state)
-        moment = yield Publish(markers_of(cluster, state, moment))
-    return state, moment
+    return {
+        name: marker._replace(
+            receiver=name, heard={e: r.stamp for e, r in state.records.get(name, {}).items()}
+        )
+        if name in state.sees
+        else None
+        for name in members.peers
+    }
 
 
 def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
@@ -1484,17 +1571,80 @@ def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
     return state._replace(wall_offset_seconds=offset, wall_read_seconds=now), stepped
 
 
-def _apply(
-    cluster: Cluster, decision: Decision, tries: int
-) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
-    """Drop, save, serve, publish: in this order, so that nothing is shown before it holds.
+def _drop() -> Generator[Effect, Moment, Moment]:
+    """Remove the probe. Raises `OSError` where it stays, which ends the run."""
+    moment = yield Drop()
+    if not moment.value:
+        raise OSError("can't remove probe.html")
+    return moment
 
-    The state to go on with, and what could not be done; of that, nothing was published.
+
+def _begin(
+    members: Members, state: State, moment: Moment
+) -> Generator[Effect, Moment, tuple[State, Moment]]:
+    """Drop a probe that should not be there before anything else, then ask with a new stamp."""
+    missed = 0 < state.began_seconds < moment.boot_seconds - 1.6 * members.times.period_seconds
+    state, stepped = note_wall_clock(state, moment)
+    now = moment.boot_seconds
+    late = now >= lease_end_seconds(members, state) - members.times.margin_seconds
+    rightful = state.active and moment.probe_there and not late and not stepped
+    lost = state.active and not rightful and not stepped and state.quorum_runs > 0
+    if (state.active or moment.probe_there) and not rightful:
+        yield from _drop()
+        if state.active:
+            state = give_up(state, now)._replace(active=False)
+    if lost:
+        state = failed(state, "its lease ended before it was renewed")
+    elif missed or not state.finished:
+        state = failed(state, "its last run did not end well")
+    stands = state.quorum_runs >= runs_to_prefer(state.failures)
+    state = state._replace(
+        stamp=max(state.stamp, int(now * 1000)),
+        candidate=state.candidate and (stands or state.active),
+        finished=False,
+        began_seconds=now,
+    )
+    with contextlib.suppress(OSError):  # tried again after the first poll
+        yield Save(state)
+        moment = yield Show(markers_of(members, state, moment))
+    return state, moment
+
+
+def look(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
+    """What follows from the replies of one poll."""
+    now = moment.boot_seconds
+    state, seen = observe(members, state, seen, moment.value, now)
+    state, stepped = note_wall_clock(state, moment)
+    view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
+    decision = decide(members, state, view)
+    if decision.has_quorum and not seen.had_quorum:
+        runs = decision.state.quorum_runs + 1
+        decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
+    had_quorum = seen.had_quorum or decision.has_quorum
+    return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
+
+
+def _withdraw(
+    decision: Decision, state: State, tries: int, why: str
+) -> Generator[Effect, Moment, State]:
+    """Remove what may be staged; elected in vain for long enough, free the voters at once."""
+    moment = yield from _drop()
+    if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
+        state = failed(give_up(state, moment.boot_seconds), why)._replace(candidate=False)
+    return state
+
+
+def _apply(
+    members: Members, decision: Decision, tries: int
+) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
+    """Drop, save, serve, show: in this order, so that nothing is shown before it holds.
+
+    The state to go on with, and what could not be done.
     """
     state = decision.state
     try:
-        if decision.drop and not (yield Drop()).value:
-            raise OSError("can't remove probe.html")
+        if decision.drop:
+            yield from _drop()
         moment = yield Save(state)
         if decision.serve_until_seconds is not None:
             moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
@@ -1503,7 +1653,7 @@ def _apply(
             if bool(moment.value) != state.active:
                 state = state._replace(active=bool(moment.value))
                 moment = yield Save(state)
-        yield Publish(markers_of(cluster, state, moment))
+        yield Show(markers_of(members, state, moment))
     except OSError as error:
         if not state.active:
             state = yield from _withdraw(decision, state, tries + 1, str(error))
@@ -1511,48 +1661,15 @@ def _apply(
     return state, None
 
 
-def _withdraw(
-    decision: Decision, state: State, tries: int, why: str
-) -> Generator[Effect, Moment, State]:
-    """Remove what may be staged; elected in vain for long enough, free the voters at once."""
-    moment = yield Drop()
-    if not moment.value:
-        raise OSError("can't remove probe.html")
-    if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
-        state = failed(release(state, moment.boot_seconds), why)._replace(candidate=False)
-    return state
-
-
-def _overslept(cluster: Cluster, state: State, run: Run, moment: Moment) -> Steps:
-    """The run was stopped or frozen: its view is too old to publish anything."""
-    fence = lease_end_seconds(cluster, state) - cluster.times.margin_seconds
+def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
+    """The run was stopped or frozen: its view is too old to show anything."""
+    fence = lease_end_seconds(members, state) - members.times.margin_seconds
     stays = state.active and moment.boot_seconds < fence
     if not stays:
         yield Drop()
     then = "stays active" if stays else "set as passive"
     state = state._replace(active=stays)
-    return Outcome(state, run, f"Node {cluster.me} was stopped for a while, {then}")
-
-
-def _finish(cluster: Cluster, state: State, run: Run, reason: str) -> Steps:
-    """Peers that answered nothing in the whole run lose their marker."""
-    run = run._replace(markers=run.fresh)  # what was too old did not count
-    sees = tuple(name for name in cluster.peers if name in run.answered)
-    last = state._replace(sees=sees)
-    try:
-        if state.failures and run.had_quorum and not state.active:
-            yield from _rehearse()
-        if not run.had_quorum or is_late(cluster.times):
-            last = last._replace(quorum_runs=0)
-        elif state.quorum_runs > FORGIVEN_RUNS:
-            last = last._replace(failures=0)
-        moment = yield Save(last)
-        if (last.sees, last.quorum_runs) != (state.sees, state.quorum_runs):
-            yield Publish(markers_of(cluster, last, moment))
-    except OSError as error:  # to the next run this one never ended
-        logging.warning("%s", trouble_of(cluster, error, "the run ends"))
-        last = state._replace(finished=False)
-    return Outcome(last, run, reason)
+    return Outcome(state, seen, f"Node {members.me} was stopped for a while, {then}")
 
 
 def _rehearse() -> Generator[Effect, Moment, None]:
@@ -1566,125 +1683,77 @@ def _rehearse() -> Generator[Effect, Moment, None]:
     yield Drop()
 
 
-def markers_of(cluster: Cluster, state: State, moment: Moment) -> dict[str, Marker | None]:
-    """The marker for every peer that this node sees, None for the others."""
-    now, vote = moment.boot_seconds, None
-    if (own := state.vote) is not None and now < own.until_seconds:
-        left = round(own.until_seconds - now, 1)
-        vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
-    marker = Marker(
-        sender=cluster.me,
-        receiver="",
-        epoch=state.epoch,
-        stamp=state.stamp,
-        candidate=state.candidate,
-        quorum_runs=state.quorum_runs,
-        holding=state.holding(now),
-        vote=vote,
-        released=state.released,
-        active=state.active,
-        yields_to=state.yields_to,
-        heard={},
-        generation=cluster.generation,
-        at=utc(moment.wall_seconds),
-    )
-    return {
-        name: marker._replace(
-            receiver=name, heard={e: r.stamp for e, r in state.records.get(name, {}).items()}
-        )
-        if name in state.sees
-        else None
-        for name in cluster.peers
+def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
+    """Peers that answered nothing in the whole run lose their marker."""
+    seen = seen._replace(markers=seen.fresh)  # what was too old did not count
+    sees = tuple(name for name in members.peers if name in seen.answered)
+    last = state._replace(sees=sees)
+    try:
+        if state.failures and seen.had_quorum and not state.active:
+            yield from _rehearse()
+        if not seen.had_quorum or is_late(members, seen):
+            last = last._replace(quorum_runs=0)
+        elif state.quorum_runs > FORGIVEN_RUNS:
+            last = last._replace(failures=0)
+        moment = yield Save(last)
+        if (last.sees, last.quorum_runs) != (state.sees, state.quorum_runs):
+            yield Show(markers_of(members, last, moment))
+    except OSError as error:  # to the next run this one never ended
+        logging.warning("%s", trouble_of(members, error, "the run ends"))
+        last = state._replace(finished=False)
+    return Outcome(last, seen, reason)
+
+
+def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
+    state, moment = yield from _begin(members, state, moment)
+    times, first, tries = members.times, True, 0
+    slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
+    while True:
+        moment = yield Poll(first, frozenset(members.peers) - slow)
+        first = False
+        asleep_seconds = moment.boot_seconds - seen.until_seconds
+        if asleep_seconds > times.timeout_seconds + times.poll_seconds:
+            return (yield from _overslept(members, state, seen, moment))
+        slow = frozenset(members.peers) - {n for n, r in moment.value.items() if r.connected}
+        decision, seen = look(members, state, seen, moment)
+        state, trouble = yield from _apply(members, decision, tries)
+        tries, reason = (tries + 1 if trouble else 0), decision.reason
+        if trouble:  # an active node keeps its probe, which the fence takes in time
+            then = "is active until its lease ends" if state.active else "set as passive"
+            reason = trouble_of(members, trouble, then)
+            logging.warning("%s; trying again", reason)
+        if moment.boot_seconds >= seen.until_seconds or (decision.settled and not tries):
+            state = state._replace(finished=not tries)
+            return (yield from _finish(members, state, seen, reason))
+        yield Pause(times.poll_seconds)
+
+
+def settle(
+    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+) -> Steps:
+    """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
+
+    It is over by `until_seconds` on the boot clock, or after one poll where that is past. What
+    can't be done is tried again at the next poll: the fence that is armed already ends the
+    lease if it never can. Only a probe that can't be removed ends the run.
+    """
+    last_stamps = {
+        name: (epoch, record.stamp)
+        for name, epochs in state.records.items()
+        for epoch, record in list(epochs.items())[-1:]
     }
-
-
-def utc(wall_seconds: float) -> str:
-    """A wall-clock time for people."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_seconds))
-
-
-# ------------------------------------------------ apply: files, fence, requests
-
-
-def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
-    """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
-
-    Where others may write to the folder, too: what is staged is a new file, no link is followed.
-    """
-    staged = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
+    now = start.boot_seconds
+    seen = Seen(now, max(now, until_seconds), leaving, last_stamps=last_stamps)
     try:
-        remove(staged)
-        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
-            os.fchmod(file.fileno(), 0o644)  # Apache reads it, whatever the umask
-            file.write(data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():
-            remove(path)
-        staged.replace(path)
+        return (yield from _settle(members, state, seen, start))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            remove(staged)
-        error.filename = str(path)  # a write that fails does not say of which file
-        raise
+        yield Drop()
+        return Outcome(
+            state._replace(active=False), seen, trouble_of(members, error, "set as passive")
+        )
 
 
-def remove(path: Path) -> bool:
-    """Remove what has this name; whether there was anything. Raises `OSError`.
-
-    A folder may hold what somebody needs: it is moved out of the way.
-    """
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    except IsADirectoryError:
-        path.rename(path.with_name(f".{path.name}.{time.time_ns()}"))
-    return True
-
-
-def open_plain(path: Path, flags: int) -> int:
-    """Open a file where others may have put something else. Raises `OSError`.
-
-    No link is followed, and no pipe is waited for.
-    """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(f"{path} is not a file")
-    return descriptor
-
-
-def boot_seconds() -> float:
-    """The boot clock: goes on in suspend, no step of the wall clock moves it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def process_age_seconds() -> float:
-    """For how long this process has existed; proc(5), the 22nd field of stat."""
-    fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return boot_seconds() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
-MANAGER = "org.freedesktop.systemd1.Manager"
-
-
-def call_systemd(verb: str, *words: str) -> str:
-    """One D-Bus call to the manager. Raises `OSError` when it fails or takes over 2 s."""
-    import subprocess  # noqa: PLC0415 - only the active node needs it, and it costs 4 ms
-
-    command = ["busctl", verb, *SYSTEMD, MANAGER, *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
-    except (subprocess.SubprocessError, OSError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip()
-        if "already loaded" in said or "not loaded" in said:
-            return ""  # what was asked for is so: the answer to an earlier call was lost
-        raise OSError(f"can't reach systemd for the fence: {said}") from error
-    return done.stdout
+# ------------------------------------------------ machine: the effects done: files, fence, requests
 
 
 class Fence:
@@ -1752,18 +1821,37 @@ class Fence:
             return ""
 
 
+def drop_probe(paths: Paths) -> bool:
+    """Remove the probe, and make Apache refuse it even if that fails; whether it is gone."""
+    for path in (paths.probe, paths.staged):
+        try:
+            if remove(path):
+                logging.info("Removing %s", path)
+        except OSError as error:
+            logging.error("Can't remove %s: %s", path, error.strerror)
+    gone = not os.path.lexists(paths.probe)
+    try:
+        write_atomic(paths.lease_until, "0")
+        if gone:
+            Fence(paths).disarm()
+    except OSError as error:
+        logging.error("%s", error)
+    return gone
+
+
 class Machine:
     """Does on this node what `settle` asks for."""
 
-    def __init__(self, cluster: Cluster, addresses: Mapping[str, str], paths: Paths) -> None:
-        self.cluster, self.paths = cluster, paths
-        self.urls = {name: f"http://{addresses[name]}" for name in cluster.peers}
-        self.replies: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self.lines = {name: Line(name, self.replies) for name in cluster.peers}
+    def __init__(
+        self, members: Members, nodes: Nodes, addresses: Mapping[str, str], paths: Paths
+    ) -> None:
+        self.members, self.nodes, self.addresses, self.paths = members, nodes, addresses, paths
+        self.urls = {name: f"http://{addresses[name]}" for name in members.peers}
+        self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
-        self.untested = set(cluster.peers)  # have not passed the connectivity test in this run
+        self.untested = set(members.peers)  # have not passed the connectivity test in this run
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
@@ -1785,48 +1873,40 @@ class Machine:
             return outcome
 
     def do(self, effect: Effect) -> Any:
-        """Do one effect. Raises `OSError` where a file can't be written."""
-        if isinstance(effect, Poll):
-            return self.poll(effect)
-        if isinstance(effect, Save):
-            return self.save(effect.state)
-        if isinstance(effect, Publish):
-            return self.publish(effect.markers)
-        if isinstance(effect, Drop):
-            return drop_probe(self.paths)
-        if isinstance(effect, Serve):
-            return self.serve(effect)
-        return time.sleep(effect.seconds)
+        """Do one effect, by the method of its name. Raises `OSError` where it can't be done."""
+        return getattr(self, type(effect).__name__.lower())(*effect)
 
-    def poll(self, effect: Poll) -> dict[str, Reply]:
+    def drop(self) -> bool:
+        """Remove the probe; whether it is gone."""
+        return drop_probe(self.paths)
+
+    def pause(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+    def poll(self, first: bool, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
-        for name, line in self.lines.items():
-            if not line.busy:
-                line.ask(self.question(name, first=effect.first or name in self.untested))
+        for name in self.members.peers:
+            if name not in self.asker.busy:
+                self.asker.ask(name, self.question(name, first=first or name in self.untested))
         replies: dict[str, Reply] = {}
-        deadline = time.monotonic() + self.cluster.times.timeout_seconds
-        waiting = set(effect.wait_for)
-        while True:
-            left = deadline - time.monotonic() if waiting else 0.0
-            try:
-                name, outcome = self.replies.get(timeout=max(left, 0.0))
-            except queue.Empty:
-                break
-            self.lines[name].busy = False
+        deadline = time.monotonic() + self.members.times.timeout_seconds
+        waiting = set(wait_for)
+        while found := self.asker.next(deadline if waiting else 0.0):
+            name, outcome = found
             waiting.discard(name)
             silent = isinstance(outcome, Unanswered)
             replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
             self.silent[name] = replies[name].why
             if replies[name].connected:
                 self.untested.discard(name)
-        for name, line in self.lines.items():
-            if line.busy and not self.silent.get(name):
-                self.silent[name] = "no answer yet"
+        for name in self.asker.busy:
+            self.silent[name] = self.silent.get(name) or "no answer yet"
         return replies
 
     def question(self, name: str, *, first: bool) -> Callable[[requests.Session], Reply]:
         """What to ask a peer: at first its front page, then its marker about us."""
-        url, me, times = self.urls[name], self.cluster.me, self.cluster.times
+        url, me, times = self.urls[name], self.members.me, self.members.times
 
         def ask(session: requests.Session) -> Reply:
             if first:
@@ -1849,7 +1929,7 @@ class Machine:
         write_atomic(self.paths.state, json.dumps(state._asdict()))
         self.paths.booted.unlink(missing_ok=True)
 
-    def publish(self, markers: Mapping[str, Marker | None]) -> None:
+    def show(self, markers: Mapping[str, Marker | None]) -> None:
         """Write or remove every peer's marker; raises the first `OSError` after the last."""
         trouble: OSError | None = None
         for name, marker in markers.items():
@@ -1858,173 +1938,40 @@ class Machine:
                 if marker is None:
                     remove(path)
                 else:
-                    write_atomic(path, format_marker(self.cluster, marker))
+                    write_atomic(path, format_marker(self.members, marker))
             except OSError as error:
                 trouble = trouble or error
         if trouble:
             raise trouble
 
-    def serve(self, effect: Serve) -> bool:
+    def serve(self, until_seconds: float, commit: bool) -> bool:
         """Set the fence and Apache's limit, then commit the probe; whether it is there.
 
         The look at the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if boot_seconds() >= effect.until_seconds:
+        if boot_seconds() >= until_seconds:
             return False
-        self.fence.arm(effect.until_seconds)
-        if effect.commit:
-            content = f"<!doctype html><title>{self.cluster.me} is active</title>\n"
+        self.fence.arm(until_seconds)
+        if commit:
+            content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
             logging.info("Creating %s", self.paths.probe)
         # The wall clock is read first: if time passes between the two, the limit is too early.
-        limit_seconds = time.time() - boot_seconds() + effect.until_seconds
+        limit_seconds = time.time() - boot_seconds() + until_seconds
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
-        if not effect.commit:
+        if not commit:
             return self.paths.probe.exists()
-        if boot_seconds() >= effect.until_seconds:
+        if boot_seconds() >= until_seconds:
             return False
         self.paths.staged.replace(self.paths.probe)
         return True
 
 
-def drop_probe(paths: Paths) -> bool:
-    """Remove the probe, and make Apache refuse it even if that fails; whether it is gone."""
-    for path in (paths.probe, paths.staged):
-        try:
-            if remove(path):
-                logging.info("Removing %s", path)
-        except OSError as error:
-            logging.error("Can't remove %s: %s", path, error.strerror)
-    gone = not os.path.lexists(paths.probe)
-    try:
-        write_atomic(paths.lease_until, "0")
-        if gone:
-            Fence(paths).disarm()
-    except OSError as error:
-        logging.error("%s", error)
-    return gone
+# ------------------------------------------------ report: log, status.json, journal
 
-
-# ------------------------------------------------ the verbs
-
-
-class Ahead:
-    """Self-update, identity, Apache's limit: asked from threads, not to delay the decision."""
-
-    def __init__(self, settings: Settings, paths: Paths, end_seconds: float) -> None:
-        self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._outcomes: dict[str, Any] = {}
-        if url := settings.bootstrap_url:
-            self.ask("release", lambda session: take_release(session, url, paths, end_seconds))
-        self.ask("identity", ask_identity)
-
-    def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
-        """Start asking."""
-        Line(name, self._answers).ask(question)
-
-    def take(self, name: str, patience_seconds: float) -> Any:
-        """The outcome, once; None when it is not there within `patience_seconds`."""
-        deadline = time.monotonic() + patience_seconds
-        while name not in self._outcomes:
-            try:
-                left = max(0.0, deadline - time.monotonic())
-                other, outcome = self._answers.get(timeout=left)
-            except queue.Empty:
-                return None
-            self._outcomes[other] = outcome
-        return self._outcomes.pop(name)
-
-
-def known_identity(paths: Paths) -> Identity | None:
-    """Who this node was in an earlier run of this boot."""
-    try:
-        return Identity(**read_json(paths.identity))
-    except TypeError:
-        return None
-
-
-def who_am_i(ahead: Ahead, paths: Paths, patience_seconds: float) -> Identity:
-    """Who this node is; the one cached for this boot where metadata fails.
-
-    Raises `BadInput` where neither is to be had: a node that does not know its name is passive.
-    """
-    logging.info("Reading instance metadata service")
-    known = known_identity(paths)
-    found = ahead.take("identity", patience_seconds if known else 10 * patience_seconds)
-    if not isinstance(found, Identity):
-        logging.warning("Instance metadata service: %s", found or "no answer yet")
-        if known is None:
-            raise BadInput("the instance metadata service does not say who this node is")
-        logging.info("Using the identity known for this boot")
-        found = known
-    elif found != known:
-        with contextlib.suppress(OSError):  # asked again at the next run
-            write_atomic(paths.identity, json.dumps(found._asdict()))
-    logging.info("Local node name: %s", found.name)
-    logging.info("Local node private IP: %s", found.private_ip)
-    logging.info("Reading load balancer metadata service")
-    logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
-    return found
-
-
-def read_cluster(
-    identity: Identity, settings: Settings, paths: Paths
-) -> tuple[Cluster, dict[str, dict[str, str]]]:
-    """The cluster that this node takes part in. Raises `BadInput`."""
-    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
-    nodes = parse_nodes_info(text, str(paths.nodes_info))
-    logging.info("List of nodes in cluster: %s", list(nodes))
-    if identity.name not in nodes:
-        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
-    logging.info("There are total: %d nodes in the cluster", len(nodes))
-    key = read_key(paths.key)
-    generation = file_sha256(paths.loader)[:12]
-    cluster = Cluster(identity.name, tuple(nodes), key, settings.times, generation)
-    logging.info(
-        "Require minimum %d majority nodes to vote who's the active node", cluster.majority
-    )
-    return cluster, nodes
-
-
-def run(paths: Paths, settings: Settings, *, leaving: bool = False) -> None:
-    """One run, in the order of the header. Raises `BadInput`."""
-    end_seconds = boot_seconds() + settings.times.end_seconds
-    patience_seconds = max(0.1, settings.times.period_seconds / 40)
-    mark = read_mark(paths.trial)
-    ahead = Ahead(settings, paths, end_seconds)
-    updated = not settings.bootstrap_url or ahead.take("release", patience_seconds)
-    try:
-        take_part(ahead, paths, settings, end_seconds, leaving=leaving)
-    except Exception:
-        drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
-        raise
-    finally:
-        if not updated:
-            updated = ahead.take("release", min(CHECK_SECONDS, end_seconds - boot_seconds()))
-    if updated:  # else that thread may still put another agent in place
-        end_trial(paths, mark)
-
-
-def take_part(
-    ahead: Ahead, paths: Paths, settings: Settings, end_seconds: float, *, leaving: bool
-) -> None:
-    """The run itself, to be over at `end_seconds` on the boot clock. Raises `BadInput`."""
-    times = settings.times
-    identity = who_am_i(ahead, paths, max(0.1, times.period_seconds / 40))
-    cluster, nodes = read_cluster(identity, settings, paths)
-    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
-    ahead.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
-    machine = Machine(cluster, addresses, paths)
-    start = machine.moment()
-    state = load_state(paths, times, start.boot_seconds)
-    keep_promised(paths, state, times, start.boot_seconds)
-    left_seconds = end_seconds - start.boot_seconds
-    in_time = cluster._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
-    outcome = machine.drive(settle(in_time, state, start, leaving=leaving))
-    log_trace(machine, outcome, nodes, addresses)
-    report(paths, identity, machine, outcome, ahead.take("limit", 0))
+NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overridden or missing"
 
 
 def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
@@ -2037,49 +1984,18 @@ def probe_expires(session: requests.Session, address: str, times: Timing) -> boo
     return fetch(session, url, timeout_seconds=times.timeout_seconds).status not in (200, 404)
 
 
-NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overridden or missing"
-
-
-def reachable_nodes(cluster: Cluster, outcome: Outcome) -> list[str]:
+def reachable_nodes(members: Members, outcome: Outcome) -> list[str]:
     """The nodes that see each other both ways, this one included, most preferred first."""
-    return [name for name in cluster.order if name == cluster.me or name in outcome.run.markers]
+    return [name for name in members.order if name == members.me or name in outcome.seen.markers]
 
 
-def log_trace(
-    machine: Machine,
-    outcome: Outcome,
-    nodes: Mapping[str, Mapping[str, str]],
-    addresses: Mapping[str, str],
-) -> None:
-    """The trace of a run, line by line, as operators of this design know it."""
-    cluster, run = machine.cluster, outcome.run
-    for name in cluster.order:
-        address = addresses[name]
-        if name == cluster.me:
-            logging.info("Node Name: %s with public IP: %s is local, skip", name, address)
-        else:
-            log_peer(machine, run, name, address)
-    reachable = reachable_nodes(cluster, outcome)
-    addresses_reached = [addresses[name] for name in reachable]
-    logging.info("All reachable nodes (including local node): %s", addresses_reached)
-    enough = "more than or equal to" if len(reachable) >= cluster.majority else "less than"
-    logging.info(
-        "Total reachable nodes %d is %s majority nodes %d", len(reachable), enough, cluster.majority
-    )
-    ordered = [(name, dict(nodes[name])) for name in reachable]
-    logging.info("Filtered reachable ordered nodes %s", ordered)
-    logging.info("%s", outcome.reason)
-    if not outcome.state.active and not machine.paths.probe.exists():
-        logging.info("probe.html already does not exist")
-
-
-def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
+def log_peer(machine: Machine, seen: Seen, name: str, address: str) -> None:
     """What one peer answered in this run."""
-    me, marker = machine.cluster.me, machine.paths.html / f"{name}.html"
+    me, marker = machine.members.me, machine.paths.html / f"{name}.html"
     logging.info(
         "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
     )
-    if name not in run.answered:
+    if name not in seen.answered:
         why = machine.silent.get(name, "not asked in this run")
         logging.warning("HTTP Connectivity failed to %s: %s", address, why)
         logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
@@ -2090,45 +2006,69 @@ def log_peer(machine: Machine, run: Run, name: str, address: str) -> None:
         *(name, marker),
     )
     logging.info("Now check if remote can see local by lookup %s.html on %s", name, me)
-    if name in run.markers:
+    if name in seen.markers:
         logging.info("Confirmed %s can see %s", address, me)
         logging.info(
             "Both %s and %s can see each other, add remote public IP to reachable list", me, name
         )
     else:
-        why = run.notes.get(name) or "its marker is too old, or answers none of our requests yet"
+        why = seen.notes.get(name) or "its marker is too old, or answers none of our requests yet"
         logging.warning("Not confirmed that %s can see %s: %s", address, me, why)
+
+
+def log_trace(machine: Machine, outcome: Outcome) -> None:
+    """The trace of a run, line by line, as operators of this design know it."""
+    members, seen, addresses = machine.members, outcome.seen, machine.addresses
+    for name in members.order:
+        address = addresses[name]
+        if name == members.me:
+            logging.info("Node Name: %s with public IP: %s is local, skip", name, address)
+        else:
+            log_peer(machine, seen, name, address)
+    reachable = reachable_nodes(members, outcome)
+    addresses_reached = [addresses[name] for name in reachable]
+    logging.info("All reachable nodes (including local node): %s", addresses_reached)
+    enough = "more than or equal to" if len(reachable) >= members.majority else "less than"
+    logging.info(
+        "Total reachable nodes %d is %s majority nodes %d", len(reachable), enough, members.majority
+    )
+    ordered = [(name, dict(machine.nodes[name])) for name in reachable]
+    logging.info("Filtered reachable ordered nodes %s", ordered)
+    logging.info("%s", outcome.reason)
+    if not outcome.state.active and not machine.paths.probe.exists():
+        logging.info("probe.html already does not exist")
 
 
 def status_of(
     identity: Identity, machine: Machine, outcome: Outcome, now: Moment
 ) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
-    cluster, state, run = machine.cluster, outcome.state, outcome.run
-    times, boot = cluster.times, now.boot_seconds
+    members, state, seen = machine.members, outcome.state, outcome.seen
+    times, boot = members.times, now.boot_seconds
     vote = state.vote if state.vote and boot < state.vote.until_seconds else None
-    lease = lease_end_seconds(cluster, state) - boot
+    lease = lease_end_seconds(members, state) - boot
     hold = state.hold_until_seconds - boot
-    shown = {name: marker.vote for name, marker in run.markers.items()}
+    shown = {name: marker.vote for name, marker in seen.markers.items()}
     return {
-        "node": cluster.me,
+        "node": members.me,
         "zone": identity.zone,
         "role": "active" if state.active else "passive",
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
         "period_seconds": times.period_seconds,
-        "version": cluster.generation,
+        "version": __version__,
+        "generation": members.generation,
         "private_ip": identity.private_ip,
         "public_ip": identity.public_ip,
-        "needed": cluster.majority,
-        "reachable": reachable_nodes(cluster, outcome),
+        "needed": members.majority,
+        "reachable": reachable_nodes(members, outcome),
         "peers": {
             name: {
-                "sees": name in run.answered,
-                "seen_by": name in run.markers,
+                "sees": name in seen.answered,
+                "seen_by": name in seen.markers,
                 "votes_for": vote_shown.candidate if (vote_shown := shown.get(name)) else None,
             }
-            for name in cluster.peers
+            for name in members.peers
         },
         "vote": vote
         and {"candidate": vote.candidate, "seconds": round(vote.until_seconds - boot, 1)},
@@ -2136,22 +2076,6 @@ def status_of(
         "holding_seconds": round(hold, 1) if hold > 0 else None,
         "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
     }
-
-
-def report(
-    paths: Paths, identity: Identity, machine: Machine, outcome: Outcome, expires: Any
-) -> None:
-    """status.json, and what `tell_role` tells; `expires`: False where Apache sets no limit."""
-    status = status_of(identity, machine, outcome, machine.moment())
-    status["probe_expires"] = expires if isinstance(expires, bool) else None
-    if expires is False:
-        logging.warning(NO_LIMIT)
-    try:
-        write_atomic(paths.status, json.dumps(status))
-    except OSError as error:
-        logging.error("Can't write %s: %s", paths.status, error.strerror)
-    reason = outcome.reason + (f". {NO_LIMIT}" if expires is False else "")
-    tell_role(paths, status["role"], reason, warning=expires is False)
 
 
 def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) -> None:
@@ -2164,33 +2088,108 @@ def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) ->
     tell_journal(f"{role}: {reason}", warning=warning or role != before)
 
 
-def tell_journal(sentence: str, *, warning: bool = False) -> None:
-    """One line on standard output; the journal reads its level from the prefix (sd-daemon(3))."""
-    prefix = ("<4>" if warning else "<6>") if "JOURNAL_STREAM" in os.environ else ""
-    print(f"{prefix}{sentence}", flush=True)
+def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any) -> None:
+    """status.json, and what `tell_role` tells; `expires`: False where Apache sets no limit."""
+    paths = machine.paths
+    status = status_of(identity, machine, outcome, machine.moment())
+    status["probe_expires"] = expires if isinstance(expires, bool) else None
+    if expires is False:
+        logging.warning(NO_LIMIT)
+    try:
+        write_atomic(paths.status, json.dumps(status))
+    except OSError as error:
+        logging.error("Can't write %s: %s", paths.status, error.strerror)
+    reason = outcome.reason + (f". {NO_LIMIT}" if expires is False else "")
+    tell_role(paths, status["role"], reason, warning=expires is False)
 
 
-def ending_in_time(settings: Settings) -> Settings:
-    """The settings with an end that counts from the tick, as systemd's time limit does.
+def start_log(paths: Paths) -> None:
+    """Log to the file; where that can't be written, to standard error. A full disk loses lines."""
+    logging.raiseExceptions = False
+    try:
+        paths.logfile.parent.mkdir(parents=True, exist_ok=True)
+        opened = open_plain(paths.logfile, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        stream: TextIO = os.fdopen(opened, "a", encoding="utf-8")
+    except OSError as error:
+        stream = sys.stderr
+        print(f"{paths.logfile}: not written: {error}", file=stream)
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
 
-    On a node that boots, Python and its imports take long enough to be killed for otherwise.
-    """
+
+# ------------------------------------------------ verbs
+
+
+def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machine, State, Moment]:
+    """What a run begins with. Raises `BadInput`."""
+    members, nodes = read_members(identity, settings, paths)
+    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
+    machine = Machine(members, nodes, addresses, paths)
+    start = machine.moment()
+    return machine, load_state(paths, settings.times, start.boot_seconds), start
+
+
+def take_part(
+    background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
+) -> None:
+    """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
     times = settings.times
-    left_seconds = times.end_seconds - process_age_seconds()
-    return settings._replace(times=times._replace(end_seconds=max(0.0, left_seconds)))
+    identity = who_am_i(background, paths, brief_seconds(times))
+    machine, state, start = prepare(identity, settings, paths)
+    background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
+    keep_promised(paths, state, times, start.boot_seconds)
+    steps = settle(machine.members, state, start, until_seconds, leaving=leaving)
+    outcome = machine.drive(steps)
+    log_trace(machine, outcome)
+    report(machine, identity, outcome, background.take("limit", 0))
+
+
+def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool = False) -> None:
+    """One run, in the order of the header. Raises `BadInput`."""
+    mark, url, background = read_mark(paths.trial), settings.bootstrap_url, Asker()
+    if url:
+        background.ask("release", lambda session: take_release(session, url, paths, until_seconds))
+    background.ask("identity", ask_identity)
+    updated = not url or background.take("release", brief_seconds(settings.times))
+    try:
+        take_part(background, paths, settings, until_seconds, leaving=leaving)
+    except Exception:
+        drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
+        raise
+    finally:
+        if not updated:
+            left_seconds = until_seconds - boot_seconds()
+            updated = background.take("release", min(CHECK_SECONDS, left_seconds))
+    if updated:  # else that thread may still put another agent in place
+        end_trial(paths, mark)
 
 
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
-    state = load_state(paths, settings.times, boot_seconds())
+    times = settings.times
+    state = load_state(paths, times, boot_seconds())
     if not state.active and not paths.probe.exists():
         return
-    times = settings.times
     wait_seconds = times.period_seconds - time.time() % times.period_seconds
     left_seconds = 1.5 * times.period_seconds - wait_seconds - times.connect_seconds
     time.sleep(wait_seconds)
-    last = times._replace(end_seconds=min(times.end_seconds, left_seconds))
-    run(paths, settings._replace(times=last), leaving=True)
+    run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
+
+
+def marker_files(paths: Paths) -> Iterable[Path]:
+    """Every marker: named after a node, or written by this agent for a node that has left."""
+    names: set[str] = set()
+    with contextlib.suppress(BadInput):
+        names = set(read_nodes(paths))
+    for path in paths.html.glob("*.html"):
+        if path.stem in names:
+            yield path
+            continue
+        with contextlib.suppress(OSError), os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+            if MARKER_OPEN.encode() in file.read(8192):
+                yield path
 
 
 def bootup(paths: Paths) -> None:
@@ -2211,19 +2210,11 @@ def bootup(paths: Paths) -> None:
     keep_compiled(paths)
 
 
-def marker_files(paths: Paths) -> Iterable[Path]:
-    """Every marker: named after a node, or written by this agent for a node that has left."""
-    try:
-        names = set(parse_nodes_info(paths.nodes_info.read_text(encoding="utf-8")))
-    except (BadInput, OSError, UnicodeDecodeError):
-        names = set()
-    for path in paths.html.glob("*.html"):
-        if path.stem in names:
-            yield path
-            continue
-        with contextlib.suppress(OSError), os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
-            if MARKER_OPEN.encode() in file.read(8192):
-                yield path
+def glance(members: Members, state: State, moment: Moment) -> tuple[Decision, Seen]:
+    """What a run that began at this moment would make of the replies in it."""
+    now = moment.boot_seconds
+    decision, seen = look(members, state, Seen(now, now + members.times.end_seconds), moment)
+    return decision, seen._replace(markers=seen.fresh)
 
 
 def dry_run(paths: Paths, settings: Settings) -> None:
@@ -2235,33 +2226,20 @@ def dry_run(paths: Paths, settings: Settings) -> None:
         if (known := known_identity(paths)) is None:
             raise BadInput(f"the instance metadata service gives {silence}") from silence
         identity = known
-    cluster, nodes = read_cluster(identity, settings, paths)
-    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
-    machine = Machine(cluster, addresses, paths)
-    moment = machine.moment()
-    state = load_state(paths, settings.times, moment.boot_seconds)
-    replies = machine.poll(Poll(first=True, wait_for=frozenset(cluster.peers)))
-    now = boot_seconds()
-    seen, decision = glance(cluster, state, replies, now, probe_there=moment.probe_there)
-    log_trace(machine, Outcome(decision.state, seen, decision.reason), nodes, addresses)
+    machine, state, _ = prepare(identity, settings, paths)
+    peers = frozenset(machine.members.peers)
+    now = machine.moment(machine.do(Poll(first=True, wait_for=peers)))
+    decision, seen = glance(machine.members, state, now)
+    log_trace(machine, Outcome(decision.state, seen, decision.reason))
     vote = decision.state.vote
-    bound = f"{vote.candidate} for {vote.until_seconds - now:.0f} s more" if vote else "nobody"
+    left_seconds = vote.until_seconds - now.boot_seconds if vote else 0
+    bound = f"{vote.candidate} for {left_seconds:.0f} s more" if vote else "nobody"
     logging.info("Would vote for %s. Nothing was changed.", bound)
 
 
-def glance(
-    cluster: Cluster, state: State, replies: Mapping[str, Reply], now: float, *, probe_there: bool
-) -> tuple[Run, Decision]:
-    """What one poll with these replies shows, and what follows from it."""
-    state, seen = observe(cluster, state, Run(now), replies, now)
-    view = view_of(cluster, state, seen, now, probe_there=probe_there, stepped=False)
-    return seen._replace(markers=view.markers), decide(cluster, state, view)
-
-
-def made_up(sender: Cluster, state: State, receiver: str) -> Reply:
+def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
     """The reply of a node in that state, which nobody sent."""
-    moment = Moment(boot_seconds(), time.time(), probe_there=False)
-    marker = markers_of(sender, state, moment)[receiver]
+    marker = markers_of(sender, state, now)[receiver]
     page = format_marker(sender, marker).encode() if marker else b""
     return Reply(connected=True, marker=Answer(200, page, {}, whole=True))
 
@@ -2271,18 +2249,18 @@ def self_check(paths: Paths) -> None:
 
     With every peer there, and nothing promised, the most preferred node asks for votes.
     """
-    times = read_settings(paths.conf).times
-    text = read_text(paths.nodes_info, "put the nodes in order of preference there")
-    nodes = parse_nodes_info(text, str(paths.nodes_info))
-    cluster = Cluster(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
-    now, replies = boot_seconds(), {}
-    state = first_state("self-check", now - 10 * times.promise_seconds, times)
-    asks = state._replace(stamp=int(now * 1000), candidate=True, sees=cluster.peers)
-    for name in cluster.peers:
-        peer = cluster._replace(me=name)
-        heard, _ = observe(peer, state, Run(now), {cluster.me: made_up(cluster, asks, name)}, now)
-        replies[name] = made_up(peer, heard, cluster.me)
-    _, decision = glance(cluster, asks, replies, now, probe_there=False)
+    times, nodes = read_settings(paths.conf).times, read_nodes(paths)
+    members = Members(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
+    now, replies = Moment(boot_seconds(), time.time(), probe_there=False), {}
+    began = now.boot_seconds
+    state = first_state("self-check", began - 10 * times.promise_seconds, times)
+    asks = state._replace(stamp=int(began * 1000), candidate=True, sees=members.peers)
+    for name in members.peers:
+        peer = members._replace(me=name)
+        reply = made_up(members, asks, name, now)
+        heard, _ = observe(peer, state, Seen(began, began), {members.me: reply}, began)
+        replies[name] = made_up(peer, heard, members.me, now)
+    decision, _ = glance(members, asks, now._replace(value=replies))
     if not decision.state.candidate:
         raise BadInput("with every peer there this agent does not ask for votes")
     print(CHECK_PASSED)
@@ -2306,22 +2284,6 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
             time.sleep(0.1)
 
 
-def start_log(paths: Paths) -> None:
-    """Log to the file; where that can't be written, to standard error. A full disk loses lines."""
-    logging.raiseExceptions = False
-    try:
-        paths.logfile.parent.mkdir(parents=True, exist_ok=True)
-        opened = open_plain(paths.logfile, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        stream: TextIO = os.fdopen(opened, "a", encoding="utf-8")
-    except OSError as error:
-        stream = sys.stderr
-        print(f"{paths.logfile}: not written: {error}", file=stream)
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)
-
-
 def perform(verb: str, paths: Paths) -> None:
     """Do one verb. Raises `BadInput`, `OSError`."""
     if verb in ("bootup", "--self-check"):
@@ -2336,16 +2298,32 @@ def perform(verb: str, paths: Paths) -> None:
         if verb == "leave":
             leave(paths, settings)
         else:
-            run(paths, ending_in_time(settings))
+            # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
+            # its imports take long enough to be killed for otherwise.
+            run(paths, settings, process_began_seconds() + settings.times.end_seconds)
 
 
 DRY = ("--dry-run", "--self-check")
 """The verbs that change nothing."""
 
 
+def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
+    """Say why, and remove the probe: unknown counts against being active."""
+    if verb in DRY:
+        print(f"loader.py: {reason}", file=sys.stderr)
+        return code
+    logging.error("%s, set as passive", reason)
+    drop_probe(paths)
+    tell_role(paths, "passive", reason, warning=True)
+    return code
+
+
 def main(words: list[str]) -> int:
     """Do what the words say; whatever fails ends with no probe here, a sentence, and a code."""
     verb = words[0] if words else ""
+    if words == ["--version"]:
+        print(__version__)
+        return 0
     if len(words) > 1 or verb not in ("", *DRY, "bootup", "leave"):
         print(__doc__, file=sys.stdout if verb in ("-h", "--help") else sys.stderr)
         return 0 if verb in ("-h", "--help") else 2
@@ -2365,17 +2343,6 @@ def main(words: list[str]) -> int:
         logging.exception("This run failed")
         return fail_closed(verb, paths, f"this run failed: {type(error).__name__}: {error}", 1)
     return 0
-
-
-def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
-    """Say why, and remove the probe: unknown counts against being active."""
-    if verb in DRY:
-        print(f"loader.py: {reason}", file=sys.stderr)
-        return code
-    logging.error("%s, set as passive", reason)
-    drop_probe(paths)
-    tell_role(paths, "passive", reason, warning=True)
-    return code
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_the_order_of_the_entries_is_the_order_of_preference() -> None:
 @pytest.mark.parametrize(("nodes", "majority"), [(3, 2), (5, 3), (7, 4), (101, 51)])
 def test_a_majority_is_more_than_half(nodes: int, majority: int) -> None:
     order = tuple(f"node{number}" for number in range(nodes))
-    assert loader.Cluster("node1", order, b"", loader.timing(20)).majority == majority
+    assert loader.Members("node1", order, b"", loader.timing(20)).majority == majority
 
 
 # ------------------------------------------------ a whole run on bad input
@@ -388,6 +388,26 @@ def test_the_agent_imports_the_standard_library_and_requests_alone() -> None:
         elif isinstance(node, ast.ImportFrom):
             names.add((node.module or "").partition(".")[0])
     assert names - sys.stdlib_module_names == {"requests", "urllib3"}
+
+
+def test_nothing_in_the_agents_file_is_used_before_it_is_told() -> None:
+    """But for what is used and told within the same function or class."""
+    told: set[str] = set()
+    early = set()
+    body = ast.parse((CHECKOUT / "agent" / "loader.py").read_text()).body
+    names = {node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    for node in body:
+        told |= {node.name} if isinstance(node, ast.ClassDef | ast.FunctionDef) else set()
+        used = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+        own = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+        own |= {
+            each.target.id
+            for each in ast.walk(node)
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        }
+        early |= {(node.lineno, name) for name in (used & names) - told - own}
+    assert names > {"write_atomic", "decide", "settle", "Machine", "main"}
+    assert early == set()
 
 
 @pytest.mark.parametrize("folder", ["agent", "deploy"])

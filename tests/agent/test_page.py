@@ -86,7 +86,13 @@ def test_an_active_node_says_so_with_its_reason_and_links(
 ) -> None:
     vote = {"candidate": "node1", "seconds": 126.1}
     node.pages["/status.json"] = status_page(
-        "node1", "active", peers=PEERS, vote=vote, lease_seconds=125.9, version="3f2a90c1d2e4"
+        "node1",
+        "active",
+        peers=PEERS,
+        vote=vote,
+        lease_seconds=125.9,
+        version="0.2.0",
+        generation="3f2a90c1d2e4",
     )
     page = opened()
     assert text(page, "role") == "● Active"
@@ -94,7 +100,7 @@ def test_an_active_node_says_so_with_its_reason_and_links(
     assert re.fullmatch(r"Last run \d s ago; it runs every 20 s", text(page, "age"))
     assert re.fullmatch(r"promised to node1 for 12\d s more", text(page, "vote"))
     assert re.fullmatch(r"12\d s more", text(page, "lease"))
-    assert text(page, "version") == "3f2a90c1d2e4"
+    assert text(page, "version") == "0.2.0 3f2a90c1d2e4"
     assert rows(page) == [["node2", "yes", "yes", "node1"], ["node3", "yes", "no", "-"]]
     assert shows_details(page)
 

@@ -1235,6 +1235,17 @@ def test_words_that_are_no_verb_print_how_to_use_it(world: World, words: list[st
     assert world.log() == []
 
 
+def test_the_version_is_told_by_the_command_and_with_the_files_digest_by_the_status(
+    world: World,
+) -> None:
+    ran = world.run("--version")
+    assert (ran.code, ran.journal, world.log()) == (0, loader.__version__, [])
+    world.run()
+    digest = hashlib.sha256(world.paths.loader.read_bytes()).hexdigest()
+    told = {key: world.status()[key] for key in ("version", "generation")}
+    assert told == {"version": loader.__version__, "generation": digest[:12]}
+
+
 # ------------------------------------------------ what a run finds of the runs before it
 
 LOST_STATES = {

@@ -191,8 +191,8 @@ class World:
         """What the peer's marker about this node is."""
         self.page(peer, f"/{self.me}.html", page)
 
-    def cluster(self, name: str, **changes: Any) -> loader.Cluster:
-        found = loader.Cluster(name, tuple(self.nodes), bytes.fromhex(KEY), self.times)
+    def cluster(self, name: str, **changes: Any) -> loader.Members:
+        found = loader.Members(name, tuple(self.nodes), bytes.fromhex(KEY), self.times)
         return found._replace(**changes)
 
     def marker(self, peer: str, **fields: Any) -> loader.Marker:

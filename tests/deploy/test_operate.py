@@ -42,7 +42,7 @@ nodes,BACKEND,UP,,
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Sites:
     """Three nodes and a load balancer that answer, and the state folder that names them."""
 
     state: Path
@@ -73,7 +73,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sites]:
     """node1 is active and served, node2 and node3 are passive; all ran three seconds ago."""
     with open_web() as web:
         balancer = web.site("127.0.0.1")
@@ -82,7 +82,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         (tmp_path / "nodes_info.json").write_text(nodes_info("127.0.0.{}"))
         urls = {"load_balancer": balancer.url, "load_balancer_stats": f"{balancer.url}/stats;csv"}
         (tmp_path / "endpoints.json").write_text(json.dumps(urls))
-        made = Cluster(tmp_path, nodes, balancer)
+        made = Sites(tmp_path, nodes, balancer)
         made.serve("node1")
         for name in NODES:
             made.says(name, "active" if name == "node1" else "passive")
@@ -92,14 +92,14 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 # ---- The sentence and the exit code
 
 
-def test_one_active_node_that_the_load_balancer_serves_is_exit_code_0(cluster: Cluster) -> None:
+def test_one_active_node_that_the_load_balancer_serves_is_exit_code_0(cluster: Sites) -> None:
     result = cluster.status()
     assert "node1 is active and the load balancer serves it." in result.output
     assert result.exit_code == 0
 
 
 def test_an_active_node_that_the_load_balancer_does_not_serve_is_exit_code_3(
-    cluster: Cluster,
+    cluster: Sites,
 ) -> None:
     cluster.serve("node2")
     result = cluster.status()
@@ -107,28 +107,28 @@ def test_an_active_node_that_the_load_balancer_does_not_serve_is_exit_code_3(
     assert result.exit_code == 3
 
 
-def test_a_load_balancer_that_answers_503_serves_nobody(cluster: Cluster) -> None:
+def test_a_load_balancer_that_answers_503_serves_nobody(cluster: Sites) -> None:
     cluster.balancer.pages["/status.json"] = Page("no server is available", 503)
     result = cluster.status()
     assert "node1 is active, but the load balancer serves nobody (answer 503)." in result.output
     assert result.exit_code == 3
 
 
-def test_two_nodes_that_answer_200_are_named_in_capitals(cluster: Cluster) -> None:
+def test_two_nodes_that_answer_200_are_named_in_capitals(cluster: Sites) -> None:
     cluster.says("node2", "active")
     result = cluster.status()
     assert "TWO NODES ANSWER 200: node1, node2." in result.output
     assert result.exit_code == 3
 
 
-def test_a_second_probe_counts_even_if_its_node_calls_itself_passive(cluster: Cluster) -> None:
+def test_a_second_probe_counts_even_if_its_node_calls_itself_passive(cluster: Sites) -> None:
     cluster.nodes["node3"].pages["/probe.html"] = Page()
     view = cluster.view()
     assert view["sentence"] == "TWO NODES ANSWER 200: node1, node3."
     assert view["nodes"][2]["reason"] == "its probe answers 200, but it says passive"
 
 
-def test_with_a_majority_and_nobody_active_the_preferred_node_says_why(cluster: Cluster) -> None:
+def test_with_a_majority_and_nobody_active_the_preferred_node_says_why(cluster: Sites) -> None:
     cluster.says("node1", "passive", reason="node3 promised its vote to node2 for 12 s more")
     result = cluster.status()
     sentence = "Nobody is active: node1 says: node3 promised its vote to node2 for 12 s more."
@@ -136,7 +136,7 @@ def test_with_a_majority_and_nobody_active_the_preferred_node_says_why(cluster: 
     assert result.exit_code == 3
 
 
-def test_without_a_majority_the_sentence_counts_the_nodes(cluster: Cluster) -> None:
+def test_without_a_majority_the_sentence_counts_the_nodes(cluster: Sites) -> None:
     for name in ("node1", "node2"):
         cluster.nodes[name].pages.clear()
     result = cluster.status()
@@ -147,8 +147,8 @@ def test_without_a_majority_the_sentence_counts_the_nodes(cluster: Cluster) -> N
 # ---- Unknown counts against
 
 
-def with_pages(**pages: Any) -> Callable[[Cluster], None]:
-    def change(cluster: Cluster) -> None:
+def with_pages(**pages: Any) -> Callable[[Sites], None]:
+    def change(cluster: Sites) -> None:
         names = {"probe": "/probe.html", "status": "/status.json"}
         cluster.nodes["node1"].pages |= {names[key]: page for key, page in pages.items()}
 
@@ -205,7 +205,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_a_node_is_not_called_active_when(case: str, cluster: Cluster) -> None:
+def test_a_node_is_not_called_active_when(case: str, cluster: Sites) -> None:
     change, words = UNKNOWN[case]
     change(cluster)
     view = cluster.view()
@@ -218,7 +218,7 @@ def test_a_node_is_not_called_active_when(case: str, cluster: Cluster) -> None:
     assert result.exit_code == 3
 
 
-def test_a_node_that_sends_a_byte_now_and_then_is_given_up_in_time(cluster: Cluster) -> None:
+def test_a_node_that_sends_a_byte_now_and_then_is_given_up_in_time(cluster: Sites) -> None:
     cluster.nodes["node1"].pages["/status.json"] = Page("{" * 300, pause_seconds=0.2)
     cluster.nodes["node2"].pages["/status.json"] = Page("{" * 300, pause_seconds=0.2)
     started = time.monotonic()
@@ -229,14 +229,14 @@ def test_a_node_that_sends_a_byte_now_and_then_is_given_up_in_time(cluster: Clus
 
 
 def test_a_node_where_nothing_listens_refuses_connections(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Sites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operate, "HTTP_PORT", 1)
     reasons = [node["reason"] for node in cluster.view()["nodes"]]
     assert reasons == ["refuses connections"] * 3
 
 
-def test_a_node_whose_clock_is_wrong_by_a_year_may_still_be_active(cluster: Cluster) -> None:
+def test_a_node_whose_clock_is_wrong_by_a_year_may_still_be_active(cluster: Sites) -> None:
     cluster.says("node1", "active", clock_seconds=-31_536_000)
     view = cluster.view()
     assert view["nodes"][0]["role"] == "active"
@@ -246,7 +246,7 @@ def test_a_node_whose_clock_is_wrong_by_a_year_may_still_be_active(cluster: Clus
 # ---- What is shown
 
 
-def test_fields_that_a_node_does_not_write_are_shown_as_dashes(cluster: Cluster) -> None:
+def test_fields_that_a_node_does_not_write_are_shown_as_dashes(cluster: Sites) -> None:
     node = cluster.view()["nodes"][0]
     assert (node["vote"], node["lease_seconds"], node["version"]) == (None, None, None)
     assert node["generation"] is None
@@ -255,7 +255,7 @@ def test_fields_that_a_node_does_not_write_are_shown_as_dashes(cluster: Cluster)
     assert re.fullmatch(r" node1 +127\.0\.0\.11 +ACTIVE +- +\d s ago +serves it *", row)
 
 
-def test_version_and_generation_of_each_agent_stand_in_the_table(cluster: Cluster) -> None:
+def test_version_and_generation_of_each_agent_stand_in_the_table(cluster: Sites) -> None:
     cluster.says("node1", "active", version="0.2.0", generation="1a2b3c4d5e6f")
     cluster.says("node2", "passive", version="9f8e7d6c5b4a")  # from before there were versions
     nodes = cluster.view()["nodes"]
@@ -271,7 +271,7 @@ def test_version_and_generation_of_each_agent_stand_in_the_table(cluster: Cluste
     ]
 
 
-def test_votes_and_leases_are_counted_down_from_the_run(cluster: Cluster) -> None:
+def test_votes_and_leases_are_counted_down_from_the_run(cluster: Sites) -> None:
     vote = {"candidate": "node1", "seconds": 26.1}
     cluster.says("node1", "active", age_seconds=10, vote=vote, lease_seconds=25.9)
     cluster.says("node2", "passive", age_seconds=10, vote={"candidate": "node1", "seconds": 9})
@@ -288,7 +288,7 @@ def test_votes_and_leases_are_counted_down_from_the_run(cluster: Cluster) -> Non
     assert "no vote" in output
 
 
-def test_the_load_balancers_checks_stand_beside_each_node(cluster: Cluster) -> None:
+def test_the_load_balancers_checks_stand_beside_each_node(cluster: Sites) -> None:
     cluster.balancer.pages["/stats;csv"] = Page(STATS)
     checks = [node["health_check"] for node in cluster.view()["nodes"]]
     assert checks == ["up", "down (404)", "down (L4TOUT)"]
@@ -297,13 +297,13 @@ def test_the_load_balancers_checks_stand_beside_each_node(cluster: Cluster) -> N
     assert output.count("serves it") == 2  # in node1's row, and in the sentence
 
 
-def test_the_worst_case_failover_is_said_under_the_table(cluster: Cluster) -> None:
+def test_the_worst_case_failover_is_said_under_the_table(cluster: Sites) -> None:
     cluster.says("node2", "passive", worst_case_failover_seconds=29.5)
     assert "Worst-case failover 29.5 s." in cluster.status().output
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_table_fits_a_terminal_of(columns: int, cluster: Cluster) -> None:
+def test_the_table_fits_a_terminal_of(columns: int, cluster: Sites) -> None:
     reason = "Node node1 reachability reach quorum and is preferred, set as active"
     vote = {"candidate": "node1", "seconds": 26.1}
     cluster.says("node1", "active", reason=reason, vote=vote, version="3f2a90c1d2e4")
@@ -314,14 +314,14 @@ def test_the_table_fits_a_terminal_of(columns: int, cluster: Cluster) -> None:
     assert not [line for line in lines if "…" in line]
 
 
-def test_a_reason_cannot_send_control_sequences_to_the_terminal(cluster: Cluster) -> None:
+def test_a_reason_cannot_send_control_sequences_to_the_terminal(cluster: Sites) -> None:
     cluster.says("node2", "passive", reason="\x1b[2J\x07[red]all is well[/red]\n\x9b1A")
     output = cluster.status().output
     assert "[red]all is well[/red]" in output
     assert not {"\x1b", "\x07", "\x9b"} & set(output)
 
 
-def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Cluster) -> None:
+def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Sites) -> None:
     fields = {
         "zone": 7, "version": ["x"], "generation": 7, "vote": "node1", "lease_seconds": "long",
         "reachable": 3, "holding_seconds": float("nan"), "period_seconds": -1,
@@ -348,7 +348,7 @@ def turns(*pages: Callable[[Asked], Page]) -> Callable[[Asked], Page]:
     return page
 
 
-def node1_hands_over_to_node2(cluster: Cluster) -> None:
+def node1_hands_over_to_node2(cluster: Sites) -> None:
     """node1 is active for two looks, node2 from the third on."""
 
     def present(_: Asked) -> Page:
@@ -368,7 +368,7 @@ def node1_hands_over_to_node2(cluster: Cluster) -> None:
     cluster.balancer.pages["/status.json"] = turns(*served)
 
 
-def test_watch_in_a_pipe_prints_one_line_for_each_change(cluster: Cluster) -> None:
+def test_watch_in_a_pipe_prints_one_line_for_each_change(cluster: Sites) -> None:
     node1_hands_over_to_node2(cluster)
     result = cluster.run(watch_command, "--seconds", "4")
     assert [line.split(" ", 2)[2] for line in result.output.splitlines()] == [
@@ -383,7 +383,7 @@ def test_watch_in_a_pipe_prints_one_line_for_each_change(cluster: Cluster) -> No
     assert result.exit_code == 0
 
 
-def test_watch_on_a_terminal_keeps_the_last_changes_under_the_table(cluster: Cluster) -> None:
+def test_watch_on_a_terminal_keeps_the_last_changes_under_the_table(cluster: Sites) -> None:
     node1_hands_over_to_node2(cluster)
     result = cluster.run(watch_command, "--seconds", "3", FORCE_COLOR="1")
     last = result.output[result.output.rindex("private") :]
@@ -391,7 +391,7 @@ def test_watch_on_a_terminal_keeps_the_last_changes_under_the_table(cluster: Clu
     assert "node2: passive -> active" in last
 
 
-def test_a_silent_node_does_not_slow_down_watch(cluster: Cluster) -> None:
+def test_a_silent_node_does_not_slow_down_watch(cluster: Sites) -> None:
     cluster.nodes["node3"].pages["/status.json"] = Page("{" * 300, pause_seconds=0.2)
     started = time.monotonic()
     views = list(looks(read_cluster(cluster.state), 3))
@@ -410,7 +410,7 @@ def deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_exit_code_is_that_of_the_verb(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Sites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["deploy", "status", "--cluster", str(cluster.state)])
     assert main() == 0
@@ -444,7 +444,7 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(verb: str, tmp_pa
     ],
 )
 def test_a_state_file_is_refused_that(
-    name: str, content: str | None, words: str, cluster: Cluster
+    name: str, content: str | None, words: str, cluster: Sites
 ) -> None:
     path = cluster.state / name
     path.unlink()

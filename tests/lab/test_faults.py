@@ -9,8 +9,7 @@ from itertools import combinations
 
 import pytest
 
-from agent.loader import Cluster as Members
-from agent.loader import Grant, Marker, format_marker
+from agent.loader import Grant, Marker, Members, format_marker
 from deploy.lab import process
 from tests.lab.cluster import BootedLab, lab
 from tests.lab.test_lab import labs

@@ -176,11 +176,11 @@ def test_a_node_whose_power_failed_while_active_is_passive_until_it_decides_anew
 @labs((3, 2))
 def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: BootedLab) -> None:
     content = (CHECKOUT / "agent/loader.py").read_bytes() + b"\n# another version\n"
-    version = hashlib.sha256(content).hexdigest()[:12]
+    generation = hashlib.sha256(content).hexdigest()[:12]
     publish_loader(content)
     cluster.wait(
-        f"running {version}",
-        lambda: all(cluster.status(name).get("version") == version for name in cluster.nodes),
+        f"running {generation}",
+        lambda: all(cluster.status(name).get("generation") == generation for name in cluster.nodes),
         seconds=2 * cluster.period_seconds + cluster.times.end_seconds,
     )
     cluster.settles_on("node1")
@@ -200,10 +200,10 @@ def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
     cluster: BootedLab, place: str, line: str, *, tried: bool
 ) -> None:
     good = (CHECKOUT / "agent/loader.py").read_text()
-    version = hashlib.sha256(good.encode()).hexdigest()[:12]
+    generation = hashlib.sha256(good.encode()).hexdigest()[:12]
 
     def all_run_the_good_one() -> bool:
-        return all(cluster.status(name).get("version") == version for name in cluster.nodes)
+        return all(cluster.status(name).get("generation") == generation for name in cluster.nodes)
 
     cluster.wait("well", all_run_the_good_one)
     began = time.time()

@@ -47,7 +47,7 @@ def load_agent(*mutations: tuple[str, str]) -> Any:
 
 
 @dataclass(frozen=True)
-class World:
+class Conditions:
     """How rough it is out there."""
 
     nodes: int = 3
@@ -99,7 +99,7 @@ class Node:
     staged: bool = False
     lease_until: float = 0.0  # wall clock, for Apache
     fence_id: int = 0
-    lines: dict[str, int] = field(default_factory=dict)  # peer -> run_id of a request under way
+    asked: dict[str, int] = field(default_factory=dict)  # peer -> run_id of a request under way
     late: dict[str, Any] = field(default_factory=dict)
     poll: Any = None
     waiting: list[Callable[[], None]] = field(default_factory=list)  # held back while frozen
@@ -129,24 +129,24 @@ class Poll:
 class Simulation:
     """A cluster on a virtual clock. `now` is real time in seconds, known to nobody inside."""
 
-    def __init__(self, world: World, seed: int, agent: Any, times: Any = None) -> None:
-        self.world, self.agent, self.random = world, agent, random.Random(seed)
-        self.times = times or agent.timing(world.period_seconds)
+    def __init__(self, conditions: Conditions, seed: int, agent: Any, times: Any = None) -> None:
+        self.conditions, self.agent, self.random = conditions, agent, random.Random(seed)
+        self.times = times or agent.timing(conditions.period_seconds)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self.order = tuple(f"node{index + 1}" for index in range(world.nodes))
-        spread, half = world.tick_spread_seconds, world.drift / 2
+        self.order = tuple(f"node{index + 1}" for index in range(conditions.nodes))
+        spread, half = conditions.tick_spread_seconds, conditions.drift / 2
         self.nodes = {
             name: Node(name, self.random.uniform(-half, half), self.random.uniform(0, spread))
             for name in self.order
         }
-        self.clusters = {
-            name: agent.Cluster(name, self.order, KEY, self.times) for name in self.order
+        self.members = {
+            name: agent.Members(name, self.order, KEY, self.times) for name in self.order
         }
         self.left: set[str] = set()
         self.leaving: set[str] = set()  # the next run hands over, and is the last
-        self.published: dict[tuple[str, str], list[str]] = {}  # every marker, where some come again
+        self.shown: dict[tuple[str, str], list[str]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
         self.elections: list[tuple[float, str]] = []  # when somebody became active, and who
         self.losses: list[tuple[float, str]] = []
@@ -156,7 +156,7 @@ class Simulation:
         self.at(0.5, self._sample)
         for name in self.order:
             self.boot(name, booted=self.random.uniform(-2, 0))
-            self._tick_later(name, 0, world.period_seconds)
+            self._tick_later(name, 0, conditions.period_seconds)
 
     # ------------------------------------------------ time
 
@@ -199,7 +199,7 @@ class Simulation:
         """Give some nodes another, shorter period: their timers and what their agents read."""
         for name in names:
             times = self.agent.timing(period)
-            self.clusters[name] = self.clusters[name]._replace(times=times)
+            self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 
     # ------------------------------------------------ what happens to nodes
@@ -214,7 +214,7 @@ class Simulation:
         node.steps = node.state = node.poll = None
         node.probe = node.staged = False
         node.lease_until = 0.0
-        node.markers, node.lines, node.late, node.waiting = {}, {}, {}, []
+        node.markers, node.asked, node.late, node.waiting = {}, {}, {}, []
         node.bootup_clock = node.boot_clock(self.now)
         node.fence_id += 1
 
@@ -253,7 +253,7 @@ class Simulation:
         node = self.nodes[name]
         node.run_id += 1
         node.steps = None
-        node.lines = {}
+        node.asked = {}
 
     def lose_state(self, name: str) -> None:
         """/run/bootstrap/state.json vanishes without a reboot."""
@@ -274,7 +274,7 @@ class Simulation:
         """Whether the node's Apache would answer 200 for the probe now."""
         if not (node.up and node.apache and node.probe) or node.frozen:
             return False
-        return not self.world.apache_refuses or self.now + node.wall_offset < node.lease_until
+        return not self.conditions.apache_refuses or self.now + node.wall_offset < node.lease_until
 
     def active(self) -> list[str]:
         """The nodes that answer 200 now."""
@@ -293,7 +293,7 @@ class Simulation:
             self.samples_without += not self.active()
             self.without = 0 if self.active() else self.without + 1
             self.longest_without = max(self.longest_without, self.without)
-        self.at(self.now + self.world.period_seconds / 40, self._sample)
+        self.at(self.now + self.conditions.period_seconds / 40, self._sample)
 
     def note_served(self, node: Node) -> None:
         """Check the rule whenever a node may have begun to answer 200. Raises `TwoActive`."""
@@ -310,7 +310,7 @@ class Simulation:
         """Called before the probe goes; Apache may have refused it a little earlier."""
         if node.up and node.apache and node.probe and not node.frozen:
             refused = node.lease_until - node.wall_offset
-            when = min(self.now, refused) if self.world.apache_refuses else self.now
+            when = min(self.now, refused) if self.conditions.apache_refuses else self.now
             self.losses.append((when, node.name))
 
     # ------------------------------------------------ one run of the agent
@@ -323,7 +323,9 @@ class Simulation:
             return
         node.run_id += 1
         node.ailing_runs += 1
-        late_seconds = self.random.uniform(*node.ailment.late_periods) * self.world.period_seconds
+        late_seconds = (
+            self.random.uniform(*node.ailment.late_periods) * self.conditions.period_seconds
+        )
         self._at_node(
             node, self.now + late_seconds, lambda: self._start(node, late_seconds), agent=True
         )
@@ -333,19 +335,18 @@ class Simulation:
         name = node.name
         leaving = name in self.leaving
         self.left |= {name} & self.leaving
-        node.lines, node.late, node.effects = {}, {}, 0
+        node.asked, node.late, node.effects = {}, {}, 0
         if node.state is None:
             epoch = f"{self.random.getrandbits(64):016x}"
             known = node.bootup_clock == node.bootup_clock
             now = node.boot_clock(self.now)
             start = node.bootup_clock if known else now
-            times = self.clusters[name].times
+            times = self.members[name].times
             node.state = self.agent.first_state(epoch, start, times, node.promised_seconds)
-        cluster = self.clusters[name]
-        end_seconds = max(0.0, cluster.times.end_seconds - late_seconds)
-        cluster = cluster._replace(times=cluster.times._replace(end_seconds=end_seconds))
-        node.steps = self.agent.settle(cluster, node.state, self._moment(node), leaving=leaving)
-        limit = node.real_delay(0.95 * cluster.times.period_seconds - late_seconds)
+        members, moment = self.members[name], self._moment(node)
+        until = moment.boot_seconds + members.times.end_seconds - late_seconds
+        node.steps = self.agent.settle(members, node.state, moment, until, leaving=leaving)
+        limit = node.real_delay(0.95 * members.times.period_seconds - late_seconds)
         run_id = node.run_id
         self.at(self.now + limit, lambda: self._time_limit(node, run_id))
         self._step(node, lambda: next(node.steps))
@@ -402,7 +403,7 @@ class Simulation:
 
         self._at_node(node, self.now + self._write_seconds(), save, agent=True)
 
-    def _do_publish(self, node: Node, effect: Any) -> None:
+    def _do_show(self, node: Node, effect: Any) -> None:
         when = self.now
         for peer, marker in effect.markers.items():
             when += self._write_seconds()
@@ -411,10 +412,10 @@ class Simulation:
                 if marker is None:
                     node.markers.pop(peer, None)
                 else:
-                    cluster = self.clusters[node.name]
-                    node.markers[peer] = self.agent.format_marker(cluster, marker)
-                    if self.world.replayed_share:
-                        self.published.setdefault((node.name, peer), []).append(node.markers[peer])
+                    members = self.members[node.name]
+                    node.markers[peer] = self.agent.format_marker(members, marker)
+                    if self.conditions.replayed_share:
+                        self.shown.setdefault((node.name, peer), []).append(node.markers[peer])
 
             self._at_node(node, when, write, agent=True)
         self._answer(node, delay=when - self.now + self._write_seconds())
@@ -437,7 +438,7 @@ class Simulation:
                 return
             node.fence_id += 1
             fence_id = node.fence_id
-            late = self.random.uniform(0, self.world.fence_late_seconds)
+            late = self.random.uniform(0, self.conditions.fence_late_seconds)
             when = self.now + node.real_delay(left) + late
             self._at_node(node, when, lambda: self._fence(node, fence_id), agent=False)
             self._at_node(node, self.now + self._write_seconds(), stage, agent=True)
@@ -481,8 +482,8 @@ class Simulation:
         poll.replies.update(node.late)
         node.late.clear()
         for peer in self.order:
-            if peer != node.name and peer not in node.lines:
-                node.lines[peer] = node.run_id
+            if peer != node.name and peer not in node.asked:
+                node.asked[peer] = node.run_id
                 patience = (
                     self.times.connect_seconds if effect.first else self.times.timeout_seconds
                 )
@@ -493,14 +494,14 @@ class Simulation:
 
     def _latency(self) -> float:
         kind = self.random.random()
-        if kind < self.world.slow_share:
+        if kind < self.conditions.slow_share:
             return self.random.uniform(0.05, 2.0)
         return self.random.uniform(0.0015, 0.03)
 
     def _get(self, node: Node, peer: str, patience: float, *, page: bool) -> None:
         """One GET; of the front page at first, then of the marker about us."""
         out, back = self._latency(), self._latency()
-        lost_share = max(self.world.lost_share, node.ailment.lost_share)
+        lost_share = max(self.conditions.lost_share, node.ailment.lost_share)
         lost = self.random.random() < lost_share or out + back > patience
         sent, target, run_id = self.now, self.nodes[peer], node.run_id
 
@@ -529,13 +530,13 @@ class Simulation:
 
     def _content(self, target: Node, reader: Node) -> str | None:
         """The marker as the reader gets it: now and then one that was recorded before."""
-        recorded = self.published.get((target.name, reader.name), [])
-        if recorded and self.random.random() < self.world.replayed_share:
+        recorded = self.shown.get((target.name, reader.name), [])
+        if recorded and self.random.random() < self.conditions.replayed_share:
             return self.random.choice(recorded)
         return target.markers.get(reader.name)
 
     def _finish(self, node: Node, peer: str, reply: Any) -> None:
-        node.lines.pop(peer, None)
+        node.asked.pop(peer, None)
         if node.poll is None or node.poll.done:
             node.late[peer] = reply
         else:
@@ -577,7 +578,7 @@ class Faults:
             *(self.cut, self.cut_one_way, self.isolate, self.crash, self.reboot, self.hang),
             *(self.kill, self.stop_apache, self.step_clock, self.lose_state, self.ring),
         ]
-        if simulation.world.apache_refuses:
+        if simulation.conditions.apache_refuses:
             self.kinds.append(self.freeze)
 
     def start(self) -> None:
@@ -596,7 +597,7 @@ class Faults:
 
     def _undo(self, action: Callable[[], None]) -> None:
         longest = self.random.choice([0.1, 1, 3])
-        wait = self.random.uniform(0, longest * 2 * self.simulation.world.period_seconds)
+        wait = self.random.uniform(0, longest * 2 * self.simulation.conditions.period_seconds)
         self.simulation.at(self.simulation.now + wait, action)
 
     def stop(self) -> None:
@@ -676,7 +677,7 @@ class Faults:
     def freeze(self, name: str) -> None:
         """The machine stands still; its clock was not moved in this lease (a known limit)."""
         moved = self.stepped.get(name, float("-inf"))
-        node, period = self.simulation.nodes[name], self.simulation.world.period_seconds
+        node, period = self.simulation.nodes[name], self.simulation.conditions.period_seconds
         if node.up and not node.frozen and self.simulation.now - moved > 2 * period:
             self.simulation.freeze(name)
             self._undo(lambda: self._thaw(name))
@@ -721,7 +722,7 @@ class Result:
     """What one stretch of simulated time showed."""
 
     seed: int
-    world: World
+    conditions: Conditions
     seconds: float
     successions: int  # a node became active after another one had been
     losses: int
@@ -729,11 +730,11 @@ class Result:
     failure: str = ""
 
 
-def world_of(seed: int) -> World:
-    """The world of a seed: sizes, periods and clocks take turns."""
+def conditions_of(seed: int) -> Conditions:
+    """The conditions of a seed: sizes, periods and clocks take turns."""
     draw = random.Random(seed)
     period = draw.choice([20, 20, 20, 2])
-    return World(
+    return Conditions(
         nodes=draw.choice([3, 5]),
         period_seconds=period,
         tick_spread_seconds=draw.choice([0.3, 2.0 if period == 20 else 0.6]),
@@ -745,29 +746,29 @@ def world_of(seed: int) -> World:
 def recovered(simulation: Simulation) -> bool:
     """Whether the most preferred node is active within eight periods of the last fault."""
     for _ in range(32):
-        simulation.run_for(simulation.world.period_seconds / 4)
+        simulation.run_for(simulation.conditions.period_seconds / 4)
         if simulation.active() == ["node1"]:
             return True
     return False
 
 
 def simulate(
-    seed: int, mutations: tuple[tuple[str, str], ...] = (), world: World | None = None
+    seed: int, mutations: tuple[tuple[str, str], ...] = (), conditions: Conditions | None = None
 ) -> Result:
     """Half an hour of faults (three minutes at a period of 2 s), then the time to recover.
 
     Afterwards exactly the most preferred node must be active.
     """
-    world = world or world_of(seed)
+    conditions = conditions or conditions_of(seed)
     agent = load_agent(*mutations)
-    simulation = Simulation(world, seed, agent)
-    faults = Faults(simulation, every_seconds=1.25 * world.period_seconds)
+    simulation = Simulation(conditions, seed, agent)
+    faults = Faults(simulation, every_seconds=1.25 * conditions.period_seconds)
     failure = ""
     try:
-        simulation.run_for(3 * world.period_seconds)
+        simulation.run_for(3 * conditions.period_seconds)
         for _ in range(3):
             faults.start()
-            simulation.run_for(30 * world.period_seconds)
+            simulation.run_for(30 * conditions.period_seconds)
             faults.stop()
             if not recovered(simulation):
                 failure = f"active after recovery: {simulation.active() or 'nobody'}"
@@ -777,7 +778,7 @@ def simulate(
     successions = max(0, len(simulation.elections) - 1)
     without = simulation.samples_without / max(1, simulation.samples)
     losses = len(simulation.losses)
-    return Result(seed, world, simulation.now, successions, losses, without, failure)
+    return Result(seed, conditions, simulation.now, successions, losses, without, failure)
 
 
 def simulate_many(seeds: Iterable[int], hours: float, processes: int) -> list[Result]:
@@ -820,7 +821,7 @@ def main() -> int:
         " in which a majority was connected"
     )
     for result in failures:
-        print(f"seed {result.seed}: {result.failure} ({result.world})")
+        print(f"seed {result.seed}: {result.failure} ({result.conditions})")
         print(f"  replay: python tests/protocol/simulate.py --only --seed {result.seed}")
     print("never two active, always one again" if not failures else "FAILED")
     return 1 if failures else 0

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.protocol.simulate import Ailment, Simulation, TwoActive, World, load_agent
+from tests.protocol.simulate import Ailment, Conditions, Simulation, TwoActive, load_agent
 
 AGENT = load_agent()
 PERIOD = 20.0
-EFFECTS = ("Poll", "Save", "Publish", "Serve", "Drop", "Pause")
+EFFECTS = ("Poll", "Save", "Show", "Serve", "Drop", "Pause")
 
 
-def calm(nodes: int = 3, replayed_share: float = 0.0) -> World:
+def calm(nodes: int = 3, replayed_share: float = 0.0) -> Conditions:
     """A network without faults of its own."""
-    return World(nodes, slow_share=0, lost_share=0, replayed_share=replayed_share)
+    return Conditions(nodes, slow_share=0, lost_share=0, replayed_share=replayed_share)
 
 
 def at_effect(number: int) -> Callable[[int, int, str], bool]:
@@ -107,7 +107,7 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
     None
 ):
     """Whether or not the one that it voted for has noticed."""
-    voter = AGENT.Cluster("node3", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20))
+    voter = AGENT.Members("node3", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20))
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=1)
 
     def votes_at(now: float, good_runs: int) -> Any:
@@ -120,7 +120,8 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
             )
             page = AGENT.format_marker(voter._replace(me=name), marker).encode()
             replies[name] = AGENT.Reply(True, AGENT.Answer(200, page, {}, whole=True))
-        return AGENT.glance(voter, state, replies, now, probe_there=False)[1].state
+        moment = AGENT.Moment(now, now, probe_there=False, value=replies)
+        return AGENT.glance(voter, state, moment)[0].state
 
     state = votes_at(1000.0, 1)
     assert (state.vote.candidate, state.yields_to) == ("node1", None)
@@ -142,7 +143,7 @@ def test_a_node_whose_runs_begin_too_late_does_not_stand_and_no_such_run_is_a_go
     assert simulation.active() == ["node2"]
 
 
-@pytest.mark.parametrize("kind", ["Save", "Serve", "Publish"])
+@pytest.mark.parametrize("kind", ["Save", "Serve", "Show"])
 def test_one_failed_call_on_each_node_of_a_cluster_that_starts_costs_no_period(kind: str) -> None:
     simulation = Simulation(calm(), 1, AGENT)
     failed: set[str] = set()
@@ -178,7 +179,7 @@ def renewal_fault(kind: str, seconds: float, seed: int) -> Simulation:
     return simulation
 
 
-@pytest.mark.parametrize("kind", ["Save", "Serve", "Publish"])
+@pytest.mark.parametrize("kind", ["Save", "Serve", "Show"])
 @pytest.mark.parametrize("seconds", [0.5, 2, 4.5])
 def test_a_fault_that_passes_before_the_fence_is_due_leaves_no_gap(
     kind: str, seconds: float
@@ -189,7 +190,7 @@ def test_a_fault_that_passes_before_the_fence_is_due_leaves_no_gap(
         assert (simulation.active(), simulation.losses) == (["node1"], [])
 
 
-@pytest.mark.parametrize("kind", ["Save", "Serve", "Publish"])
+@pytest.mark.parametrize("kind", ["Save", "Serve", "Show"])
 def test_a_fault_that_outlasts_the_lease_ends_it_and_another_serves(kind: str) -> None:
     for seed in range(1, 11):
         simulation = renewal_fault(kind, 1000, seed)
@@ -211,7 +212,7 @@ def test_whatever_old_markers_are_mixed_in_the_node_that_would_be_active_is(shar
             simulation.crash(name)
             simulation.boot(name)
         simulation.run_for(6 * PERIOD)
-        object.__setattr__(simulation.world, "replayed_share", share)
+        object.__setattr__(simulation.conditions, "replayed_share", share)
         simulation.samples = simulation.samples_without = 0
         simulation.run_for(40 * PERIOD)
         assert simulation.samples_without / simulation.samples < 0.05
@@ -225,7 +226,7 @@ def answers_with_its_past(agent: Any, seed: int) -> Simulation:
     simulation = Simulation(calm(replayed_share=1e-9), seed, agent)
     simulation.run_until(40 * PERIOD)
     recorded = {
-        peer: [page for page in simulation.published["node1", peer] if '"candidate": true' in page]
+        peer: [page for page in simulation.shown["node1", peer] if '"candidate": true' in page]
         for peer in ("node2", "node3")
     }
     simulation.crash("node1")
@@ -259,8 +260,8 @@ def test_markers_that_need_not_answer_a_request_would_let_the_past_stop_the_clus
 
 
 def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -> None:
-    """Else a replayed release of the other boot frees a voter while the first one still serves."""
-    cluster = AGENT.Cluster("node2", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20))
+    """Else a replayed marker of the other boot frees a voter while the first one still serves."""
+    members = AGENT.Members("node2", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20))
     now = 1000.0
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=999_000)
     for epoch, released in (("now", 0), ("before", 0), ("before", 10**6)):
@@ -269,11 +270,11 @@ def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -
             *(None, {"mine": 999_000}, "", ""),
         )
         view = AGENT.View(now, {"node1": marker}, frozenset(), {"node1": now}, *3 * (False,), now)
-        state, _ = AGENT.cast_vote(cluster, state, view)
+        state, _ = AGENT.cast_vote(members, state, view)
         now += 1
-    assert state.vote.until_seconds == 1000.0 + cluster.times.promise_seconds
+    assert state.vote.until_seconds == 1000.0 + members.times.promise_seconds
     view = AGENT.View(1000.0 + 27, {}, frozenset(), {}, *3 * (False,), now)
-    assert AGENT.cast_vote(cluster, state, view)[0].vote is None
+    assert AGENT.cast_vote(members, state, view)[0].vote is None
 
 
 # ------------------------------------------------ clocks

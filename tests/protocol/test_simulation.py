@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.protocol.simulate import (
+    Conditions,
     Simulation,
     TwoActive,
-    World,
     load_agent,
     simulate,
     simulate_many,
@@ -18,7 +18,7 @@ from tests.protocol.simulate import (
 
 Mutations = tuple[tuple[str, str], ...]
 AGENT = load_agent()
-CALM = World(slow_share=0, lost_share=0)
+CALM = Conditions(slow_share=0, lost_share=0)
 
 
 # ------------------------------------------------ every graph
@@ -36,9 +36,9 @@ def oracle(order: tuple[str, ...], cuts: set[tuple[str, str]]) -> list[str]:
 def outcome_of_graph(case: tuple[int, frozenset[tuple[int, int]], bool]) -> str:
     """What is wrong with the cluster of this graph after a while, "" if nothing."""
     count, missing, running = case
-    world = World(nodes=count, slow_share=0, lost_share=0)
+    conditions = Conditions(nodes=count, slow_share=0, lost_share=0)
     coarse = AGENT.timing(20)._replace(poll_seconds=1.0)  # a quarter of the polls, same rules
-    simulation = Simulation(world, seed=len(missing), agent=AGENT, times=coarse)
+    simulation = Simulation(conditions, seed=len(missing), agent=AGENT, times=coarse)
     if running:
         simulation.run_for(70)
     simulation.cuts = {(f"node{a + 1}", f"node{b + 1}") for a, b in missing}
@@ -75,10 +75,10 @@ def test_every_graph_of_five_nodes_ends_with_the_right_node_or_none() -> None:
 # ------------------------------------------------ chosen scenarios
 
 
-def started(agent: Any = AGENT, *, seed: int = 1, world: World = CALM) -> Simulation:
+def started(agent: Any = AGENT, *, seed: int = 1, conditions: Conditions = CALM) -> Simulation:
     """A cluster in which node1 has been active for a while, just after a tick."""
-    simulation = Simulation(world, seed, agent)
-    simulation.run_until(8 * world.period_seconds + 1)
+    simulation = Simulation(conditions, seed, agent)
+    simulation.run_until(8 * conditions.period_seconds + 1)
     assert simulation.active() == ["node1"]
     return simulation
 
@@ -122,8 +122,8 @@ def test_an_active_node_cut_off_from_all_stops_before_another_starts() -> None:
 
 
 def test_a_ring_of_five_has_its_most_preferred_node_active() -> None:
-    world = World(nodes=5, slow_share=0, lost_share=0)
-    simulation = started(world=world)
+    conditions = Conditions(nodes=5, slow_share=0, lost_share=0)
+    simulation = started(conditions=conditions)
     for i, j in itertools.combinations(range(5), 2):
         if abs(i - j) not in (1, 4):
             simulation.cut(simulation.order[i], simulation.order[j])
@@ -133,7 +133,7 @@ def test_a_ring_of_five_has_its_most_preferred_node_active() -> None:
 
 def test_a_quorum_is_lost_and_only_node4_reaches_a_majority() -> None:
     """Omni-Paxos' quorum loss: all are alive, all but one can reach nobody but that one."""
-    simulation = started(world=World(nodes=5, slow_share=0, lost_share=0))
+    simulation = started(conditions=Conditions(nodes=5, slow_share=0, lost_share=0))
     for a, b in itertools.combinations(simulation.order, 2):
         if "node4" not in (a, b):
             simulation.cut(a, b)
@@ -211,7 +211,7 @@ def voters_reboot_while_node1_is_cut_off(agent: Any, seed: int) -> None:
 def node1_hangs_before_it_reads_its_votes_and_is_then_cut_off(agent: Any, seed: int) -> None:
     """The votes are five seconds old when it counts them; their promises began long before."""
     simulation = started(agent, seed=seed)
-    simulation.run_until(9 * simulation.world.period_seconds)
+    simulation.run_until(9 * simulation.conditions.period_seconds)
     while simulation.nodes["node1"].state.finished:
         simulation.run_for(0.001)
     simulation.run_for(0.01)
@@ -229,7 +229,7 @@ def chance(agent: Any, seed: int) -> None:
 
 
 VOTE_UNBOUND = (
-    "    if (own := state.vote) is not None:\n        shown[cluster.me] = "
+    "    if (own := state.vote) is not None:\n        shown[members.me] = "
     "Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)"
 )
 MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
@@ -264,16 +264,15 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
         chance,
         (("+ (times.lease_seconds if", "+ 6 + (times.lease_seconds if"),),
     ),
-    "released before the probe is gone": (
+    "given up before the probe is gone": (
         chance,
         (
             (
-                "        if decision.drop and not (yield Drop()).value:",
+                "        if decision.drop:\n",
                 "        if decision.drop:\n"
                 "            moment = Moment(0.0, 0.0, False)\n"
-                "            yield Publish(markers_of(cluster, state, moment))\n"
-                "            yield Pause(1.0)\n"
-                "        if decision.drop and not (yield Drop()).value:",
+                "            yield Show(markers_of(members, state, moment))\n"
+                "            yield Pause(1.0)\n",
             ),
         ),
     ),
@@ -282,8 +281,8 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
         (
             (
                 VOTE_UNBOUND,
-                "    if state.candidate:\n        shown[cluster.me] = Grant("
-                "cluster.me, state.epoch, state.stamp, cluster.times.promise_seconds, 0.0)",
+                "    if state.candidate:\n        shown[members.me] = Grant("
+                "members.me, state.epoch, state.stamp, members.times.promise_seconds, 0.0)",
             ),
         ),
     ),
@@ -313,10 +312,10 @@ def test_a_mutation_of_the_protocol_has_two_nodes_active_and_the_agent_has_not(n
 
 def test_clocks_that_drift_far_beyond_the_bound_are_caught() -> None:
     """The simulation sees drift at all: 8 % under a bound of 0.1 % gives two active nodes."""
-    world = World(drift=0.16, slow_share=0, lost_share=0, apache_refuses=False)
+    conditions = Conditions(drift=0.16, slow_share=0, lost_share=0, apache_refuses=False)
 
     def node1_is_cut_off(seed: int) -> None:
-        simulation = Simulation(world, seed, AGENT)
+        simulation = Simulation(conditions, seed, AGENT)
         simulation.run_until(161)
         isolate(simulation, "node1")
         simulation.run_for(60)

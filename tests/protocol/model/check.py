@@ -34,15 +34,15 @@ MUTATIONS = {
     "own vote not bound": "OWN_VOTE_NOT_BOUND",
     "lease counted from the read": "LEASE_FROM_READ",
     "lease longer than the promise": "LEASE_LONGER_THAN_PROMISE",
-    "releases before the probe is gone": "RELEASE_BEFORE_REMOVAL",
-    "counts stamps it has released": "RELEASED_STAMPS_COUNT",
+    "gives up before the probe is gone": "RELEASE_BEFORE_REMOVAL",
+    "counts stamps it gave up": "RELEASED_STAMPS_COUNT",
     "fence spares the staged file": "FENCE_SPARES_STAGED",
 }
 
 # What must be able to happen in the model that holds, or that it holds would say nothing.
 WITNESSES = {
     "another node becomes active": "ANOTHER_BECOMES_ACTIVE",
-    "handover by a release": "HANDOVER_BY_RELEASE",
+    "handover by giving up": "HANDOVER_BY_RELEASE",
     "a voter reboots and votes again": "VOTER_REBOOTS_AND_VOTES",
     "the fence fires, another follows": "FENCE_THEN_ANOTHER",
     "the fence takes a staged file": "FENCE_TAKES_STAGED_FILE",

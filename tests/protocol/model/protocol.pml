@@ -3,14 +3,14 @@
  *
  * The names Boot, Vote 1-3, Count and Act are the steps of one poll in docs/protocol.md. Every step
  * below is atomic, and Spin tries every order of them, any number of times: any number of
- * releases, crashes and reboots, none of them counted or bounded.
+ * given up votes, crashes and reboots, none of them counted or bounded.
  *
  * The claim is the assert where a staged probe is committed: none appears while another node serves
  * one.
  *
  * What is left out, and why that hides no error:
  * - Who is preferred, who sees a quorum, who yields. A node here may ask, vote, renew, step down
- *   and release whenever the rules of safety allow it: the protocol does a part of what is checked.
+ *   and give up whenever the rules of safety allow it: the protocol does a part of what is checked.
  *   A hung agent, a frozen node, a cut link and a lost request are nodes that do not take a step.
  * - Time is a global tick. A lease and a promise of the same length D stand for the worst drift:
  *   L = D (1 - rho) / (1 + rho) ticks of the slowest clock last no longer than D of the fastest.
@@ -20,7 +20,7 @@
  *   stamps apart as (epoch, stamp, released) does, without numbers that grow for ever.
  * - A stamp given up, forgotten or run out that a slow reader still grants: it binds the voter
  *   and helps nobody, as does a voter that takes no step.
- * - Reading a request is no step of its own: a voter may act on any stamp ever published, however
+ * - Reading a request is no step of its own: a voter may act on any stamp ever shown, however
  *   late. Reading a vote is one, apart from the grant and from the marker that shows it.
  *
  * Not covered: five nodes; forgery; steps of the wall clock; Apache's check of `lease_until`; a
@@ -45,7 +45,7 @@
 
 /* What a stamp that somebody granted is worth to the candidate that wrote it. */
 #define COUNTED 0
-#define GIVEN_UP 1         /* released, and no marker says so yet */
+#define GIVEN_UP 1         /* given up, and no marker says so yet */
 #define RELEASED 2         /* its marker says so: the voter that reads it is free */
 #define FORGOTTEN 3        /* the candidate rebooted: another epoch */
 
@@ -59,9 +59,9 @@ typedef Node {
     unsigned left : 3;         /* ticks that the granted stamp's lease still runs */
     unsigned worth : 2;        /* COUNTED, GIVEN_UP, RELEASED or FORGOTTEN */
 
-    unsigned asks : 4;         /* every stamp in a marker it ever published, as a set: bit k - 1 is
+    unsigned asks : 4;         /* every stamp in a marker ever shown, as a set: bit k - 1 is
                                   the stamp whose lease runs for k more ticks */
-    unsigned shown : 2;        /* the vote in its published marker: for whom, */
+    unsigned shown : 2;        /* the vote in its marker: for whom, */
     unsigned shown_left : 3;   /* and what is left of that stamp's lease, 0: no vote */
 
     unsigned granted_a : 3;    /* ticks left of the newest stamp it saw granted by its peer A */
@@ -156,7 +156,7 @@ inline remove_probe() {
 byte previous;             /* the node that was active last, plus one; 0: none yet */
 bool fenced;               /* the fence took the probe from it */
 byte active_ticks[3];      /* ticks for which a node has been active */
-byte freed_ticks[3];       /* ticks for which a promise would bind that a release has ended */
+byte freed_ticks[3];       /* ticks for which a promise would bind that were ended by giving up */
 bool promised[3];          /* had a promise when it crashed */
 bool rebooted[3];          /* and came up again */
 bool voted_again[3];       /* and voted since */
@@ -189,7 +189,7 @@ bool voted_again[3];       /* and voted since */
 #define SEEN_AT_RENEW false
 #endif
 
-/* Vote 3. The stamp may be any that c published, however long ago it was read. */
+/* Vote 3. The stamp may be any that c has shown, however long ago it was read. */
 #define GRANT(c, k, ticks) \
     :: d_step { up && ME.hold == 0 && k <= L && (node[c].asks & (1 << (k - 1))) && \
                 may_grant(c, k) && !granted_already(c, k) && may_bind_for(k, ticks) -> \
@@ -207,7 +207,7 @@ bool voted_again[3];       /* and voted since */
 
 active [3] proctype Machine() {
     do
-    /* Publish: a marker with a new stamp, this node's vote, and what it has released. */
+    /* Show: a marker with a new stamp, this node's vote, and what it has given up. */
     :: d_step { up ->
         ME.asks = ME.asks | (1 << (L - 1));
         if
@@ -224,7 +224,7 @@ active [3] proctype Machine() {
     READ_VOTE(A, ME.granted_a)
     READ_VOTE(B, ME.granted_b)
 
-    /* Vote 1: the candidate's marker shows the granted stamp released. */
+    /* Vote 1: the candidate's marker shows the granted stamp given up. */
     :: d_step { ME.promise > 0 && ME.worth == RELEASED ->
         WATCH(freed_ticks[me] = ME.promise);
         forget_promise(me) }
@@ -266,7 +266,7 @@ active [3] proctype Machine() {
     :: d_step { has_file ->
         remove_probe() }
 
-    /* Act: release, once the probe is gone. */
+    /* Act: give up, once the probe is gone. */
 #ifdef RELEASE_BEFORE_REMOVAL
     :: d_step { up ->
 #else
@@ -281,7 +281,7 @@ active [3] proctype Machine() {
         fi;
         devalue(A, GIVEN_UP); devalue(B, GIVEN_UP) }
 
-    /* A crash takes the probe out of service and /run with it. What it published may still be on
+    /* A crash takes the probe out of service and /run with it. What it has shown may still be on
        its way to a reader, and Apache serves it again after the boot. */
     :: d_step { up ->
         WATCH(promised[me] = ME.promise > 0); WATCH(voted_again[me] = false);
