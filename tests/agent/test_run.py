@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent import loader
+from tests.agent.systemd import Systemd
 from tests.agent.world import (
     INSTANCE,
     KEY,
@@ -68,12 +69,9 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 # ------------------------------------------------ runs without faults
 
 
-def test_three_agents_that_see_each_other_make_node1_active(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_three_agents_that_see_each_other_make_node1_active(tmp_path: Path) -> None:
     with open_web() as cloud:
         nodes = {f"node{i}": World(tmp_path / f"{i}", cloud, me=f"node{i}") for i in (1, 2, 3)}
-        monkeypatch.setenv("PATH", str(nodes["node1"].busctl.parent), prepend=":")
         for world in nodes.values():
             for peer in world.peers:
                 marker = nodes[peer].paths.html / f"{world.me}.html"
@@ -229,7 +227,7 @@ def test_an_active_node_moves_its_fence_forward_and_drops_the_old_one(world: Wor
 def test_a_node_whose_systemd_does_not_take_the_fence_does_not_become_active(
     world: World,
 ) -> None:
-    world.systemd_fails()
+    world.systemd.fails()
     ran = world.run()
     assert (ran.code, world.active, world.status()["role"]) == (0, False, "passive")
     assert "can't reach systemd for the fence: Connection refused" in ran.journal
@@ -243,23 +241,23 @@ def test_an_active_node_whose_systemd_no_longer_takes_the_fence_has_its_old_leas
 ) -> None:
     world.run()
     limit = world.paths.lease_until.read_text()
-    world.systemd_fails()
+    world.systemd.fails()
     ran = world.run()
     assert (world.active, world.paths.lease_until.read_text()) == (True, limit)
     assert ran.journal.endswith("Connection refused, is active until its lease ends")
     assert world.state()["finished"] is False
 
 
-@pytest.mark.parametrize("fault", ["systemd_fails", "systemd_loses_its_answers"])
+@pytest.mark.parametrize("fault", [Systemd.fails, Systemd.loses_its_answers])
 def test_a_fault_of_systemd_that_passes_before_the_fence_is_due_costs_nothing(
-    world: World, fault: str
+    world: World, fault: Callable[[Systemd], None]
 ) -> None:
     world.run()
     fence = (world.paths.run / "fence").read_text()
-    getattr(world, fault)()
+    fault(world.systemd)
     process = world.start()
     until(lambda: any(line.endswith("; trying again") for line in world.log()))
-    world.systemd_works()
+    world.systemd.works()
     journal, _ = process.communicate(timeout=10)
     assert journal == f"active: {ACTIVE}\n"
     assert world.active
@@ -275,11 +273,11 @@ def test_a_fence_whose_stop_was_refused_is_stopped_later_and_takes_no_other_leas
     world.run()
     key = world.paths.key.read_text()
     world.paths.key.unlink()
-    world.systemd_fails()
+    world.systemd.fails()
     world.run()
     assert (world.active, len(world.fences())) == (False, 1)
     world.paths.key.write_text(key)
-    world.systemd_works()
+    world.systemd.works()
     world.run()
     assert world.active
     assert world.fences() == [(world.paths.run / "fence").read_text()]
@@ -293,7 +291,7 @@ def test_a_node_that_could_not_serve_frees_its_voters_at_once_and_leaves_the_rol
         return Page(world.signed(marker))
 
     world.says("node3", asks_too)
-    world.systemd_fails()
+    world.systemd.fails()
     world.run()
     state, shown = world.state(), world.shown_to("node2")
     assert shown is not None

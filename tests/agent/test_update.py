@@ -93,7 +93,7 @@ def roll_back(
 ) -> None:
     """What rollback.service does after a run that ended so, as `systemctl show` tells it."""
     shell = unit("rollback.service")["Service"]["ExecStart"].partition("-c '")[2].rstrip("'")
-    stub = world.busctl.with_name("systemctl")
+    stub = world.programs / "systemctl"
     ended = "success" if code == 0 else "exit-code" if code > 0 else "signal"
     told = f"Result={result or ended}\\nInvocationID={run}\\nExecMainStatus={abs(code)}\\n"
     stub.write_text(
@@ -251,7 +251,7 @@ def test_an_agent_whose_runs_do_nothing_is_undone_by_the_timer_that_its_taker_st
     newer = changed(world, IN_THE_RUN, f"    sys.exit(0)\n{IN_THE_RUN}")
     for _ in range(2):
         takes(world, newer)
-        assert "RestartUnit ss rollback.timer" in world.busctl.with_suffix(".calls").read_text()
+        assert world.systemd.calls[-1][:2] == ("RestartUnit", "rollback.timer")
         assert tick(world) == 0
         assert world.paths.loader.read_text() == newer
         roll_back(world, 0, "a later run", timer="running")

@@ -1,7 +1,7 @@
 """A node in a folder, and the cloud around it on loopback: peers, metadata, the web site.
 
 One real web server answers for all of them; who is asked is told by the address. A node's files lie
-under a temporary root, and systemd's `busctl` is an executable that notes what it was asked.
+under a temporary root, and systemd is a stand-in on its socket that notes what it was asked.
 """
 
 import functools
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent import loader
+from tests.agent.systemd import Systemd
 from tests.web import Asked, Page, Web, open_web
 
 SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
@@ -40,27 +41,6 @@ def start_forkserver() -> None:
     process = PROCESSES.Process(target=int)
     process.start()
     process.join(RUN_SECONDS)
-
-
-BUSCTL = r"""#!/bin/sh
-# Stands for systemd's busctl: notes what it is asked and which pages the node has by then, knows
-# the units that were started, and while a file is there beside it, fails, or does as it is told and
-# loses the answer.
-echo "$@ | $(ls -A "${0%/*}/../var/www/html" | tr '\n' ' ')" >> "$0.calls"
-if [ -e "$0.fails" ]; then echo "Connection refused" >&2; exit 1; fi
-if [ "$1" = get-property ]; then echo "t 0"; exit; fi
-unit=$0.unit.$7
-case $5 in
-StartTransientUnit)
-    if [ -e "$unit" ]; then
-        echo "Unit $7 was already loaded or has a fragment file." >&2
-        exit 1
-    fi
-    : > "$unit" ;;
-StopUnit) rm "$unit" 2> /dev/null || { echo "Unit $7 not loaded." >&2; exit 1; } ;;
-esac
-if [ -e "$0.loses" ]; then echo "Connection timed out" >&2; exit 1; fi
-"""
 
 
 class Ran(NamedTuple):
@@ -101,11 +81,10 @@ class World:
         self.metadata_host = f"127.0.2.{me[4:]}"
         self.hosts = {f"node{i}": f"127.0.1.{i}" for i in range(1, nodes + 1)}
         self.nodes = {name: self._entry(name) for name in self.hosts}
-        self.busctl = root / "bin" / "busctl"
-        for folder in (self.paths.etc, self.paths.html, self.paths.run, self.busctl.parent):
+        self.programs = root / "bin"  # found before the machine's
+        for folder in (self.paths.etc, self.paths.html, self.paths.run, self.programs):
             folder.mkdir(parents=True)
-        self.busctl.write_text(BUSCTL)
-        self.busctl.chmod(0o755)
+        self.systemd = Systemd(self.paths.systemd, self.paths.html)
         self.paths.nodes_info.write_text(json.dumps(self.nodes))
         self.paths.key.write_text(KEY)
         self.paths.loader.write_text(self.installed(SOURCE))
@@ -326,24 +305,11 @@ class World:
 
     def calls(self) -> list[tuple[str, str]]:
         """What systemd was asked: a method of its manager, and the node's pages at that moment."""
-        noted = Path(f"{self.busctl}.calls")
-        lines = noted.read_text().splitlines() if noted.exists() else []
-        split = [line.partition(" | ") for line in lines if line.startswith("call ")]
-        return [(call.split()[4], pages) for call, _, pages in split]
-
-    def systemd_fails(self) -> None:
-        Path(f"{self.busctl}.fails").touch()
-
-    def systemd_loses_its_answers(self) -> None:
-        Path(f"{self.busctl}.loses").touch()
-
-    def systemd_works(self) -> None:
-        for how in ("fails", "loses"):
-            Path(f"{self.busctl}.{how}").unlink(missing_ok=True)
+        return [(member, pages) for member, _, pages in self.systemd.calls if member != "Get"]
 
     def fences(self) -> list[str]:
         """The timers that systemd has now."""
-        return [path.name.partition(".unit.")[2] for path in self.busctl.parent.glob("*.unit.*")]
+        return list(self.systemd.timers)
 
     @property
     def active(self) -> bool:
@@ -361,14 +327,15 @@ class World:
     def listing(self) -> dict[str, tuple[int, int, int]]:
         """Every file and folder under the root: its size, mode and time of change."""
         paths = sorted(self.root.rglob("*"))
-        stats = {str(path): path.lstat() for path in paths if path.parent != self.busctl.parent}
+        stats = {str(path): path.lstat() for path in paths if path.parent != self.programs}
         return {name: (st.st_size, st.st_mode, st.st_mtime_ns) for name, st in stats.items()}
 
 
 @contextmanager
 def open_world(root: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[World]:
-    """A world whose agent finds its files under `root`, and its `busctl` before systemd's."""
+    """A world whose agent finds its files under `root`, and its programs before the machine's."""
     with open_web() as cloud:
         world = World(root, cloud, **options)
-        monkeypatch.setenv("PATH", str(world.busctl.parent), prepend=":")
+        monkeypatch.setenv("PATH", str(world.programs), prepend=":")
         yield world
+        world.systemd.fails()

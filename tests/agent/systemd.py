@@ -1,0 +1,129 @@
+"""Stands for systemd's manager on its private socket, where a test can't boot one.
+
+Strict in what it takes (another D-Bus library reads it), and real in what it knows: a timer that
+was started is there until it is stopped. It may refuse connections, or do as it is told and say
+nothing.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jeepney.low_level import (  # type: ignore[import-untyped]
+    HeaderFields,
+    Message,
+    Parser,
+)
+from jeepney.wrappers import (  # type: ignore[import-untyped]
+    new_error,
+    new_method_return,
+)
+
+NAME = "org.freedesktop.systemd1"
+TIMER = {
+    "Description": "s",
+    "AccuracyUSec": "t",
+    "RemainAfterElapse": "b",
+    "TimersMonotonic": "a(st)",
+}
+
+
+class Systemd:
+    """A manager at `path`. `calls`: each method, its first argument, and what `pages` held then."""
+
+    def __init__(self, path: Path, pages: Path) -> None:
+        self.path, self.pages = path, pages
+        self.calls: list[tuple[str, str, str]] = []
+        self.timers: dict[str, int] = {}  # name -> microseconds after the boot
+        self.loses_answers = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.listener: socket.socket | None = None
+        self.works()
+
+    def works(self) -> None:
+        """Listen, if it does not."""
+        self.loses_answers = False
+        if self.listener is None:
+            self.path.unlink(missing_ok=True)
+            self.listener = socket.socket(socket.AF_UNIX)
+            self.listener.bind(str(self.path))
+            self.listener.listen(16)
+            threading.Thread(target=self._serve, args=(self.listener,), daemon=True).start()
+
+    def fails(self) -> None:
+        """Refuse connections: the socket is there, and nobody listens."""
+        if self.listener is not None:
+            with suppress(OSError):
+                self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+            self.listener = None
+
+    def loses_its_answers(self) -> None:
+        """Do as it is told, and hang up without a word."""
+        self.loses_answers = True
+
+    def _serve(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                link, _ = listener.accept()
+            except OSError:
+                return
+            with link, suppress(OSError):
+                link.settimeout(5)
+                self._answer(link)
+
+    def _answer(self, link: socket.socket) -> None:
+        stream = link.makefile("rb")
+        user = str(os.geteuid()).encode().hex()
+        assert stream.readline() == f"\0AUTH EXTERNAL {user}\r\n".encode()
+        link.sendall(b"OK 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e\r\n")
+        assert stream.readline() == b"BEGIN\r\n"
+        parser = Parser()
+        calls: list[Message] = []
+        while not calls and (data := stream.read1(65536)):
+            calls = parser.feed(data)
+        for call in calls:
+            answer = self.answer(call)
+            if not self.loses_answers:
+                link.sendall(answer.serialise(serial=7))
+
+    def answer(self, call: Message) -> Message:
+        """What systemd does, and says."""
+        fields = call.header.fields
+        assert fields[HeaderFields.path] == "/org/freedesktop/systemd1", fields
+        assert fields[HeaderFields.destination] == NAME, fields
+        member, body = fields[HeaderFields.member], call.body
+        there = " ".join(page.name for page in self.pages.iterdir())
+        self.calls.append((member, body[0], there))
+        if member == "Get":
+            assert body == (f"{NAME}.Manager", "UserspaceTimestampMonotonic"), body
+            assert fields[HeaderFields.interface] == "org.freedesktop.DBus.Properties", fields
+            return new_method_return(call, "v", (("t", 0),))
+        assert fields[HeaderFields.interface] == f"{NAME}.Manager", fields
+        done: dict[str, Callable[..., str]] = {
+            "StartTransientUnit": self._start,
+            "StopUnit": self._stop,
+            "RestartUnit": lambda *_: "",
+        }
+        wrong = done[member](*body)
+        if wrong:
+            return new_error(call, f"{NAME}.UnitError", "s", (wrong,))
+        return new_method_return(call, "o", ("/org/freedesktop/systemd1/job/1",))
+
+    def _start(self, name: str, mode: str, properties: list[Any], others: list[Any]) -> str:
+        assert (mode, others) == ("fail", []), (mode, others)
+        assert {key: kind for key, (kind, _) in properties} == TIMER, properties
+        if name in self.timers:
+            return f"Unit {name} was already loaded or has a fragment file."
+        ((base, after),) = dict(properties)["TimersMonotonic"][1]
+        assert base == "OnBootSec", base
+        self.timers[name] = after
+        return ""
+
+    def _stop(self, name: str, mode: str) -> str:
+        assert mode == "fail", mode
+        return "" if self.timers.pop(name, None) is not None else f"Unit {name} not loaded."
