@@ -2169,13 +2169,13 @@ def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
     times = settings.times
-    state = load_state(paths, times, boot_seconds())
-    if not state.active and not paths.probe.exists():
-        return
-    wait_seconds = times.period_seconds - time.time() % times.period_seconds
-    left_seconds = 1.5 * times.period_seconds - wait_seconds - times.connect_seconds
-    time.sleep(wait_seconds)
-    run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
+    if load_state(paths, times, boot_seconds()).active or paths.probe.exists():
+        wait_seconds = times.period_seconds - time.time() % times.period_seconds
+        left_seconds = 1.5 * times.period_seconds - wait_seconds - times.connect_seconds
+        time.sleep(wait_seconds)
+        run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
+    if state := read_json(paths.state):  # the ticks until the timer starts again are not missed
+        write_atomic(paths.state, json.dumps({**state, "began_seconds": 0.0}))
 
 
 def marker_files(paths: Paths) -> Iterable[Path]:

@@ -14,7 +14,7 @@ from deploy import PROJECT, Refusal
 from deploy.checkout import part
 from deploy.files import json_text
 from deploy.nodes_info import NodesInfo
-from deploy.settings import Settings, times_of
+from deploy.settings import times_of
 
 KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = (
@@ -82,10 +82,10 @@ def user_data(
     *,
     bootstrap_url: str,
     cluster_key: str,
-    period_seconds: int = Settings.period_seconds,
-    peer_address: str = Settings.peer_address,
+    period_seconds: int,
+    peer_address: str,
 ) -> str:
-    """The cloud-config document of `node`.
+    """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
     `bootstrap_url`: where the web site keeps loader.py; `cluster_key`: 64 hexadecimal digits.
     Raises `Refusal` where no node can be made of it.

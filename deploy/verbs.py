@@ -70,6 +70,7 @@ def user_data_command(
         bootstrap_url=bootstrap_url,
         cluster_key=read_cluster_key(key_file) if key_file else secrets.token_hex(32),
         period_seconds=period_seconds,
+        peer_address=Settings.peer_address,
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)

@@ -246,6 +246,7 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
             bootstrap_url=BOOTSTRAP_URL,
             cluster_key=key,
             period_seconds=lab.plan.period_seconds,
+            peer_address=lab.plan.peer_address,
         )
         node.install(each, lower, document)
         node.power_on(each)

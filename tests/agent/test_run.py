@@ -1213,6 +1213,20 @@ def test_a_passive_node_leaves_at_once(node2: World) -> None:
     assert ran.seconds < 0.5
 
 
+@pytest.mark.parametrize("stops", [True, False])
+def test_ticks_during_a_planned_stop_are_not_missed(node2: World, stops: bool) -> None:
+    node2.run()
+    if stops:
+        node2.run("leave")
+    else:
+        node2.change_state(began_seconds=node2.state()["began_seconds"] - 10 * node2.period)
+    until(lambda: loader.boot_seconds() > node2.state()["began_seconds"] + 2 * node2.period, 20)
+    node2.run()
+    assert (node2.state()["failures"], node2.state()["trouble"]) == (
+        (0, "") if stops else (1, "its last run did not end well")
+    )
+
+
 def test_a_second_run_at_the_same_time_is_refused_and_touches_nothing(world: World) -> None:
     world.was_active()
     with loader.one_at_a_time(world.paths, 0):

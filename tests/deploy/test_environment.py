@@ -91,7 +91,12 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
     (tmp_path / "key").write_text(KEY)
     ran = deploy("user-data", "node1", "--cluster-key", str(tmp_path / "key"), env=WINDOWS)
     document = user_data(
-        "node1", NODES, bootstrap_url="http://203.0.113.10/bootstrap", cluster_key=KEY
+        "node1",
+        NODES,
+        bootstrap_url="http://203.0.113.10/bootstrap",
+        cluster_key=KEY,
+        period_seconds=20,
+        peer_address="public",
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == document.encode()

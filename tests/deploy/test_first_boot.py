@@ -66,6 +66,8 @@ class FirstBoot:
             read_nodes_info(CHECKOUT / "nodes_info.json"),
             bootstrap_url=world.web_site,
             cluster_key=KEY,
+            period_seconds=20,
+            peer_address="public",
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
         self.front = self.files["/etc/bootstrap/index.html"]
@@ -262,6 +264,8 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         read_nodes_info(CHECKOUT / "nodes_info.json"),
         bootstrap_url="http://203.0.113.10/bootstrap",
         cluster_key=KEY,
+        period_seconds=20,
+        peer_address="public",
     )
     (command,) = yaml.safe_load(document)["bootcmd"]
     marks = tmp_path / "var/lib/cloud/instance/sem"

@@ -28,8 +28,11 @@ Run = Callable[..., "tuple[int, str, str]"]
 
 
 def document(node: str = "node1", **changes: Any) -> str:
-    options = {"bootstrap_url": "http://203.0.113.10/bootstrap", "cluster_key": KEY} | changes
-    return user_data(node, NODES, **options)
+    options: dict[str, Any] = {
+        **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
+        **{"cluster_key": KEY, "period_seconds": 20, "peer_address": "public"},
+    }
+    return user_data(node, **(options | changes))
 
 
 def files(text: str) -> dict[str, dict[str, str]]:
@@ -106,8 +109,7 @@ def test_the_document_is_smaller_than_40_kb(nodes: int) -> None:
         f"node{i}": entry | {"public_ip": f"198.51.100.{i}", "private_ip": f"10.0.0.{i}"}
         for i in range(1, nodes + 1)
     }
-    url = "http://203.0.113.10/bootstrap"
-    size = len(user_data("node1", many, bootstrap_url=url, cluster_key=KEY).encode())
+    size = len(document(nodes_info=many).encode())
     # Azure takes 64 KB of custom data in Base64.
     assert size < 40 * 1024 or nodes == 101
 

@@ -148,6 +148,7 @@ def case_of(lines: Sequence[str]) -> Case:
     markers, live, changed = {}, set(), {}
     for line in lines[1:]:
         name, _, said = line.partition(" ")
+        assert name in order and name != me and name not in markers, line
         fields: Said = {"epoch": name, "stamp": THEIRS, "candidate": False, "quorum_runs": 0}
         fields |= {"holding": False, "vote": None, "released": 0, "active": False}
         changed[name] = NOW - 0.5
@@ -488,6 +489,24 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "nobody is yielded to": ("if not claim.active or rival.ready:", "if False:"),
     "anybody is yielded to": ("if not claim.active or rival.ready:", "if True:"),
+    "the first before the promised one is yielded to, ready or not": (
+        "                return state, name\n",
+        "                return state, next(iter(asking))\n",
+    ),
+    "a renewal forgets the promise to the boot before": (
+        "earlier_until = max(vote.earlier_until_seconds, of_other)",
+        "earlier_until = of_other",
+    ),
+    "a late run costs an active node its role": (
+        '    if state.active:\n        return ""\n    if view.late:\n'
+        '        return "began this run too late to stand"\n',
+        '    if view.late:\n        return "began this run too late to stand"\n'
+        '    if state.active:\n        return ""\n',
+    ),
+    "in vain twice costs no more than once": (
+        "runs_to_prefer(state.in_vain.get(name, 0))",
+        "runs_to_prefer(min(1, state.in_vain.get(name, 0)))",
+    ),
     "who yields renews": ("                return state, name\n", "                break\n"),
     "my own runs do not make me ready": (
         "ready = state.quorum_runs >= READY_RUNS",
