@@ -16,6 +16,8 @@ import pytest
 from agent import loader
 from deploy.settings import Settings
 from deploy.verbs import deploy
+from tests.protocol.simulate import load_agent
+from tests.protocol.test_decide import ROWS, case_of, outcome
 
 CHECKOUT = Path(__file__).parents[2]
 FOLDERS = ("agent", "deploy", "systemd", "tests", "docs")
@@ -221,16 +223,23 @@ def test_what_a_node_says_in_the_documents_is_what_the_agent_says() -> None:
     assert [words for words in said if words not in text_of("agent/loader.py")] == []
 
 
-def test_the_rule_that_a_contributor_is_to_break_is_in_the_agent() -> None:
-    rules = re.findall("take `([^`]+)`\\s+out of", text_of("CONTRIBUTING.md"))
-    assert [text_of("agent/loader.py").count(rule) for rule in rules] == [1]
+def test_the_row_that_a_contributor_adds_fails_for_its_break_as_no_other_row_does() -> None:
+    text = text_of("CONTRIBUTING.md")
+    ((rule, broken),) = re.findall("make `([^`]+)` into `([^`]+)`", text)
+    (paragraph,) = [block for block in BLOCK.findall(text) if "=> ?" in block]
+    _, *lines = [line.strip() for line in paragraph.splitlines()]
+    added = case_of([line for line in lines if not line.startswith(("=>", "::"))])
+    agent = load_agent((rule, broken))
+    assert outcome(agent, added) != outcome(load_agent(), added)
+    assert [row.place for row in ROWS if outcome(agent, case_of(row.view)) != row.expected] == []
 
 
 # ---- Words
 
 GLOSSARY = """
-node, peer, marker, quorum, vote, promise, stamp, epoch, lease, fence, probe, tick, run, look,
-failover, failback, handover, drain, give up, show, release, publish, version, generation
+node, peer, marker, elector, quorum, vote, promise, stamp, epoch, lease, fence, probe, tick, run,
+good run, poll, round, calm, ready, yield, rest, hold its vote, failover, failback, handover,
+give up, show, release, publish, version, generation
 """
 
 
@@ -240,3 +249,8 @@ def test_the_glossary_says_each_word_once() -> None:
     told = [word for row in rows for word in row.split(", ")]
     assert len(told) == len(set(told))
     assert {word.strip() for word in GLOSSARY.split(",")} <= set(told)
+
+
+def test_the_glossary_names_the_words_that_are_kept_for_later() -> None:
+    section = text_of("docs/protocol.md").split("\n## 1. ")[1].split("\n## ")[0]
+    assert re.findall(r"\*(\w+)\*,", section.split("\nTwo words are kept")[1]) == ["look", "drain"]

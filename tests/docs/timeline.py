@@ -76,7 +76,7 @@ ROWS = (
     ),
     Row("stay", "least run that is not calm", "max(0.3 T, 3 R)", lambda t: t.stay_seconds),
     Row("end", "longest run", "min(0.85 T, 0.95 T - R - 0.1)", lambda t: t.end_seconds),
-    Row("K", "runs with a quorum before a failback", "", lambda _: READY_RUNS, ""),
+    Row("K", "good runs before a failback", "", lambda _: READY_RUNS, ""),
 )
 
 
