@@ -316,6 +316,7 @@ class Timing(NamedTuple):
     margin_seconds: float  # F: between the fence and the end of the lease
     poll_seconds: float  # pause between two polls of a run
     stay_seconds: float  # least length of a run that is not calm
+    rest_seconds: float  # who failed lately waits so long in a run for somebody else to ask
     end_seconds: float  # longest run
     fresh_seconds: float  # a marker that has not changed for so long counts as absent
     timeout_seconds: float  # one request, and how long the first poll waits for an answer
@@ -366,6 +367,7 @@ def timing(period_seconds: float) -> Timing:
             margin_seconds=max(0.2, 0.05 * period_seconds),
             poll_seconds=poll_seconds,
             stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
+            rest_seconds=0.2 * period_seconds,
             end_seconds=min(
                 0.85 * period_seconds,
                 0.95 * period_seconds - timeout_seconds - poll_seconds - 0.1,
@@ -1273,7 +1275,7 @@ def rests(members: Members, state: State, view: View) -> str:
     if view.late:
         return "began this run too late to stand"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
-    if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.stay_seconds):
+    if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
         return ""
     return f"leaves the role to others for {left} good runs more: {state.trouble}"
 

@@ -75,6 +75,7 @@ ROWS = (
         lambda t: t.fresh_seconds,
     ),
     Row("stay", "least run that is not calm", "max(0.3 T, 3 R)", lambda t: t.stay_seconds),
+    Row("rest", "who rests waits for others to ask", "0.2 T", lambda t: t.rest_seconds),
     Row("end", "longest run", "min(0.85 T, 0.95 T - R - 0.1)", lambda t: t.end_seconds),
     Row("K", "good runs before a failback", "", lambda _: READY_RUNS, ""),
 )

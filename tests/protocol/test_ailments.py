@@ -163,6 +163,39 @@ def test_one_failed_call_on_each_node_of_a_cluster_that_starts_costs_no_period(k
     assert simulation.elections[0][0] < 42
 
 
+@pytest.mark.parametrize("period", [2, 20])
+def test_a_run_that_fails_on_every_node_at_one_tick_leaves_nobody_for_two_periods_at_most(
+    period: float,
+) -> None:
+    """As with a bad agent that all take at once; a run that fails removes its probe.
+
+    Each time again, while all remember the last one: nobody may be left to wait for.
+    """
+    simulation = Simulation(Conditions(period_seconds=period, slow_share=0, lost_share=0), 1, AGENT)
+    crashes_until = 0.0
+
+    def crashing(name: str) -> Callable[[int, int, str], bool]:
+        node = simulation.nodes[name]
+
+        def killed(_run: int, _before: int, _kind: str) -> bool:
+            crashes = simulation.now < crashes_until
+            node.probe = node.staged = node.probe and not crashes
+            return crashes
+
+        return killed
+
+    for name, node in simulation.nodes.items():  # starting Python takes a quarter of a second
+        node.ailment = Ailment((0.12, 0.15) if period == 2 else (0, 0), killed=crashing(name))
+    simulation.run_until(8 * period - 0.1)
+    assert simulation.active() == ["node1"]
+    for _ in range(4):
+        crashes_until, simulation.longest_without = simulation.now + 0.6 * period, 0
+        simulation.run_for(6 * period)
+        assert simulation.elections
+        assert simulation.active()
+        assert 0 < simulation.longest_without / 40 <= 2
+
+
 # ------------------------------------------------ a fault at the renewal
 
 

@@ -635,7 +635,7 @@ BROKEN: dict[str, tuple[str, str]] = {
         "if left <= 0 or not (",
     ),
     "who failed stands at once where nobody does": (
-        "not (others or view.now_seconds - view.started_seconds < times.stay_seconds)",
+        "not (others or view.now_seconds - view.started_seconds < times.rest_seconds)",
         "not others",
     ),
     "an active node steps down for its failures": (
