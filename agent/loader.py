@@ -241,8 +241,6 @@ def packed(data: bytes, kind: str, value: Any) -> bytes:
 
 def answer_of_systemd(stream: BinaryIO) -> tuple[bool, bytes]:
     """Whether the call failed, and the body of the answer. Raises `OSError`."""
-    if not stream.readline().startswith(b"OK"):
-        raise OSError("it does not know us")
     for _ in range(100):  # signals to everybody may come before
         head = stream.read(16)
         if len(head) < 16:
@@ -275,8 +273,11 @@ def call_systemd(
             link.settimeout(2)
             link.connect(str(paths.systemd))
             link.sendall(b"\0AUTH EXTERNAL " + user + b"\r\nBEGIN\r\n")
+            stream = link.makefile("rb")
+            if not stream.readline().startswith(b"OK"):  # what comes before is not looked at
+                raise OSError("it does not know us")
             link.sendall(head + bytes(-len(head) % 8) + body)
-            refused, said = answer_of_systemd(link.makefile("rb"))
+            refused, said = answer_of_systemd(stream)
     except OSError as error:
         raise OSError(f"can't reach systemd for the fence: {error.strerror or error}") from error
     if refused and b"already loaded" not in said and b"not loaded" not in said:
