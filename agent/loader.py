@@ -257,8 +257,8 @@ def call_systemd(
 ) -> bytes:
     """The answer's body to a D-Bus call to the manager, on the socket that is root's alone.
 
-    No process, which would cost more than all else that an active node does beside a passive one.
-    Raises `OSError` when it fails or nothing is said for 2 s.
+    No program is started for it: an active node calls at each run. Raises `OSError` when it fails
+    or nothing is said for 2 s.
     """
     body = b""
     for argument in arguments:
