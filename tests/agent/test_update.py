@@ -250,8 +250,9 @@ def test_an_agent_whose_runs_do_nothing_is_undone_by_the_timer_that_its_taker_st
     before = world.paths.loader.read_text()
     newer = changed(world, IN_THE_RUN, f"    sys.exit(0)\n{IN_THE_RUN}")
     for _ in range(2):
+        world.systemd.calls.clear()
         takes(world, newer)
-        assert world.systemd.calls[-1][:2] == ("RestartUnit", "rollback.timer")
+        assert ("RestartUnit", "rollback.timer") in [call[:2] for call in world.systemd.calls]
         assert tick(world) == 0
         assert world.paths.loader.read_text() == newer
         roll_back(world, 0, "a later run", timer="running")
