@@ -209,9 +209,9 @@ def sync_folder(folder: Path) -> None:
 
 
 SYSTEMD = "org.freedesktop.systemd1"
-ALIGNED = {"s": 4, "o": 4, "u": 4, "b": 4, "a": 4, "t": 8, "(": 8}
+ALIGNED = {"s": 4, "o": 4, "b": 4, "a": 4, "t": 8, "(": 8}
 """Where a value of a type may begin, in bytes; the other types begin anywhere."""
-NUMBERS = {"y": "<B", "u": "<I", "b": "<I", "t": "<Q"}
+NUMBERS = {"y": "<B", "b": "<I", "t": "<Q"}
 
 
 def packed(data: bytes, kind: str, value: Any) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.loader import BadInput, parse_nodes_info
 from deploy import Refusal
-from deploy.files import json_text, write_whole
+from deploy.files import write_json
 from deploy.plan import Node, Plan, zone_of
 from deploy.settings import Settings
 
@@ -68,4 +68,4 @@ def require_address(where: str, text: str) -> None:
 
 def write_nodes_info(path: Path, info: NodesInfo, *, folder_mode: int = 0o755) -> None:
     """Write the file, whole or not at all."""
-    write_whole(path, json_text(info).encode(), folder_mode=folder_mode)
+    write_json(path, info, folder_mode=folder_mode)
