@@ -11,7 +11,9 @@ systemd starts this file on every node at the same seconds of each minute. One r
  6. decision: with the promised votes of a majority the first node in the order is active;
  7. `probe.html`, which the load balancer asks for, exists on the active node alone.
 
-Steps 4 to 7 repeat until the outcome is settled. What is unknown counts against being active.
+Steps 4 to 7 repeat until the outcome is settled: a look. A run looks again and again, each time
+at the same moment as every other node, and ends before systemd starts the next one. What is
+unknown counts against being active.
 The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
 Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/html/status.json,
@@ -34,7 +36,7 @@ Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/h
 #   markers                 what one node tells another, signed
 #   state                   what this boot has promised and was promised
 #   decide                  observe, then See, Ask, Vote, Count, Act: no file, no clock, no network
-#   settle                  one run, as the effects that it asks for, in their order
+#   settle                  one look, as the effects that it asks for, in their order
 #   machine                 does the effects here; the simulation does them on a virtual clock
 #   report                  log, status.json, journal
 #   verbs                   the command line
@@ -48,6 +50,7 @@ import logging
 import os
 import queue
 import re
+import signal
 import socket
 import stat
 import struct
@@ -66,7 +69,10 @@ if __name__ == "__main__":
     gc.disable()  # a process of a second: with `gc.freeze` at its end a tenth of its CPU
 
 import requests
-from urllib3.exceptions import HTTPError  # what requests lets through while a body is read
+from urllib3.exceptions import (  # what requests lets through while a body is read, and
+    HTTPError,
+    ProtocolError,  # what it has inside
+)
 
 # ------------------------------------------------ files, clocks, systemd
 
@@ -108,6 +114,7 @@ class Paths:
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
+        self.unit = Path(root, "etc/systemd/system/loader.service")
 
 
 def boot_seconds() -> float:
@@ -257,7 +264,7 @@ def call_systemd(
 ) -> bytes:
     """The answer's body to a D-Bus call to the manager, on the socket that is root's alone.
 
-    No program is started for it: an active node calls at each run. Raises `OSError` when it fails
+    No program is started for it: an active node calls at each look. Raises `OSError` when it fails
     or nothing is said for 2 s.
     """
     body = b""
@@ -295,30 +302,32 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
 # ------------------------------------------------ settings: what a node is told
 
 DRIFT = 0.001  # rho: bound on the drift of two boot clocks
-READY_RUNS = 2  # K: runs with a majority before a node may take the role from an active one
+READY_LOOKS = 2  # K: looks with a majority before a node may take the role from an active one
 COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
-FORGIVEN_RUNS = 10  # good runs in a row before a node's failures count from the first again
+FORGIVEN_LOOKS = 10  # good looks in a row before a node's failures count from the first again
 
 
-def runs_to_prefer(failures: int) -> int:
-    """How many good runs in a row bring a preference back that so many failures have cost.
+def looks_to_prefer(failures: int) -> int:
+    """How many good looks in a row bring a preference back that so many failures have cost.
 
-    Few enough that a node that is well again is preferred within five periods.
+    Few enough that a node that is well again is preferred within the time of five looks.
     """
-    return min(READY_RUNS + failures - 1, 4) if failures else 0
+    return min(READY_LOOKS + failures - 1, 4) if failures else 0
 
 
 class Timing(NamedTuple):
     """Every length of time of the protocol, in seconds; made by `timing`, checked by `check`."""
 
-    period_seconds: float
+    period_seconds: float  # from one run to the next
+    look_seconds: float  # T: from one look to the next, within a run
+    gap_seconds: float  # G: how much later the first look of a run may begin
     promise_seconds: float  # D: how long a vote binds the voter
     lease_seconds: float  # L: how long a grant lasts for the candidate, from its stamp
     margin_seconds: float  # F: between the fence and the end of the lease
-    poll_seconds: float  # pause between two polls of a run
-    stay_seconds: float  # least length of a run that is not calm
-    rest_seconds: float  # who failed lately waits so long in a run for somebody else to ask
-    end_seconds: float  # longest run
+    poll_seconds: float  # pause between two polls of a look
+    stay_seconds: float  # least length of a look that is not calm
+    rest_seconds: float  # who failed lately waits so long in a look for somebody else to ask
+    end_seconds: float  # longest look that ends a run
     fresh_seconds: float  # a marker that has not changed for so long counts as absent
     timeout_seconds: float  # one request, and how long the first poll waits for an answer
     connect_seconds: float  # the first request to a peer may take so long, but nobody waits
@@ -330,16 +339,20 @@ def lease_of(promise_seconds: float) -> float:
 
 
 def tick_spread_seconds(times: Timing) -> float:
-    """W: how far apart two nodes' ticks may be without costing the active node its role."""
-    round_seconds = times.timeout_seconds + times.poll_seconds
-    return times.lease_seconds - times.margin_seconds - times.period_seconds - round_seconds
+    """W: how far apart two nodes' looks may be without costing the active node its role."""
+    needed_seconds = times.look_seconds + times.gap_seconds + times.timeout_seconds
+    return times.lease_seconds - times.margin_seconds - needed_seconds - times.poll_seconds
 
 
 def check(times: Timing) -> Timing:
     """The same times, if they keep docs/protocol.md section 2. Raises `BadInput` if they don't."""
-    period = times.period_seconds
+    period, look = times.period_seconds, times.look_seconds
     if not 2 <= period <= 60 or period % 1 or 60 % period:
         raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
+    if not 2 <= look <= period or look % 1 or period % look:
+        raise BadInput(
+            f"look_seconds = {look:g}: use a divisor of period_seconds = {period:g}, 2 or more."
+        )
     if times.lease_seconds > lease_of(times.promise_seconds):
         raise BadInput(
             f"a lease of {times.lease_seconds:g} s outlives a promise of"
@@ -347,65 +360,87 @@ def check(times: Timing) -> Timing:
         )
     if tick_spread_seconds(times) < 0.5:
         raise BadInput(
-            f"a lease of {times.lease_seconds:g} s ends before a run every {period:g} s can renew"
+            f"a lease of {times.lease_seconds:g} s ends before a look every {look:g} s can renew"
             f" it: it needs {0.5 - tick_spread_seconds(times):.2f} s more."
         )
-    if times.end_seconds + times.timeout_seconds >= period:
-        raise BadInput(f"a run of {times.end_seconds:g} s does not end within {period:g} s.")
+    if times.end_seconds + times.timeout_seconds >= look:
+        raise BadInput(f"a look of {times.end_seconds:g} s does not end within {look:g} s.")
     return times
 
 
-def timing(period_seconds: float) -> Timing:
-    """The times of docs/protocol.md section 2, all derived from the timer's period."""
-    promise_seconds = period_seconds + max(2.5, 0.35 * period_seconds)
-    timeout_seconds = max(0.3, 0.05 * period_seconds)
-    poll_seconds = max(0.1, period_seconds / 80)
+GAP_SECONDS = 0.5
+"""G: an old run's end, the start of Python and its imports on a busy machine of two cores
+(docs/measurements.md)."""
+
+
+def timing(period_seconds: float, look_seconds: float) -> Timing:
+    """The times of docs/protocol.md section 2, all derived from the two that the operator sets.
+
+    Where a run is one look, each is as late as the one before: nothing is to be added for it.
+    """
+    gap_seconds = GAP_SECONDS if look_seconds < period_seconds else 0.0
+    promise_seconds = look_seconds + gap_seconds + max(2.5, 0.35 * look_seconds)
+    lease_seconds, margin_seconds = lease_of(promise_seconds), max(0.2, 0.05 * look_seconds)
+    timeout_seconds = max(0.3, 0.05 * look_seconds)
+    poll_seconds = max(0.1, look_seconds / 80)
+    round_seconds = timeout_seconds + poll_seconds
     return check(
         Timing(
             period_seconds=period_seconds,
+            look_seconds=look_seconds,
+            gap_seconds=gap_seconds,
             promise_seconds=promise_seconds,
-            lease_seconds=lease_of(promise_seconds),
-            margin_seconds=max(0.2, 0.05 * period_seconds),
+            lease_seconds=lease_seconds,
+            margin_seconds=margin_seconds,
             poll_seconds=poll_seconds,
-            stay_seconds=max(0.3 * period_seconds, 3 * (timeout_seconds + poll_seconds)),
-            rest_seconds=0.2 * period_seconds,
-            end_seconds=min(
-                0.85 * period_seconds,
-                0.95 * period_seconds - timeout_seconds - poll_seconds - 0.1,
-            ),
-            fresh_seconds=1.45 * period_seconds,
+            stay_seconds=max(0.3 * look_seconds, 3 * round_seconds),
+            rest_seconds=0.2 * look_seconds,
+            end_seconds=min(0.85 * look_seconds, 0.95 * look_seconds - round_seconds - 0.1),
+            fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
             timeout_seconds=timeout_seconds,
-            connect_seconds=min(3.0, max(0.3, 0.15 * period_seconds)),
+            connect_seconds=min(3.0, max(0.3, 0.15 * look_seconds)),
         )
     )
 
 
+def usual_look_seconds(period_seconds: float) -> float:
+    """2, or the next number that divides a period that is not even."""
+    return next((n for n in (2, 3, 5) if period_seconds % n == 0), period_seconds)
+
+
 def brief_seconds(times: Timing) -> float:
     """How long a run waits for what does not decide: a newer agent, a name that is known."""
-    return max(0.1, times.period_seconds / 40)
+    return max(0.1, times.look_seconds / 40)
 
 
 def worst_failover_seconds(times: Timing) -> float:
-    """From the crash of the active node to its successor, at worst, if all nodes run at one time.
+    """From the crash of the active node to its successor, at worst, if all nodes look at one time.
 
     The promises to the node that crashed run out D after its last stamp was read. Collecting the
-    votes takes a round of requests, and another if one is lost; if the run under way then ends
-    before, the next tick's does it.
+    votes takes a round of requests, and another if one is lost; if a run ends before, the first
+    look of the next one does it.
     """
     round_seconds = times.timeout_seconds + times.poll_seconds
     freed_seconds = times.promise_seconds + round_seconds
-    into_the_run = freed_seconds % times.period_seconds
-    if into_the_run + 2 * round_seconds > times.end_seconds:
-        freed_seconds += times.period_seconds - into_the_run
+    into_the_look = freed_seconds % times.look_seconds
+    if into_the_look + 2 * round_seconds > times.end_seconds:
+        freed_seconds += times.look_seconds - into_the_look + times.gap_seconds
     return freed_seconds + 2 * round_seconds
 
 
 class Settings(NamedTuple):
     """What /etc/bootstrap/loader.conf may say."""
 
-    times: Timing = timing(20)
+    times: Timing = timing(20, 2)
     peer_address: str = "public"  # or "private": which of a peer's addresses is asked
     bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
+
+
+def _number(found: Mapping[str, str], name: str, usual: float) -> float:
+    try:
+        return float(found.get(name, usual))
+    except ValueError:
+        raise BadInput(f"{name} = {found[name]}: not a number.") from None
 
 
 def read_settings(path: Path) -> Settings:
@@ -420,25 +455,32 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
     found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    unknown = sorted(set(found) - {"period_seconds", "peer_address", "bootstrap_url"})
-    unknown += sorted(set(parser.sections()) - {"loader"})
+    names = ("period_seconds", "look_seconds", "peer_address", "bootstrap_url")
+    unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
     if unknown:
-        raise BadInput(
-            f"{path}: unknown {unknown[0]!r}: [loader] takes period_seconds, peer_address"
-            " and bootstrap_url."
-        )
+        takes = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise BadInput(f"{path}: unknown {unknown[0]!r}: [loader] takes {takes}.")
     try:
-        times = timing(float(found.get("period_seconds", "20")))
-    except ValueError:
-        raise BadInput(
-            f"{path}: period_seconds = {found['period_seconds']}: not a number."
-        ) from None
+        period = _number(found, "period_seconds", 20)
+        times = timing(period, _number(found, "look_seconds", usual_look_seconds(period)))
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     peer_address = found.get("peer_address", "public")
     if peer_address not in ("public", "private"):
         raise BadInput(f"{path}: peer_address = {peer_address}: use public or private.")
     return Settings(times, peer_address, found.get("bootstrap_url", "").rstrip("/"))
+
+
+def settings_here(paths: Paths) -> Settings:
+    """The settings, as far as this node's unit goes along. Raises `BadInput`.
+
+    A release reaches nodes whose unit is older than looks, and kills a run that goes on for long.
+    """
+    settings = read_settings(paths.conf)
+    if "Type=oneshot" not in (read_mark(paths.unit) or ""):
+        return settings
+    period_seconds = settings.times.period_seconds
+    return settings._replace(times=timing(period_seconds, period_seconds))
 
 
 NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
@@ -507,6 +549,10 @@ class Unanswered(Exception):  # noqa: N818 - silence is an observation, not a bu
     """Why there was no usable answer, in words."""
 
 
+class HungUp(Unanswered):
+    """The connection was closed before an answer: one that was kept open may be so at any time."""
+
+
 class Answer(NamedTuple):
     """An HTTP answer, its body cut at the limit of the request."""
 
@@ -558,33 +604,44 @@ def fetch(
     except requests.Timeout as error:
         raise Unanswered(f"no answer within {timeout_seconds:g} s") from error
     except requests.ConnectionError as error:
-        raise Unanswered("no connection") from error
+        hung_up = isinstance(error.args and error.args[0], ProtocolError)
+        raise (HungUp if hung_up else Unanswered)("no connection") from error
     except (requests.RequestException, HTTPError, HTTPException, OSError, ValueError) as error:
         raise Unanswered(f"no proper answer ({type(error).__name__})") from error
 
 
+Question = Callable[[requests.Session], Any]
+
+
 class Asker:
-    """Asks from threads, of each name one question at a time, so that nobody has to wait."""
+    """Asks from threads, of each name one question at a time, so that nobody has to wait.
+
+    The thread of a name and its connection stay for the next question.
+    """
 
     def __init__(self) -> None:
         self.busy: set[str] = set()  # names of which an answer is still to come
-        self._sessions: dict[str, requests.Session] = {}
+        self._questions: dict[str, queue.SimpleQueue[Question]] = {}
         self._answers: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._kept: dict[str, Any] = {}
 
-    def ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
+    def ask(self, name: str, question: Question) -> None:
         """Start asking."""
         self.busy.add(name)
-        if name not in self._sessions:
-            self._sessions[name] = new_session()
-        threading.Thread(target=self._ask, args=(name, question), daemon=True).start()
+        if name not in self._questions:
+            self._questions[name] = queue.SimpleQueue()
+            threading.Thread(target=self._ask, args=(name,), daemon=True).start()
+        self._questions[name].put(question)
 
-    def _ask(self, name: str, question: Callable[[requests.Session], Any]) -> None:
-        try:
-            outcome = question(self._sessions[name])
-        except Unanswered as silence:
-            outcome = silence
-        self._answers.put((name, outcome))
+    def _ask(self, name: str) -> None:
+        session = new_session()
+        while True:
+            question = self._questions[name].get()
+            try:
+                outcome = question(session)
+            except Unanswered as silence:
+                outcome = silence
+            self._answers.put((name, outcome))
 
     def next(self, until: float) -> tuple[str, Any] | None:
         """The next answer, or the `Unanswered`; None where none comes until `time.monotonic()`."""
@@ -781,8 +838,7 @@ def why_not(path: Path, until_seconds: float) -> str:
     A process group of its own: it may kill it. It must say that it passed: it may end with 0
     before any check. It is read once it has ended: it may print without end.
     """
-    import signal  # noqa: PLC0415 - once an update
-    import subprocess  # noqa: PLC0415 - as above
+    import subprocess  # noqa: PLC0415 - once an update
 
     with subprocess.Popen(
         [sys.executable, "-B", str(path), "--self-check"],
@@ -1038,15 +1094,15 @@ class State(NamedTuple):
     stamp: int = 0
     candidate: bool = False
     active: bool = False
-    quorum_runs: int = 0
+    quorum_runs: int = 0  # looks in a row with a majority; its name is older than they are
     yields_to: str | None = None  # whom this voter would rather vote for
     sees: tuple[str, ...] = ()  # peers that have a marker here
     records: Mapping[str, Mapping[str, Record]] = {}  # peer -> epoch -> its newest marker
     wall_offset_seconds: float | None = None  # wall clock minus boot clock, as last read
     wall_read_seconds: float = 0.0
     # Preference (docs/protocol.md section 8): safety does not depend on it.
-    began_seconds: float = 0.0  # when the last run did
-    finished: bool = True  # False while a run is under way, and after one that was killed
+    began_seconds: float = 0.0  # when the last look did
+    finished: bool = True  # False while a look is under way, and after one that was killed
     trouble: str = ""  # what the last failure was
     failures: int = 0  # how often this node asked for votes, or had them, and could not serve
     in_vain: Mapping[str, int] = {}  # candidate -> how often our vote for it came to nothing
@@ -1058,7 +1114,7 @@ class State(NamedTuple):
 
 def promised_seconds(paths: Paths) -> float:
     """For how long a vote of an earlier boot may bind; the longest there is where it is unclear."""
-    longest = timing(60).promise_seconds
+    longest = timing(60, 60).promise_seconds
     try:
         known = float(paths.promised.read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -1122,15 +1178,15 @@ def load_state(paths: Paths, times: Timing, now: float) -> State:
 
 
 class Seen(NamedTuple):
-    """What one run has learnt so far; the `View` of a poll is made from it."""
+    """What one look has learnt so far; the `View` of a poll is made from it."""
 
     started_seconds: float
-    until_seconds: float  # when the run must be over
+    until_seconds: float  # when the look must be over
     leaving: bool = False
-    answered: frozenset[str] = frozenset()  # peers whose Apache answered in this run
+    answered: frozenset[str] = frozenset()  # peers whose Apache answered in this look
     markers: Mapping[str, Marker] = {}  # newest valid marker of each peer
-    first_stamps: Mapping[str, tuple[str, int]] = {}  # as first seen in this run
-    last_stamps: Mapping[str, tuple[str, int]] = {}  # as last seen in the run before
+    first_stamps: Mapping[str, tuple[str, int]] = {}  # as first seen in this look
+    last_stamps: Mapping[str, tuple[str, int]] = {}  # as last seen in the look before
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
     fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
@@ -1164,7 +1220,7 @@ def newer_records(
 
 
 def times_in_vain(state: State, marker: Marker, now: float) -> int:
-    """How often in a row our vote bound us until the next run to somebody who never served."""
+    """How often in a row our vote bound us until the next look to somebody who never served."""
     times, vote = state.in_vain.get(marker.sender, 0), state.vote
     if marker.active:
         return 0
@@ -1175,7 +1231,7 @@ def times_in_vain(state: State, marker: Marker, now: float) -> int:
 def observe(
     members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], now: float
 ) -> tuple[State, Seen]:
-    """Take in the replies of one poll; who gave none keeps what it last said in this run."""
+    """Take in the replies of one poll; who gave none keeps what it last said in this look."""
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
     for name, reply in replies.items():
@@ -1204,7 +1260,7 @@ class View(NamedTuple):
 
     now_seconds: float
     markers: Mapping[str, Marker]  # present, verified, fresh
-    # Two different stamps seen within this run; for whom I yielded to, since the run before, so
+    # Two different stamps seen within this look; for whom I yielded to, since the one before, so
     # that the active node still reads of it when it looks for the first time.
     live: frozenset[str]
     changed_seconds: Mapping[str, float]
@@ -1212,11 +1268,11 @@ class View(NamedTuple):
     leaving: bool
     clock_stepped: bool
     started_seconds: float
-    late: bool = False  # the run began too late to stand
+    late: bool = False  # the look began too late to stand
 
 
 def is_late(members: Members, seen: Seen) -> bool:
-    """Whether so much of the run was over when it began that its ticks are no base for a lease."""
+    """Whether so much of the look was over when it began that it is no base for a lease."""
     missed_seconds = members.times.end_seconds - (seen.until_seconds - seen.started_seconds)
     return missed_seconds > tick_spread_seconds(members.times)
 
@@ -1256,37 +1312,37 @@ def view_of(
 
 
 def failed(state: State, why: str) -> State:
-    """The state of a node that had votes and could not serve, or whose run never ended."""
+    """The state of a node that had votes and could not serve, or whose look never ended."""
     return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
 def is_ready(marker: Marker, view: View) -> bool:
-    """Whether a candidate may take the role from an active node (K runs, and a live agent)."""
-    return marker.quorum_runs >= READY_RUNS and marker.sender in view.live
+    """Whether a candidate may take the role from an active node (K looks, and a live agent)."""
+    return marker.quorum_runs >= READY_LOOKS and marker.sender in view.live
 
 
 def rests(members: Members, state: State, view: View) -> str:
     """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
-    Who failed lately stands again after some good runs, and where nobody else does.
+    Who failed lately stands again after some good looks, and where nobody else does.
     """
-    times, left = members.times, runs_to_prefer(state.failures) - state.quorum_runs
+    times, left = members.times, looks_to_prefer(state.failures) - state.quorum_runs
     if state.active:
         return ""
     if view.late:
-        return "began this run too late to stand"
+        return "began this look too late to stand"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
         return ""
-    return f"leaves the role to others for {left} good runs more: {state.trouble}"
+    return f"leaves the role to others for {left} good looks more: {state.trouble}"
 
 
 def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
-    """The order as this node heeds it: voted for in vain, a node comes last for some good runs."""
+    """The order as this node heeds it: voted for in vain, a node comes last for some good looks."""
     last = {
         name
         for name, marker in view.markers.items()
-        if marker.quorum_runs < runs_to_prefer(state.in_vain.get(name, 0)) and not marker.active
+        if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and not marker.active
     }
     return tuple(sorted(members.order, key=last.__contains__))
 
@@ -1332,7 +1388,7 @@ def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
         if marker is not None and marker.candidate:
             found[name] = Claim(marker.epoch, marker.stamp, marker.active, is_ready(marker, view))
         elif name == members.me and state.candidate:
-            ready = state.quorum_runs >= READY_RUNS
+            ready = state.quorum_runs >= READY_LOOKS
             found[name] = Claim(state.epoch, state.stamp, state.active, ready)
     return found
 
@@ -1432,8 +1488,8 @@ def is_content(members: Members, decision: Decision, view: View, active: str) ->
     """Whether a passive node has given the active one what it needs for this tick."""
     state, marker = decision.state, view.markers[active]
     unchanged_seconds = view.now_seconds - view.changed_seconds[active]
-    # A stamp of the run before does not do: who was elected late in it may run after us.
-    if unchanged_seconds > members.times.period_seconds / 4:
+    # A stamp of the look before does not do: who was elected late in it may look after us.
+    if unchanged_seconds > members.times.look_seconds / 4:
         return False
     if state.yields_to or any(m.yields_to == members.me for m in view.markers.values()):
         return False
@@ -1442,7 +1498,7 @@ def is_content(members: Members, decision: Decision, view: View, active: str) ->
 
 
 def is_settled(members: Members, decision: Decision, view: View) -> bool:
-    """Whether nothing is left to wait for in this run (docs/protocol.md section 4)."""
+    """Whether nothing is left to wait for in this look (docs/protocol.md section 4)."""
     state, now = decision.state, view.now_seconds
     active = active_node(members, state, view)
     if active is None:
@@ -1520,13 +1576,12 @@ def decide(members: Members, state: State, view: View) -> Decision:
     return decision._replace(settled=settled, reason=reason_of(members, decision, view))
 
 
-# ------------------------------------------------ settle: one run, as the effects that it needs
+# ------------------------------------------------ settle: one look, as the effects that it needs
 
 
 class Poll(NamedTuple):
-    """Ask every peer for its marker, at first also for its front page; wait for `wait_for`."""
+    """Ask every peer for its marker; wait for those of `wait_for`."""
 
-    first: bool
     wait_for: frozenset[str]
 
 
@@ -1572,7 +1627,7 @@ class Moment(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a run ended."""
+    """How a look ended."""
 
     state: State
     seen: Seen
@@ -1636,7 +1691,7 @@ def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
 
 
 def _drop() -> Generator[Effect, Moment, Moment]:
-    """Remove the probe. Raises `OSError` where it stays, which ends the run."""
+    """Remove the probe. Raises `OSError` where it stays, which ends the look."""
     moment = yield Drop()
     if not moment.value:
         raise OSError("can't remove probe.html")
@@ -1647,7 +1702,11 @@ def _begin(
     members: Members, state: State, moment: Moment
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
-    missed = 0 < state.began_seconds < moment.boot_seconds - 1.6 * members.times.period_seconds
+    missed = (
+        0
+        < state.began_seconds
+        < moment.boot_seconds - 1.6 * members.times.look_seconds - members.times.gap_seconds
+    )
     state, stepped = note_wall_clock(state, moment)
     now = moment.boot_seconds
     late = now >= lease_end_seconds(members, state) - members.times.margin_seconds
@@ -1660,8 +1719,8 @@ def _begin(
     if lost:
         state = failed(state, "its lease ended before it was renewed")
     elif missed or not state.finished:
-        state = failed(state, "its last run did not end well")
-    stands = state.quorum_runs >= runs_to_prefer(state.failures)
+        state = failed(state, "its last look did not end well")
+    stands = state.quorum_runs >= looks_to_prefer(state.failures)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
         candidate=state.candidate and (stands or state.active),
@@ -1674,7 +1733,7 @@ def _begin(
     return state, moment
 
 
-def look(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
+def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
     """What follows from the replies of one poll."""
     now = moment.boot_seconds
     state, seen = observe(members, state, seen, moment.value, now)
@@ -1682,8 +1741,8 @@ def look(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[De
     view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        runs = decision.state.quorum_runs + 1
-        decision = decision._replace(state=decision.state._replace(quorum_runs=runs))
+        looks = decision.state.quorum_runs + 1
+        decision = decision._replace(state=decision.state._replace(quorum_runs=looks))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
 
@@ -1726,7 +1785,7 @@ def _apply(
 
 
 def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
-    """The run was stopped or frozen: its view is too old to show anything."""
+    """The look was stopped or frozen: its view is too old to show anything."""
     fence = lease_end_seconds(members, state) - members.times.margin_seconds
     stays = state.active and moment.boot_seconds < fence
     if not stays:
@@ -1748,7 +1807,7 @@ def _rehearse() -> Generator[Effect, Moment, None]:
 
 
 def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
-    """Peers that answered nothing in the whole run lose their marker."""
+    """Peers that answered nothing in the whole look lose their marker."""
     seen = seen._replace(markers=seen.fresh)  # what was too old did not count
     sees = tuple(name for name in members.peers if name in seen.answered)
     last = state._replace(sees=sees)
@@ -1757,29 +1816,28 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
             yield from _rehearse()
         if not seen.had_quorum or is_late(members, seen):
             last = last._replace(quorum_runs=0)
-        elif state.quorum_runs > FORGIVEN_RUNS:
+        elif state.quorum_runs > FORGIVEN_LOOKS:
             last = last._replace(failures=0)
         moment = yield Save(last)
         if (last.sees, last.quorum_runs) != (state.sees, state.quorum_runs):
             yield Show(markers_of(members, last, moment))
-    except OSError as error:  # to the next run this one never ended
-        logging.warning("%s", trouble_of(members, error, "the run ends"))
+    except OSError as error:  # to the next look this one never ended
+        logging.warning("%s", trouble_of(members, error, "the look ends"))
         last = state._replace(finished=False)
     return Outcome(last, seen, reason)
 
 
 def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
     state, moment = yield from _begin(members, state, moment)
-    times, first, tries = members.times, True, 0
+    times, tries = members.times, 0
     slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
-        moment = yield Poll(first, frozenset(members.peers) - slow)
-        first = False
+        moment = yield Poll(frozenset(members.peers) - slow)
         asleep_seconds = moment.boot_seconds - seen.until_seconds
         if asleep_seconds > times.timeout_seconds + times.poll_seconds:
             return (yield from _overslept(members, state, seen, moment))
         slow = frozenset(members.peers) - {n for n, r in moment.value.items() if r.connected}
-        decision, seen = look(members, state, seen, moment)
+        decision, seen = conclude(members, state, seen, moment)
         state, trouble = yield from _apply(members, decision, tries)
         tries, reason = (tries + 1 if trouble else 0), decision.reason
         if trouble:  # an active node keeps its probe, which the fence takes in time
@@ -1795,11 +1853,11 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
 def settle(
     members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
 ) -> Steps:
-    """One run, as the effects that it needs done; whoever does them sends back each `Moment`.
+    """One look, as the effects that it needs done; whoever does them sends back each `Moment`.
 
     It is over by `until_seconds` on the boot clock, or after one poll where that is past. What
     can't be done is tried again at the next poll: the fence that is armed already ends the
-    lease if it never can. Only a probe that can't be removed ends the run.
+    lease if it never can. Only a probe that can't be removed ends the look.
     """
     last_stamps = {
         name: (epoch, record.stamp)
@@ -1928,7 +1986,7 @@ class Machine:
         return Moment(boot_seconds(), time.time(), self.paths.probe.exists(), value)
 
     def drive(self, steps: Steps) -> Outcome:
-        """Do every effect of a run and hand back what came of it."""
+        """Do every effect of a look and hand back what came of it."""
         try:
             effect = next(steps)
             while True:
@@ -1954,11 +2012,11 @@ class Machine:
         """Wait."""
         time.sleep(seconds)
 
-    def poll(self, first: bool, wait_for: frozenset[str]) -> dict[str, Reply]:
+    def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
         for name in self.members.peers:
             if name not in self.asker.busy:
-                self.asker.ask(name, self.question(name, first=first or name in self.untested))
+                self.asker.ask(name, self.question(name))
         replies: dict[str, Reply] = {}
         deadline = time.monotonic() + self.members.times.timeout_seconds
         waiting = set(wait_for)
@@ -1974,17 +2032,20 @@ class Machine:
             self.silent[name] = self.silent.get(name) or "no answer yet"
         return replies
 
-    def question(self, name: str, *, first: bool) -> Callable[[requests.Session], Reply]:
-        """What to ask a peer: at first its front page, then its marker about us."""
+    def question(self, name: str) -> Question:
+        """What to ask a peer: its front page until a run saw that, then its marker about us."""
         url, me, times = self.urls[name], self.members.me, self.members.times
+        untested = name in self.untested
 
         def ask(session: requests.Session) -> Reply:
-            if first:
+            if untested:
                 page = fetch(session, f"{url}/", timeout_seconds=times.connect_seconds)
                 if page.status != 200:
                     return Reply(connected=False, why=f"status {page.status}")
-            patience = times.timeout_seconds
-            marker = fetch(session, f"{url}/{me}.html", timeout_seconds=patience)
+            try:
+                marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
+            except HungUp:  # once more, on a new connection
+                marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
             if marker.status not in (200, 404):
                 return Reply(connected=False, why=f"status {marker.status}")
             return Reply(connected=True, marker=marker)
@@ -2017,7 +2078,7 @@ class Machine:
     def serve(self, until_seconds: float, commit: bool) -> bool:
         """Set the fence and Apache's limit, then commit the probe; whether it is there.
 
-        The look at the clock stays the last thing before the rename: a run that stood still until
+        Reading the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
         if boot_seconds() >= until_seconds:
@@ -2060,13 +2121,13 @@ def reachable_nodes(members: Members, outcome: Outcome) -> list[str]:
 
 
 def log_peer(machine: Machine, seen: Seen, name: str, address: str) -> None:
-    """What one peer answered in this run."""
+    """What one peer answered in this look."""
     me, marker = machine.members.me, machine.paths.html / f"{name}.html"
     logging.info(
         "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
     )
     if name not in seen.answered:
-        why = machine.silent.get(name, "not asked in this run")
+        why = machine.silent.get(name, "not asked in this look")
         logging.warning("HTTP Connectivity failed to %s: %s", address, why)
         logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
         return
@@ -2087,7 +2148,7 @@ def log_peer(machine: Machine, seen: Seen, name: str, address: str) -> None:
 
 
 def log_trace(machine: Machine, outcome: Outcome) -> None:
-    """The trace of a run, line by line, as operators of this design know it."""
+    """The trace of a look, line by line, as operators of this design know it."""
     members, seen, addresses = machine.members, outcome.seen, machine.addresses
     for name in members.order:
         address = addresses[name]
@@ -2126,6 +2187,8 @@ def status_of(
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
         "period_seconds": times.period_seconds,
+        "look_seconds": times.look_seconds,
+        "fresh_seconds": round(times.fresh_seconds, 1),
         "version": __version__,
         "generation": members.generation,
         "private_ip": identity.private_ip,
@@ -2158,19 +2221,33 @@ def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) ->
     tell_journal(f"{role}: {reason}", warning=warning or role != before)
 
 
-def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any) -> None:
-    """status.json, and what `tell_role` tells; `expires`: False where Apache sets no limit."""
-    paths = machine.paths
+def outlook(outcome: Outcome) -> Any:
+    """Who is active, who sees whom, who votes for whom: what is worth a trace when it changes."""
+    state, seen = outcome.state, outcome.seen
+    shown = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
+    return state.active, seen.answered, shown, state.vote and state.vote.candidate
+
+
+def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any, last: Any) -> Any:
+    """status.json, and where it says what `last` does not, trace and journal; what it says now.
+
+    `expires`: False where Apache sets no limit, None where nobody knows.
+    """
+    paths, now = machine.paths, (outlook(outcome), expires is False)
+    if now != last:
+        log_trace(machine, outcome)
     status = status_of(identity, machine, outcome, machine.moment())
     status["probe_expires"] = expires if isinstance(expires, bool) else None
-    if expires is False:
-        logging.warning(NO_LIMIT)
     try:
         write_atomic(paths.status, json.dumps(status))
     except OSError as error:
         logging.error("Can't write %s: %s", paths.status, error.strerror)
-    reason = outcome.reason + (f". {NO_LIMIT}" if expires is False else "")
-    tell_role(paths, status["role"], reason, warning=expires is False)
+    if now != last:
+        if expires is False:
+            logging.warning(NO_LIMIT)
+        reason = outcome.reason + (f". {NO_LIMIT}" if expires is False else "")
+        tell_role(paths, status["role"], reason, warning=expires is False)
+    return now
 
 
 def start_log(paths: Paths) -> None:
@@ -2201,19 +2278,65 @@ def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machi
     return machine, load_state(paths, settings.times, start.boot_seconds), start
 
 
+def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
+    """When a run must be over, on the boot clock.
+
+    One of several looks: as long before the next tick as its last look then ends in time; if there
+    is no time left before that, before the one after it. One of one look: `end` after it began.
+    """
+    if times.look_seconds == times.period_seconds:
+        return began_seconds + times.end_seconds
+    reserve_seconds = times.look_seconds - times.end_seconds
+    left_seconds = times.period_seconds - now.wall_seconds % times.period_seconds - reserve_seconds
+    return now.boot_seconds + (left_seconds if left_seconds > 0 else times.period_seconds)
+
+
+def looks(
+    machine: Machine,
+    state: State,
+    until_seconds: float,
+    stopping: threading.Event,
+    *,
+    leaving: bool,
+) -> Iterable[Outcome]:
+    """What came of each look of a run: until that must be over, is stopped, or has handed over.
+
+    The first begins at once, the others at the same moments of the wall clock on every node.
+    """
+    times = machine.members.times
+    look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
+    while True:
+        start = machine.moment()
+        into_seconds = start.wall_seconds % look_seconds
+        ends_seconds = until_seconds
+        if several:
+            ends_seconds = min(until_seconds, start.boot_seconds + look_seconds - into_seconds)
+        steps = settle(machine.members, state, start, ends_seconds, leaving=leaving)
+        outcome = machine.drive(steps)
+        state = outcome.state
+        yield outcome
+        now = machine.moment()
+        until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
+        left_seconds = look_seconds - into_seconds - (now.boot_seconds - start.boot_seconds)
+        over = now.boot_seconds + max(0.0, left_seconds) >= until_seconds
+        if leaving or over or not several or stopping.wait(left_seconds + 0.002):
+            return
+
+
 def take_part(
     background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
-    times = settings.times
+    times, stopping = settings.times, threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # the look under way ends as it does
     identity = who_am_i(background, paths, brief_seconds(times))
     machine, state, start = prepare(identity, settings, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.boot_seconds)
-    steps = settle(machine.members, state, start, until_seconds, leaving=leaving)
-    outcome = machine.drive(steps)
-    log_trace(machine, outcome)
-    report(machine, identity, outcome, background.take("limit", 0))
+    expires, last = None, None
+    for outcome in looks(machine, state, until_seconds, stopping, leaving=leaving):
+        expires = background.take("limit", 0) if expires is None else expires
+        last = report(machine, identity, outcome, expires, last)
 
 
 def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool = False) -> None:
@@ -2237,14 +2360,14 @@ def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 
 
 def leave(paths: Paths, settings: Settings) -> None:
-    """Hand the role over, within one period and a half: a last run at the cluster's next tick."""
+    """Hand the role over in a last look, the cluster's next: within one and a half of them."""
     times = settings.times
     if load_state(paths, times, boot_seconds()).active or paths.probe.exists():
-        wait_seconds = times.period_seconds - time.time() % times.period_seconds
-        left_seconds = 1.5 * times.period_seconds - wait_seconds - times.connect_seconds
-        time.sleep(wait_seconds)
+        wait_seconds = times.look_seconds - time.time() % times.look_seconds
+        left_seconds = 1.5 * times.look_seconds - wait_seconds - times.connect_seconds
+        time.sleep(wait_seconds + 0.002)
         run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
-    if state := read_json(paths.state):  # the ticks until the timer starts again are not missed
+    if state := read_json(paths.state):  # the looks until the timer starts again are not missed
         write_atomic(paths.state, json.dumps({**state, "began_seconds": 0.0}))
 
 
@@ -2281,9 +2404,9 @@ def bootup(paths: Paths) -> None:
 
 
 def glance(members: Members, state: State, moment: Moment) -> tuple[Decision, Seen]:
-    """What a run that began at this moment would make of the replies in it."""
+    """What a look that began at this moment would make of the replies in it."""
     now = moment.boot_seconds
-    decision, seen = look(members, state, Seen(now, now + members.times.end_seconds), moment)
+    decision, seen = conclude(members, state, Seen(now, now + members.times.end_seconds), moment)
     return decision, seen._replace(markers=seen.fresh)
 
 
@@ -2298,7 +2421,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
         identity = known
     machine, state, _ = prepare(identity, settings, paths)
     peers = frozenset(machine.members.peers)
-    now = machine.moment(machine.do(Poll(first=True, wait_for=peers)))
+    now = machine.moment(machine.do(Poll(wait_for=peers)))
     decision, seen = glance(machine.members, state, now)
     log_trace(machine, Outcome(decision.state, seen, decision.reason))
     vote = decision.state.vote
@@ -2359,7 +2482,7 @@ def perform(verb: str, paths: Paths) -> None:
     if verb in ("bootup", "--self-check"):
         bootup(paths) if verb == "bootup" else self_check(paths)
         return
-    settings = read_settings(paths.conf)
+    settings = settings_here(paths)
     if verb == "--dry-run":
         dry_run(paths, settings)
         return
@@ -2370,7 +2493,8 @@ def perform(verb: str, paths: Paths) -> None:
         else:
             # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
             # its imports take long enough to be killed for otherwise.
-            run(paths, settings, process_began_seconds() + settings.times.end_seconds)
+            now = Moment(boot_seconds(), time.time(), probe_there=False)
+            run(paths, settings, run_end_seconds(settings.times, process_began_seconds(), now))
 
 
 DRY = ("--dry-run", "--self-check")

@@ -55,7 +55,7 @@ def times_of(period_seconds: int) -> Timing:
     Raises `Refusal` for one that breaks an inequality of docs/protocol.md section 2.
     """
     try:
-        return timing(period_seconds)
+        return timing(period_seconds, period_seconds)
     except BadInput as error:
         raise Refusal(str(error)) from error
 

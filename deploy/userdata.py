@@ -51,7 +51,10 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
     ticks = "*:*:00" if period_seconds == 60 else f"*:*:0/{period_seconds}"
     return {
         "loader.timer.d/period.conf": f"[Timer]\nOnCalendar=\nOnCalendar={ticks}\n",
-        "loader.service.d/period.conf": f"[Service]\nTimeoutStartSec={0.95 * period_seconds:g}\n",
+        "loader.service.d/period.conf": (
+            f"[Unit]\nStartLimitIntervalSec={0.9 * period_seconds:g}\n"
+            f"[Service]\nRuntimeMaxSec={period_seconds}\n"
+        ),
         "rollback.timer.d/period.conf": f"[Timer]\nOnActiveSec=\nOnActiveSec={trial_seconds}\n",
         "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds:g}\n",
     }

@@ -42,7 +42,7 @@ def test_settings_are_taken_from_the_file(tmp_path: Path) -> None:
     lines = "[loader]\nperiod_seconds=2\npeer_address = private\nbootstrap_url = http://w/b/%20/\n"
     path.write_text(lines)
     settings = loader.read_settings(path)
-    assert settings == loader.Settings(loader.timing(2), "private", "http://w/b/%20")
+    assert settings == loader.Settings(loader.timing(2, 2), "private", "http://w/b/%20")
 
 
 WRONG_SETTINGS = {
@@ -92,7 +92,7 @@ PERIODS = [2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
 
 @pytest.mark.parametrize("period", PERIODS)
 def test_every_period_that_a_timer_can_keep_is_safe_and_can_be_kept_up(period: int) -> None:
-    times = loader.timing(period)
+    times = loader.timing(period, period)
     assert times.lease_seconds * (1 + loader.DRIFT) <= times.promise_seconds * (1 - loader.DRIFT)
     round_seconds = times.timeout_seconds + times.poll_seconds
     assert times.lease_seconds - times.margin_seconds >= period + round_seconds + 0.5
@@ -110,7 +110,7 @@ WRONG_TIMES = {
 @pytest.mark.parametrize(("change", "why"), WRONG_TIMES.values(), ids=WRONG_TIMES)
 def test_times_that_break_an_inequality_are_refused(change: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput, match=why):
-        loader.check(loader.timing(20)._replace(**change))
+        loader.check(loader.timing(20, 20)._replace(**change))
 
 
 # ------------------------------------------------ nodes_info.json
@@ -203,7 +203,7 @@ def test_the_order_of_the_entries_is_the_order_of_preference() -> None:
 @pytest.mark.parametrize(("nodes", "majority"), [(3, 2), (5, 3), (7, 4), (101, 51)])
 def test_a_majority_is_more_than_half(nodes: int, majority: int) -> None:
     order = tuple(f"node{number}" for number in range(nodes))
-    assert loader.Members("node1", order, b"", loader.timing(20)).majority == majority
+    assert loader.Members("node1", order, b"", loader.timing(20, 20)).majority == majority
 
 
 # ------------------------------------------------ a whole run on bad input

@@ -1221,7 +1221,7 @@ def test_ticks_during_a_planned_stop_are_not_missed(node2: World, stops: bool) -
     until(lambda: loader.boot_seconds() > node2.state()["began_seconds"] + 2 * node2.period, 20)
     node2.run()
     assert (node2.state()["failures"], node2.state()["trouble"]) == (
-        (0, "") if stops else (1, "its last run did not end well")
+        (0, "") if stops else (1, "its last look did not end well")
     )
 
 

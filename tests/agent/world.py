@@ -74,9 +74,17 @@ class World:
     """A booted node `me` of a cluster whose other nodes vote for it, and see it."""
 
     def __init__(
-        self, root: Path, cloud: Web, *, me: str = "node1", nodes: int = 3, period: int = PERIOD
+        self,
+        root: Path,
+        cloud: Web,
+        *,
+        me: str = "node1",
+        nodes: int = 3,
+        period: int = PERIOD,
+        look: int = 0,
     ) -> None:
         self.cloud, self.me, self.root, self.period = cloud, me, root, period
+        self.look = look or period  # a run of one look ends as soon as that is settled
         self.paths = loader.Paths(str(root))
         self.metadata_host = f"127.0.2.{me[4:]}"
         self.hosts = {f"node{i}": f"127.0.1.{i}" for i in range(1, nodes + 1)}
@@ -110,7 +118,7 @@ class World:
 
     @property
     def times(self) -> loader.Timing:
-        return loader.timing(self.period)
+        return loader.timing(self.period, self.look)
 
     @property
     def web_site(self) -> str:
@@ -133,7 +141,7 @@ class World:
     # -- what the node is told
 
     def settings(self, **values: object) -> None:
-        told = {"period_seconds": self.period} | values
+        told = {"period_seconds": self.period, "look_seconds": self.look} | values
         text = "".join(f"{key} = {value}\n" for key, value in told.items())
         self.paths.conf.write_text(f"[loader]\n{text}")
 

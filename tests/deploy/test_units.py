@@ -90,11 +90,11 @@ def longest_run_seconds(times: loader.Timing) -> float:
 @pytest.mark.parametrize("period", PERIODS)
 def test_the_longest_run_ends_before_systemd_ends_it(period: int) -> None:
     limit = limit_seconds("loader.service", "TimeoutStartSec", period)
-    assert longest_run_seconds(loader.timing(period)) < limit < period
+    assert longest_run_seconds(loader.timing(period, period)) < limit < period
 
 
 def test_handing_over_ends_before_systemd_ends_it() -> None:
-    times = loader.timing(20)
+    times = loader.timing(20, 20)
     # A run under way is over, and the next tick there, within a period.
     longest = times.period_seconds + longest_run_seconds(times)
     assert longest < limit_seconds("handover.service", "TimeoutStopSec", 20)

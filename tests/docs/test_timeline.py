@@ -21,7 +21,7 @@ REDRAW = "run `python -m tests.docs.timeline` and commit what it writes"
 
 
 def test_the_picture_in_docs_is_what_the_command_draws() -> None:
-    drawn = picture(timing(PERIODS[0]))
+    drawn = picture(timing(PERIODS[0], PERIODS[0]))
     assert PICTURE.read_text(encoding="utf-8") == drawn, REDRAW
     assert ElementTree.fromstring(drawn).tag.endswith("svg")  # noqa: S314 - our own text
 
@@ -49,7 +49,7 @@ def test_each_formula_in_the_table_gives_the_agents_time(period: int) -> None:
     """A formula names the rows before it: `0.35 T` is a product, `D (1 - rho)` too."""
     known: dict[str, object] = {"__builtins__": {"min": min, "max": max}}
     for row in ROWS:
-        value = row.value(timing(period)) / (100 if row.unit == " %" else 1)
+        value = row.value(timing(period, period)) / (100 if row.unit == " %" else 1)
         if row.formula:
             product = re.sub(r"(?<=[\d.]) (?=[A-Z])|(?<=D) (?=\()", " * ", row.formula)
             assert eval(product, known) == pytest.approx(value), row.symbol  # noqa: S307 - our own
@@ -58,7 +58,10 @@ def test_each_formula_in_the_table_gives_the_agents_time(period: int) -> None:
 
 @pytest.mark.parametrize("period", EVERY_PERIOD)
 def test_the_inequalities_that_docs_state_hold_for_every_period(period: int) -> None:
-    times, known = timing(period), {row.symbol: row.value(timing(period)) for row in ROWS}
+    times, known = (
+        timing(period, period),
+        {row.symbol: row.value(timing(period, period)) for row in ROWS},
+    )
     rho, longest = known["rho"] / 100, known["D"]
     assert known["L"] <= longest * (1 - rho) / (1 + rho)
     assert tick_spread_seconds(times) >= 0.5

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from agent.loader import (
     DRIFT,
-    READY_RUNS,
+    READY_LOOKS,
     Timing,
     tick_spread_seconds,
     timing,
@@ -77,7 +77,7 @@ ROWS = (
     Row("stay", "least run that is not calm", "max(0.3 T, 3 R)", lambda t: t.stay_seconds),
     Row("rest", "who rests waits for others to ask", "0.2 T", lambda t: t.rest_seconds),
     Row("end", "longest run", "min(0.85 T, 0.95 T - R - 0.1)", lambda t: t.end_seconds),
-    Row("K", "good runs before a failback", "", lambda _: READY_RUNS, ""),
+    Row("K", "good runs before a failback", "", lambda _: READY_LOOKS, ""),
 )
 
 
@@ -92,7 +92,7 @@ def table_of_times() -> str:
     lines = ["| | meaning | is | " + " | ".join(f"T = {p} s" for p in PERIODS) + " |"]
     lines.append("|---|---|---|" + "---|" * len(PERIODS))
     for row in ROWS:
-        values = (number(row.value(timing(p)), row.decimals) + row.unit for p in PERIODS)
+        values = (number(row.value(timing(p, p)), row.decimals) + row.unit for p in PERIODS)
         formula = f"`{row.formula}`" if row.formula else ""
         lines.append(f"| {row.symbol} | {row.meaning} | {formula} | {' | '.join(values)} |")
     return "\n".join(lines)
@@ -121,7 +121,7 @@ def table_for_operators() -> str:
     lines = ["| at a period of | " + " | ".join(f"{p} s" for p in PERIODS) + " |"]
     lines.append("|---|" + "---|" * len(PERIODS))
     for what, value in wanted:
-        lines.append(f"| {what} | {' | '.join(value(timing(p)) for p in PERIODS)} |")
+        lines.append(f"| {what} | {' | '.join(value(timing(p, p)) for p in PERIODS)} |")
     return "\n".join(lines)
 
 
@@ -297,7 +297,7 @@ def picture(times: Timing) -> str:
 
 def main() -> int:
     """Write the picture and the tables."""
-    PICTURE.write_text(picture(timing(PERIODS[0])), encoding="utf-8")
+    PICTURE.write_text(picture(timing(PERIODS[0], PERIODS[0])), encoding="utf-8")
     PROTOCOL.write_text(with_tables(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 

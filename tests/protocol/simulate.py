@@ -101,6 +101,7 @@ class Node:
     fence_id: int = 0
     asked: dict[str, int] = field(default_factory=dict)  # peer -> run_id of a request under way
     late: dict[str, Any] = field(default_factory=dict)
+    untested: set[str] = field(default_factory=set)  # not reached in this run so far
     poll: Any = None
     waiting: list[Callable[[], None]] = field(default_factory=list)  # held back while frozen
     promised_seconds: float = 0.0  # what the disk says of promises before this boot
@@ -131,7 +132,7 @@ class Simulation:
 
     def __init__(self, conditions: Conditions, seed: int, agent: Any, times: Any = None) -> None:
         self.conditions, self.agent, self.random = conditions, agent, random.Random(seed)
-        self.times = times or agent.timing(conditions.period_seconds)
+        self.times = times or agent.timing(conditions.period_seconds, conditions.period_seconds)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -198,7 +199,7 @@ class Simulation:
     def set_period(self, names: Iterable[str], period: float) -> None:
         """Give some nodes another, shorter period: their timers and what their agents read."""
         for name in names:
-            times = self.agent.timing(period)
+            times = self.agent.timing(period, period)
             self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 
@@ -346,6 +347,7 @@ class Simulation:
         members, moment = self.members[name], self._moment(node)
         until = moment.boot_seconds + members.times.end_seconds - late_seconds
         node.steps = self.agent.settle(members, node.state, moment, until, leaving=leaving)
+        node.untested = set(self.order)
         limit = node.real_delay(0.95 * members.times.period_seconds - late_seconds)
         run_id = node.run_id
         self.at(self.now + limit, lambda: self._time_limit(node, run_id))
@@ -484,10 +486,9 @@ class Simulation:
         for peer in self.order:
             if peer != node.name and peer not in node.asked:
                 node.asked[peer] = node.run_id
-                patience = (
-                    self.times.connect_seconds if effect.first else self.times.timeout_seconds
-                )
-                self._get(node, peer, patience, page=effect.first)
+                untested, times = peer in node.untested, self.times
+                patience = times.connect_seconds if untested else times.timeout_seconds
+                self._get(node, peer, patience, page=untested)
         timeout = node.real_delay(self.times.timeout_seconds)
         self._at_node(node, self.now + timeout, lambda: self._poll_over(node, poll), agent=True)
         self._poll_answered(node, poll)
@@ -537,6 +538,8 @@ class Simulation:
 
     def _finish(self, node: Node, peer: str, reply: Any) -> None:
         node.asked.pop(peer, None)
+        if reply.connected:
+            node.untested.discard(peer)
         if node.poll is None or node.poll.done:
             node.late[peer] = reply
         else:

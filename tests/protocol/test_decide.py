@@ -168,7 +168,7 @@ def case_of(lines: Sequence[str]) -> Case:
         now_seconds=NOW, markers=markers, live=frozenset(live), changed_seconds=changed,
         **said_of_view,
     )  # fmt: skip
-    members = AGENT.Members(me, order, bytes(32), AGENT.timing(20))
+    members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20))
     return Case(members, AGENT.State(**state), view)
 
 
@@ -414,10 +414,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         "wants = has_quorum and not higher and",
         "wants = has_quorum and",
     ),
-    "one run makes ready": ("READY_RUNS = 2 ", "READY_RUNS = 1 "),
+    "one run makes ready": ("READY_LOOKS = 2 ", "READY_LOOKS = 1 "),
     "a dead agent is ready": (
-        "marker.quorum_runs >= READY_RUNS and marker.sender in view.live",
-        "marker.quorum_runs >= READY_RUNS",
+        "marker.quorum_runs >= READY_LOOKS and marker.sender in view.live",
+        "marker.quorum_runs >= READY_LOOKS",
     ),
     "any candidate moves an active node": ("and (not state.active or is_ready(marker, view))", ""),
     "no candidate moves an active node": ("        bool(higher) or view.leaving", "view.leaving"),
@@ -499,20 +499,20 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "a late run costs an active node its role": (
         '    if state.active:\n        return ""\n    if view.late:\n'
-        '        return "began this run too late to stand"\n',
-        '    if view.late:\n        return "began this run too late to stand"\n'
+        '        return "began this look too late to stand"\n',
+        '    if view.late:\n        return "began this look too late to stand"\n'
         '    if state.active:\n        return ""\n',
     ),
     "in vain twice costs no more than once": (
-        "runs_to_prefer(state.in_vain.get(name, 0))",
-        "runs_to_prefer(min(1, state.in_vain.get(name, 0)))",
+        "looks_to_prefer(state.in_vain.get(name, 0))",
+        "looks_to_prefer(min(1, state.in_vain.get(name, 0)))",
     ),
     "who yields renews": ("                return state, name\n", "                break\n"),
     "my own runs do not make me ready": (
-        "ready = state.quorum_runs >= READY_RUNS",
+        "ready = state.quorum_runs >= READY_LOOKS",
         "ready = False",
     ),
-    "I am always ready": ("ready = state.quorum_runs >= READY_RUNS", "ready = True"),
+    "I am always ready": ("ready = state.quorum_runs >= READY_LOOKS", "ready = True"),
     "a promise is shorter than D": (
         "until, earlier_until = now + promise",
         "until, earlier_until = now + promise - 1",
@@ -620,11 +620,11 @@ BROKEN: dict[str, tuple[str, str]] = {
         "return not bound or state.granted",
         "return state.granted",
     ),
-    "a failure costs no preference": ("min(READY_RUNS + failures - 1, 4) if failures else 0", "0"),
-    "a second failure costs no more": ("min(READY_RUNS + failures - 1, 4)", "READY_RUNS"),
+    "a failure costs no preference": ("min(READY_LOOKS + failures - 1, 4) if failures else 0", "0"),
+    "a second failure costs no more": ("min(READY_LOOKS + failures - 1, 4)", "READY_LOOKS"),
     "failures cost without bound": (
-        "min(READY_RUNS + failures - 1, 4)",
-        "READY_RUNS + failures - 1",
+        "min(READY_LOOKS + failures - 1, 4)",
+        "READY_LOOKS + failures - 1",
     ),
     "who failed never stands": (
         "or not (others or view.now_seconds",
@@ -645,7 +645,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "a late run stands": ("    if view.late:\n", "    if False:\n"),
     "voted for in vain costs no preference": ("key=last.__contains__", "key=lambda _: False"),
     "good runs bring no preference back": (
-        "if marker.quorum_runs < runs_to_prefer(state.in_vain.get(name, 0)) and",
+        "if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and",
         "if state.in_vain.get(name, 0) and",
     ),
     "who serves stays last": (" and not marker.active\n    }", "\n    }"),
