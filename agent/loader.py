@@ -150,6 +150,14 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_mark(path: Path) -> str | None:
+    """The file's text, None where it can't be read: a mark, a unit."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, "" when it can't be read."""
     try:
@@ -753,14 +761,6 @@ def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identi
     logging.info("Reading load balancer metadata service")
     logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
     return found
-
-
-def read_mark(path: Path) -> str | None:
-    """What a mark of the update says, None where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -1741,8 +1741,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        looks = decision.state.quorum_runs + 1
-        decision = decision._replace(state=decision.state._replace(quorum_runs=looks))
+        good = decision.state.quorum_runs + 1
+        decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
 
