@@ -2309,8 +2309,8 @@ def looks(
         start = machine.moment()
         into_seconds = start.wall_seconds % look_seconds
         ends_seconds = until_seconds
-        if several:
-            ends_seconds = min(until_seconds, start.boot_seconds + look_seconds - into_seconds)
+        if several:  # each in time for the next, or every one after it would come late
+            ends_seconds = min(until_seconds, start.boot_seconds + times.end_seconds - into_seconds)
         steps = settle(machine.members, state, start, ends_seconds, leaving=leaving)
         outcome = machine.drive(steps)
         state = outcome.state
