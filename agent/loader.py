@@ -2282,13 +2282,16 @@ def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
     """When a run must be over, on the boot clock.
 
     One of several looks: as long before the next tick as its last look then ends in time; if there
-    is no time left before that, before the one after it. One of one look: `end` after it began.
+    is no time left before that, before the one after it, but within systemd's limit, which counts
+    from when it began. One of one look: `end` after it began.
     """
     if times.look_seconds == times.period_seconds:
         return began_seconds + times.end_seconds
     reserve_seconds = times.look_seconds - times.end_seconds
-    left_seconds = times.period_seconds - now.wall_seconds % times.period_seconds - reserve_seconds
-    return now.boot_seconds + (left_seconds if left_seconds > 0 else times.period_seconds)
+    longest_seconds = times.period_seconds - reserve_seconds
+    left_seconds = longest_seconds - now.wall_seconds % times.period_seconds
+    ends_seconds = now.boot_seconds + (left_seconds if left_seconds > 0 else times.period_seconds)
+    return min(ends_seconds, began_seconds + longest_seconds)
 
 
 def looks(

@@ -140,6 +140,7 @@ class AzureCluster:
             bootstrap_url=f"{self.endpoints()['web_site']}/bootstrap",
             cluster_key=key,
             period_seconds=self.plan.period_seconds,
+            look_seconds=self.plan.look_seconds,
             peer_address=self.plan.peer_address,
         )
 

@@ -37,8 +37,10 @@ def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
     file.write_text('http_from = "203.0.113.0/24"\nssh_from = ["192.0.2.1/32", "192.0.2.2/32"]\n')
     settings = read_settings(file)
-    assert settings.http_from == ("203.0.113.0/24",)
-    assert settings.ssh_from == ("192.0.2.1/32", "192.0.2.2/32")
+    assert settings == {
+        "http_from": ("203.0.113.0/24",),
+        "ssh_from": ("192.0.2.1/32", "192.0.2.2/32"),
+    }
 
 
 @pytest.mark.parametrize(

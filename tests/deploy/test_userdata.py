@@ -30,7 +30,7 @@ Run = Callable[..., "tuple[int, str, str]"]
 def document(node: str = "node1", **changes: Any) -> str:
     options: dict[str, Any] = {
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
-        **{"cluster_key": KEY, "period_seconds": 20, "peer_address": "public"},
+        **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "peer_address": "public"},
     }
     return user_data(node, **(options | changes))
 
