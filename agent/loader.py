@@ -2306,11 +2306,12 @@ def looks(
     """
     times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
+    longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
     while True:
         into_seconds = start.wall_seconds % look_seconds
         ends_seconds = until_seconds
         if several:
-            ends_seconds = min(until_seconds, start.boot_seconds + look_seconds - into_seconds)
+            ends_seconds = min(until_seconds, start.boot_seconds + longest_seconds - into_seconds)
         outcome = yield from settle(members, state, start, ends_seconds, leaving=leaving)
         state, now = outcome.state, (yield outcome)
         until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
