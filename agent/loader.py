@@ -150,6 +150,14 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_mark(path: Path) -> str | None:
+    """The file's text, None where it can't be read: a mark, a unit."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, "" when it can't be read."""
     try:
@@ -753,14 +761,6 @@ def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identi
     logging.info("Reading load balancer metadata service")
     logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
     return found
-
-
-def read_mark(path: Path) -> str | None:
-    """What a mark of the update says, None where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -1609,9 +1609,10 @@ class Serve(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Wait."""
+    """Wait; between two looks the answer is whether the run was stopped meanwhile."""
 
     seconds: float
+    between_looks: bool = False
 
 
 Effect = Poll | Save | Show | Drop | Serve | Pause
@@ -1635,6 +1636,7 @@ class Outcome(NamedTuple):
 
 
 Steps = Generator[Effect, Moment, Outcome]
+Looks = Generator[Effect | Outcome, Moment, None]
 
 
 def trouble_of(members: Members, error: OSError, then: str) -> str:
@@ -1741,8 +1743,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        looks = decision.state.quorum_runs + 1
-        decision = decision._replace(state=decision.state._replace(quorum_runs=looks))
+        good = decision.state.quorum_runs + 1
+        decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
 
@@ -1980,25 +1982,23 @@ class Machine:
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
+        self.stopping = threading.Event()
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
         return Moment(boot_seconds(), time.time(), self.paths.probe.exists(), value)
 
-    def drive(self, steps: Steps) -> Outcome:
-        """Do every effect of a look and hand back what came of it."""
-        try:
+    def drive(self, steps: Looks) -> Iterable[Outcome]:
+        """Do every effect of a run and hand out what came of each look."""
+        with contextlib.suppress(StopIteration):
             effect = next(steps)
             while True:
                 try:
-                    value = self.do(effect)
+                    value = (yield effect) if isinstance(effect, Outcome) else self.do(effect)
                 except OSError as error:
                     effect = steps.throw(error)
                 else:
                     effect = steps.send(self.moment(value))
-        except StopIteration as end:
-            outcome: Outcome = end.value
-            return outcome
 
     def do(self, effect: Effect) -> Any:
         """Do one effect, by the method of its name. Raises `OSError` where it can't be done."""
@@ -2008,9 +2008,12 @@ class Machine:
         """Remove the probe; whether it is gone."""
         return drop_probe(self.paths)
 
-    def pause(self, seconds: float) -> None:
-        """Wait."""
+    def pause(self, seconds: float, between_looks: bool) -> bool:
+        """Wait; a look that is under way ends as it does, also where the run is stopped."""
+        if between_looks:
+            return self.stopping.wait(seconds)
         time.sleep(seconds)
+        return False
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
@@ -2295,34 +2298,29 @@ def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
 
 
 def looks(
-    machine: Machine,
-    state: State,
-    until_seconds: float,
-    stopping: threading.Event,
-    *,
-    leaving: bool,
-) -> Iterable[Outcome]:
-    """What came of each look of a run: until that must be over, is stopped, or has handed over.
+    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+) -> Looks:
+    """The looks of a run, and what came of each: until that must be over, is stopped, or has left.
 
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
-    times = machine.members.times
+    times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
+    longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
     while True:
-        start = machine.moment()
         into_seconds = start.wall_seconds % look_seconds
         ends_seconds = until_seconds
         if several:
-            ends_seconds = min(until_seconds, start.boot_seconds + look_seconds - into_seconds)
-        steps = settle(machine.members, state, start, ends_seconds, leaving=leaving)
-        outcome = machine.drive(steps)
-        state = outcome.state
-        yield outcome
-        now = machine.moment()
+            ends_seconds = min(until_seconds, start.boot_seconds + longest_seconds - into_seconds)
+        outcome = yield from settle(members, state, start, ends_seconds, leaving=leaving)
+        state, now = outcome.state, (yield outcome)
         until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
         left_seconds = look_seconds - into_seconds - (now.boot_seconds - start.boot_seconds)
         over = now.boot_seconds + max(0.0, left_seconds) >= until_seconds
-        if leaving or over or not several or stopping.wait(left_seconds + 0.002):
+        if leaving or over or not several:
+            return
+        start = yield Pause(left_seconds + 0.002, between_looks=True)
+        if start.value:
             return
 
 
@@ -2334,10 +2332,12 @@ def take_part(
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # the look under way ends as it does
     identity = who_am_i(background, paths, brief_seconds(times))
     machine, state, start = prepare(identity, settings, paths)
+    machine.stopping = stopping
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.boot_seconds)
     expires, last = None, None
-    for outcome in looks(machine, state, until_seconds, stopping, leaving=leaving):
+    steps = looks(machine.members, state, machine.moment(), until_seconds, leaving=leaving)
+    for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
 
