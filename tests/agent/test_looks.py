@@ -5,6 +5,7 @@ Whole runs at a period of four seconds, begun where systemd begins them: at a ti
 
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from agent import loader
 from tests.agent.world import World, open_world
-from tests.web import CLOSES, Asked, Page
+from tests.web import CLOSES, SILENT, Asked, Page
 
 PERIOD, LOOK = 4, 2
 
@@ -293,3 +294,37 @@ def test_a_run_that_is_killed_and_started_again_at_once_keeps_the_role(
     assert world.active
     again.communicate(timeout=2 * PERIOD)
     assert world.active
+
+
+MEASURE = """\
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("silent", [0, 50])
+def test_101_nodes_a_look_takes_2_s_at_most_and_a_run_80_mb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    period = 10
+    with open_world(tmp_path / "root", monkeypatch, nodes=101, period=period, look=LOOK) as world:
+        for peer in world.peers[100 - silent :]:
+            world.page(peer, "/", SILENT)
+            world.says(peer, SILENT)
+        world.was_active()
+        time.sleep((0.02 - time.time()) % period)
+        command = [sys.executable, "-c", MEASURE, *world.command()]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        over: set[float] = set()
+        while process.poll() is None:
+            if world.paths.status.exists():
+                over.add(world.paths.status.stat().st_mtime)
+            threading.Event().wait(0.01)
+        out, _ = process.communicate()
+    code, kilobytes = map(int, out.split())
+    assert (code, world.active) == (0, True)
+    assert len(world.status()["reachable"]) == 101 - silent
+    ended_in = [end // LOOK for end in over]
+    assert len(set(ended_in)) == len(over) >= period / LOOK - 1  # each before the next was due
+    assert kilobytes < 80 * 1024

@@ -238,7 +238,8 @@ def test_the_row_that_a_contributor_adds_fails_for_its_break_as_no_other_row_doe
 
 GLOSSARY = """
 node, peer, marker, elector, quorum, vote, promise, stamp, epoch, lease, fence, probe, tick, run,
-look, good look, gap, poll, round, calm, ready, yield, rest, hold its vote, failover, failback, handover,
+look, good look, gap, poll, round, calm, ready, yield, rest, hold its vote, failover, failback,
+handover,
 give up, show, release, publish, version, generation
 """
 
