@@ -23,7 +23,7 @@ MODULES = Path("/usr/lib/apache2/modules")
 LOADED = (
     *("mpm_event", "authz_core", "authz_host", "authz_user", "authn_core", "authn_file"),
     *("auth_basic", "access_compat", "alias", "dir", "rewrite", "proxy", "proxy_http"),
-    *("env", "cache", "cache_disk"),
+    *("env", "cache", "cache_disk", "status"),
 )
 SERVER = """
 ServerRoot @FOLDER@
@@ -197,3 +197,35 @@ def test_of_the_hidden_pages_only_those_of_ours_are_refused() -> None:
             (server.html / name).write_text("a page")
         assert {name: server.status(f"/{name}") for name in theirs} == dict.fromkeys(theirs, 200)
         assert {name: server.status(f"/{name}") for name in ours} == dict.fromkeys(ours, 403)
+
+
+WORKERS = """
+<Location /server-status>
+    SetHandler server-status
+</Location>
+"""
+
+
+def test_a_hundred_peers_that_keep_their_connections_open_hold_no_worker_of_apaches() -> None:
+    """With the event MPM, Debian's; with prefork each connection would be one of 150 workers."""
+    with apache(WORKERS) as server:
+        peers = [HTTPConnection(server.address, timeout=5) for _ in range(100)]
+        try:
+            for _ in range(2):  # two looks
+                for peer in peers:
+                    peer.request("GET", "/index.html")
+                    assert peer.getresponse().read() == b"a page"
+            page = HTTPConnection(server.address, timeout=5)
+            page.request("GET", "/server-status?auto")
+            told = dict(
+                line.split(": ", 1)
+                for line in page.getresponse().read().decode().splitlines()
+                if ": " in line
+            )
+            page.close()
+        finally:
+            for peer in peers:
+                peer.close()
+    assert int(told["ConnsTotal"]) >= 100
+    assert int(told["BusyWorkers"]) <= 2  # the one that says this, and one that just answered
+    assert int(told["BusyWorkers"]) + int(told["IdleWorkers"]) >= 50
