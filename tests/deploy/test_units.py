@@ -57,6 +57,21 @@ def test_systemd_finds_nothing_wrong_with_the_unit(name: str, tmp_path: Path) ->
     assert (verified.returncode, ours) == (0, [])
 
 
+@pytest.mark.parametrize("period", PERIODS)
+def test_systemd_finds_nothing_wrong_with_what_a_period_adds_to_the_units(
+    period: int, tmp_path: Path
+) -> None:
+    names = [path.partition(".d/")[0] for path in period_dropins(period)]
+    for path, text in period_dropins(period).items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(text)
+    for name in UNITS:
+        shutil.copy(SYSTEMD / name, tmp_path)
+    verified = analyze("verify", "--man=no", *(str(tmp_path / name) for name in names))
+    ours = [line for line in verified.stderr.splitlines() if str(tmp_path) in line]
+    assert (verified.returncode, ours) == (0, [])
+
+
 def test_the_loaders_unit_is_hardened_to_an_exposure_of_3_at_most() -> None:
     path = str(SYSTEMD / "loader.service")
     ran = analyze("security", "--offline=true", "--threshold=30", path)
