@@ -241,15 +241,21 @@ def test_no_look_after_the_first_starts_a_thread_or_a_process(passive: World) ->
 # ------------------------------------------------ stopped, handed over, started twice
 
 
-def test_a_run_that_is_stopped_ends_with_its_look_and_keeps_role_and_state(world: World) -> None:
-    process = world.start()
-    until(looked(world, 1), process)
+@pytest.mark.parametrize("looks", [0, 1])
+def test_a_run_that_is_stopped_ends_at_once_and_handing_over_after_it_costs_no_preference(
+    passive: World, looks: int
+) -> None:
+    """In its first look, or between two of them."""
+    process = passive.start()
+    until(looked(passive, looks) if looks else lambda: not passive.state()["finished"], process)
     told = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(PERIOD) == 0
-    assert time.monotonic() - told < 0.5
-    assert world.active
-    assert world.state()["finished"]
+    assert process.wait(PERIOD) == -signal.SIGTERM
+    assert time.monotonic() - told < 0.2
+    assert passive.run("leave").code == 0
+    at_phase(0.02)
+    passive.run()
+    assert passive.state()["failures"] == 0
 
 
 def test_leaving_takes_one_look_and_a_half_not_a_period(world: World) -> None:

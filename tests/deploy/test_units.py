@@ -154,10 +154,8 @@ def test_no_job_is_under_way_while_the_agent_looks() -> None:
     assert unit("loader.service")["Service"]["Type"] == "exec"
 
 
-def test_a_look_of_the_default_that_is_under_way_ends_before_it_is_killed() -> None:
-    times = loader.timing(Settings.period_seconds, Settings.look_seconds)
-    said = limits("loader.service", Settings.period_seconds)
-    assert longest_look_seconds(times) < said["TimeoutStopSec"]
+def test_a_stop_waits_for_no_run_longer_than_a_second() -> None:
+    assert limits("loader.service", Settings.period_seconds)["TimeoutStopSec"] == 1
 
 
 @pytest.mark.parametrize(("period", "look"), LOOKS)
