@@ -50,7 +50,6 @@ import logging
 import os
 import queue
 import re
-import signal
 import socket
 import stat
 import struct
@@ -838,7 +837,8 @@ def why_not(path: Path, until_seconds: float) -> str:
     A process group of its own: it may kill it. It must say that it passed: it may end with 0
     before any check. It is read once it has ended: it may print without end.
     """
-    import subprocess  # noqa: PLC0415 - once an update
+    import signal  # noqa: PLC0415 - once an update
+    import subprocess  # noqa: PLC0415 - as above
 
     with subprocess.Popen(
         [sys.executable, "-B", str(path), "--self-check"],
@@ -1609,10 +1609,9 @@ class Serve(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Wait; between two looks the answer is whether the run was stopped meanwhile."""
+    """Wait."""
 
     seconds: float
-    between_looks: bool = False
 
 
 Effect = Poll | Save | Show | Drop | Serve | Pause
@@ -1982,7 +1981,6 @@ class Machine:
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
-        self.stopping = threading.Event()
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
@@ -2008,12 +2006,9 @@ class Machine:
         """Remove the probe; whether it is gone."""
         return drop_probe(self.paths)
 
-    def pause(self, seconds: float, between_looks: bool) -> bool:
-        """Wait; a look that is under way ends as it does, also where the run is stopped."""
-        if between_looks:
-            return self.stopping.wait(seconds)
+    def pause(self, seconds: float) -> None:
+        """Wait."""
         time.sleep(seconds)
-        return False
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
@@ -2300,7 +2295,7 @@ def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
 def looks(
     members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
 ) -> Looks:
-    """The looks of a run, and what came of each: until that must be over, is stopped, or has left.
+    """The looks of a run, and what came of each: until that must be over, or has left.
 
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
@@ -2319,20 +2314,16 @@ def looks(
         over = now.boot_seconds + max(0.0, left_seconds) >= until_seconds
         if leaving or over or not several:
             return
-        start = yield Pause(left_seconds + 0.002, between_looks=True)
-        if start.value:
-            return
+        start = yield Pause(max(0.0, left_seconds) + 0.002)
 
 
 def take_part(
     background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
-    times, stopping = settings.times, threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # the look under way ends as it does
+    times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     machine, state, start = prepare(identity, settings, paths)
-    machine.stopping = stopping
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.boot_seconds)
     expires, last = None, None
@@ -2370,8 +2361,9 @@ def leave(paths: Paths, settings: Settings) -> None:
         left_seconds = 1.5 * times.look_seconds - wait_seconds - times.connect_seconds
         time.sleep(wait_seconds + 0.002)
         run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
-    if state := read_json(paths.state):  # the looks until the timer starts again are not missed
-        write_atomic(paths.state, json.dumps({**state, "began_seconds": 0.0}))
+    if state := read_json(paths.state):  # neither a look that was stopped nor those to come failed
+        told = {**state, "finished": True, "began_seconds": 0.0}
+        write_atomic(paths.state, json.dumps(told))
 
 
 def marker_files(paths: Paths) -> Iterable[Path]:

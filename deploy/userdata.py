@@ -106,8 +106,13 @@ def user_data(
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     } | units(period_seconds)
+    return cloud_config(node, files)
+
+
+def cloud_config(hostname: str, files: dict[str, str]) -> str:
+    """The document that writes these files, the key for root alone, and starts the installation."""
     document = {
-        "hostname": node,
+        "hostname": hostname,
         "bootcmd": EACH_BOOT,
         "write_files": [
             {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}

@@ -60,7 +60,11 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
 @click.option("--bootstrap-url", default=BOOTSTRAP_URL, show_default=True)
 @click.option("--cluster-key", "key_file", type=Path, help="A file; without: a new key.")
 @click.option("--period-seconds", type=int, default=Settings.period_seconds, show_default=True)
-@click.option("--look-seconds", type=int, show_default="2; of an odd period 3 or 5")
+@click.option(
+    "--look-seconds",
+    type=int,
+    show_default=f"{Settings.look_seconds}; of an odd period 3, or else 5",
+)
 def user_data_command(
     node: str,
     nodes_info: Path,

@@ -72,7 +72,8 @@ def lab_command() -> None:
 @click.option(
     "--look-seconds",
     type=int,
-    help="Between two looks of a run; divides the period [default: 2, or 3 or 5 if that is odd].",
+    help="Between two looks of a run; divides the period"
+    f" [default: {Settings.look_seconds}; if the period is odd 3, or else 5].",
 )
 def up(count: int | None, period_seconds: int | None, look_seconds: int | None) -> None:
     """Make this machine the cloud, or repair the lab that is up.
