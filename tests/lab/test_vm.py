@@ -3,14 +3,16 @@ can show: its clocks stand still while it is paused.
 """
 
 import time
+from pathlib import Path
 
 import pytest
 
 from deploy import Refusal
-from deploy.lab import machine
+from deploy.lab import machine, state
+from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import BootedLab, lab
-from tests.lab.test_lab_verbs import CURL, traces
+from tests.lab.test_lab_verbs import CURL, lab_of, traces
 
 beside_two_containers = pytest.mark.parametrize(
     "machine", [(3, 20, 2, ("node1",))], indirect=True, ids=["node1 a virtual machine, 20/2 s"]
@@ -30,6 +32,25 @@ def test_a_missing_emulator_is_named_with_its_package(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Refusal, match=r"qemu-system-x86_64.* not found: `apt-get install .*"):
         machine.require()
+
+
+def test_a_lab_that_is_up_keeps_its_virtual_machines_and_gets_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    lab_of(tmp_path, period_seconds=20, look_seconds=2, machines=["node1"])
+    assert wanted_lab(None, None, None).machines == {"node1"}
+    assert wanted_lab(None, None, None, ("node1",)).machines == {"node1"}
+    with pytest.raises(Refusal, match=r"3 nodes \(node1 as virtual machine\).*`lab down` first"):
+        wanted_lab(None, None, None, ("node2",))
+
+
+def test_a_virtual_machine_that_is_no_node_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    with pytest.raises(Refusal, match="no node 'node9' in this lab: it has node1, node2, node3"):
+        wanted_lab(None, None, None, ("node9",))
 
 
 @pytest.mark.lab
