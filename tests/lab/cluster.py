@@ -54,7 +54,7 @@ class BootedLab:
 
     @property
     def times(self) -> Timing:
-        return timing(self.period_seconds, self.period_seconds)
+        return timing(self.period_seconds, self.period_seconds, 0)
 
     @property
     def patience_seconds(self) -> float:

@@ -132,7 +132,7 @@ class Simulation:
 
     def __init__(self, conditions: Conditions, seed: int, agent: Any, times: Any = None) -> None:
         self.conditions, self.agent, self.random = conditions, agent, random.Random(seed)
-        self.times = times or agent.timing(conditions.period_seconds, conditions.period_seconds)
+        self.times = times or agent.timing(conditions.period_seconds, conditions.period_seconds, 0)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
@@ -199,7 +199,7 @@ class Simulation:
     def set_period(self, names: Iterable[str], period: float) -> None:
         """Give some nodes another, shorter period: their timers and what their agents read."""
         for name in names:
-            times = self.agent.timing(period, period)
+            times = self.agent.timing(period, period, 0)
             self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 

@@ -168,7 +168,7 @@ def case_of(lines: Sequence[str]) -> Case:
         now_seconds=NOW, markers=markers, live=frozenset(live), changed_seconds=changed,
         **said_of_view,
     )  # fmt: skip
-    members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20))
+    members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20, 0))
     return Case(members, AGENT.State(**state), view)
 
 
