@@ -2303,11 +2303,14 @@ def looks(
     """
     times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
+    early_seconds = look_seconds / 10  # a rest may end so early: chrony slews by up to a twelfth
     while True:
-        into_seconds = start.wall_seconds % look_seconds
+        into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
         ends_seconds = until_seconds
         if several:
-            ends_seconds = min(until_seconds, start.boot_seconds + look_seconds - into_seconds)
+            # Who began the next look late would find that its voters are through with theirs.
+            left_seconds = times.end_seconds - into_seconds
+            ends_seconds = min(until_seconds, start.boot_seconds + left_seconds)
         outcome = yield from settle(members, state, start, ends_seconds, leaving=leaving)
         state, now = outcome.state, (yield outcome)
         until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
