@@ -50,7 +50,6 @@ import logging
 import os
 import queue
 import re
-import signal
 import socket
 import stat
 import struct
@@ -147,6 +146,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def read_mark(path: Path) -> str | None:
+    """The file's text, None where it can't be read: a mark, a unit."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return None
 
 
@@ -755,14 +762,6 @@ def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identi
     return found
 
 
-def read_mark(path: Path) -> str | None:
-    """What a mark of the update says, None where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
 def failed_here(paths: Paths) -> set[str]:
     """SHA-256 of the releases not to be taken: refused, or failed here within the last hour."""
     found = set((read_mark(paths.refused) or "").split())
@@ -838,7 +837,8 @@ def why_not(path: Path, until_seconds: float) -> str:
     A process group of its own: it may kill it. It must say that it passed: it may end with 0
     before any check. It is read once it has ended: it may print without end.
     """
-    import subprocess  # noqa: PLC0415 - once an update
+    import signal  # noqa: PLC0415 - once an update
+    import subprocess  # noqa: PLC0415 - as above
 
     with subprocess.Popen(
         [sys.executable, "-B", str(path), "--self-check"],
@@ -1609,10 +1609,9 @@ class Serve(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Wait; between two looks the answer is whether the run was stopped meanwhile."""
+    """Wait."""
 
     seconds: float
-    between_looks: bool = False
 
 
 Effect = Poll | Save | Show | Drop | Serve | Pause
@@ -1743,8 +1742,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        looks = decision.state.quorum_runs + 1
-        decision = decision._replace(state=decision.state._replace(quorum_runs=looks))
+        good = decision.state.quorum_runs + 1
+        decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
 
@@ -1982,7 +1981,6 @@ class Machine:
         self.vote: Vote | None = None
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
-        self.stopping = threading.Event()
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
@@ -2008,12 +2006,9 @@ class Machine:
         """Remove the probe; whether it is gone."""
         return drop_probe(self.paths)
 
-    def pause(self, seconds: float, between_looks: bool) -> bool:
-        """Wait; a look that is under way ends as it does, also where the run is stopped."""
-        if between_looks:
-            return self.stopping.wait(seconds)
+    def pause(self, seconds: float) -> None:
+        """Wait."""
         time.sleep(seconds)
-        return False
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
@@ -2285,32 +2280,34 @@ def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
     """When a run must be over, on the boot clock.
 
     One of several looks: as long before the next tick as its last look then ends in time; if there
-    is no time left before that, before the one after it. One of one look: `end` after it began.
+    is no time left before that, before the one after it, but within systemd's limit, which counts
+    from when it began. One of one look: `end` after it began.
     """
     if times.look_seconds == times.period_seconds:
         return began_seconds + times.end_seconds
     reserve_seconds = times.look_seconds - times.end_seconds
-    left_seconds = times.period_seconds - now.wall_seconds % times.period_seconds - reserve_seconds
-    return now.boot_seconds + (left_seconds if left_seconds > 0 else times.period_seconds)
+    longest_seconds = times.period_seconds - reserve_seconds
+    left_seconds = longest_seconds - now.wall_seconds % times.period_seconds
+    ends_seconds = now.boot_seconds + (left_seconds if left_seconds > 0 else times.period_seconds)
+    return min(ends_seconds, began_seconds + longest_seconds)
 
 
 def looks(
     members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
 ) -> Looks:
-    """The looks of a run, and what came of each: until that must be over, is stopped, or has left.
+    """The looks of a run, and what came of each: until that must be over, or has left.
 
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
     times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
-    early_seconds = look_seconds / 10  # a rest may end so early: chrony slews by up to a twelfth
+    longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
+    early_seconds = look_seconds / 10  # a pause may end so early: chrony slews by up to a twelfth
     while True:
         into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
         ends_seconds = until_seconds
         if several:
-            # Who began the next look late would find that its voters are through with theirs.
-            left_seconds = times.end_seconds - into_seconds
-            ends_seconds = min(until_seconds, start.boot_seconds + left_seconds)
+            ends_seconds = min(until_seconds, start.boot_seconds + longest_seconds - into_seconds)
         outcome = yield from settle(members, state, start, ends_seconds, leaving=leaving)
         state, now = outcome.state, (yield outcome)
         until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
@@ -2318,20 +2315,16 @@ def looks(
         over = now.boot_seconds + max(0.0, left_seconds) >= until_seconds
         if leaving or over or not several:
             return
-        start = yield Pause(left_seconds + 0.002, between_looks=True)
-        if start.value:
-            return
+        start = yield Pause(max(0.0, left_seconds) + 0.002)
 
 
 def take_part(
     background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
-    times, stopping = settings.times, threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # the look under way ends as it does
+    times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     machine, state, start = prepare(identity, settings, paths)
-    machine.stopping = stopping
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.boot_seconds)
     expires, last = None, None
@@ -2369,8 +2362,9 @@ def leave(paths: Paths, settings: Settings) -> None:
         left_seconds = 1.5 * times.look_seconds - wait_seconds - times.connect_seconds
         time.sleep(wait_seconds + 0.002)
         run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
-    if state := read_json(paths.state):  # the looks until the timer starts again are not missed
-        write_atomic(paths.state, json.dumps({**state, "began_seconds": 0.0}))
+    if state := read_json(paths.state):  # neither a look that was stopped nor those to come failed
+        told = {**state, "finished": True, "began_seconds": 0.0}
+        write_atomic(paths.state, json.dumps(told))
 
 
 def marker_files(paths: Paths) -> Iterable[Path]:

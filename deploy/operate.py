@@ -30,9 +30,8 @@ from deploy.settings import Settings, times_of
 
 TIMEOUT_SECONDS = 2.0
 LIMIT_BYTES = 65_536  # the status of a node with a hundred peers is about 10 KB
-DEFAULT_PERIOD_SECONDS = float(Settings.period_seconds)
-FRESH_PERIODS = times_of(Settings.period_seconds).fresh_seconds / DEFAULT_PERIOD_SECONDS
-"""A status older than this is no news; the agents use the same limit for markers."""
+ONE_LOOK = times_of(Settings.period_seconds, Settings.period_seconds)
+"""For what an agent from before there were looks does not say: of one look a run."""
 
 
 # ---- Where to ask
@@ -159,7 +158,7 @@ class NodeView:
     """One node as seen from here; None where it did not say.
 
     `role` is "active", "passive" or "unknown", and `reason` the node's own words, or why its role
-    is not known. Seconds are what remains now; `age_seconds` is the time since its last run.
+    is not known. Seconds are what remains now; `age_seconds` is the time since its last look.
     """
 
     node: str
@@ -170,7 +169,8 @@ class NodeView:
     reason: str
     probe_code: int | None = None
     age_seconds: float | None = None
-    period_seconds: float = DEFAULT_PERIOD_SECONDS
+    period_seconds: float = ONE_LOOK.period_seconds
+    look_seconds: float | None = None
     version: str | None = None  # of its agent; its generation, where there is none beside it
     generation: str | None = None
     reachable: tuple[str, ...] | None = None
@@ -240,27 +240,31 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
     if said["node"] != view.node:
         return replace(view, reason=f"{printable(said['node'])} answers at its address")
     age = float(said["age_seconds"])
-    period = _number(said.get("period_seconds")) or DEFAULT_PERIOD_SECONDS
+    period = _number(said.get("period_seconds")) or ONE_LOOK.period_seconds
+    # Older than this is no news; the agents use the same limit for markers.
+    usual_seconds = period * ONE_LOOK.fresh_seconds / ONE_LOOK.period_seconds
+    fresh_seconds = _number(said.get("fresh_seconds")) or usual_seconds
     reason = printable(said["reason"])
     view = replace(
         view,
         zone=_word(said.get("zone")) or view.zone,
         age_seconds=max(0.0, age),
         period_seconds=period,
+        look_seconds=_number(said.get("look_seconds")),
         version=_word(said.get("version")),
         generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
     )
     if age < -2:  # Date counts whole seconds, so a little less than nothing is normal
-        return replace(view, reason="its last run lies in the future: its clock was set back")
-    if age > FRESH_PERIODS * period:
-        last = f"its last run was {age:.0f} s ago; it then said {said['role']}: {reason}"
+        return replace(view, reason="its last look lies in the future: its clock was set back")
+    if age > fresh_seconds:
+        last = f"its last look was {age:.0f} s ago; it then said {said['role']}: {reason}"
         return replace(view, reason=last)
     return replace(view, role=said["role"], reason=reason, **_promises(said, max(0.0, age)))
 
 
 def _promises(said: Mapping[str, Any], age: float) -> dict[str, Any]:
-    """Votes and leases are told in seconds from the run on: here is what is left of them."""
+    """Votes and leases are told in seconds from the look on: here is what is left of them."""
 
     def left(value: object) -> float | None:
         seconds = _number(value)

@@ -23,6 +23,8 @@ HELP = {
     "ssh_from": "Address range that may reach SSH, or the URL of a service that tells your own.",
     "peer_address": "Which address of their peers the nodes ask: public or private.",
     "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
+    "look_seconds": "Seconds between two looks of a run, a divisor of the period; if that is odd,"
+    " the default is 3, or else 5.",
     "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
 }
 

@@ -3,11 +3,11 @@
 import base64
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.loader import BadInput, Timing, timing
+from agent.loader import BadInput, Timing, timing, usual_look_seconds
 from deploy import Refusal
 from deploy.files import expanded
 
@@ -40,6 +40,7 @@ class Settings:
     ssh_from: tuple[str, ...] = (OWN_ADDRESS,)
     peer_address: str = "public"
     period_seconds: int = 20
+    look_seconds: int = 2  # of a file or options that give none: `look_of` the period
     tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
 
 
@@ -49,13 +50,18 @@ RSA_BITS = 2048
 SSH_KEYS = ("~/.ssh/id_ed25519.pub", "~/.ssh/id_rsa.pub")
 
 
-def times_of(period_seconds: int) -> Timing:
-    """Every length of time that follows from a period.
+def look_of(period_seconds: int, look_seconds: int | None) -> int:
+    """The time between two looks that was asked for, or the usual one of that period."""
+    return int(usual_look_seconds(period_seconds)) if look_seconds is None else look_seconds
 
-    Raises `Refusal` for one that breaks an inequality of docs/protocol.md section 2.
+
+def times_of(period_seconds: int, look_seconds: int) -> Timing:
+    """Every length of time that follows from the two that a cluster is set to.
+
+    Raises `Refusal` for what breaks an inequality of docs/protocol.md section 2.
     """
     try:
-        return timing(period_seconds, period_seconds)
+        return timing(period_seconds, look_seconds)
     except BadInput as error:
         raise Refusal(str(error)) from error
 
@@ -65,13 +71,15 @@ def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:
 
     Raises `Refusal` for a file that is missing or no TOML, an unknown key, a value of another type.
     """
-    settings = read_settings(config or SETTINGS_FILE) if config or SETTINGS_FILE.exists() else None
-    given = {key: value for key, value in options.items() if value not in (None, ())}
-    return replace(settings or Settings(), **given)
+    of_file = read_settings(config or SETTINGS_FILE) if config or SETTINGS_FILE.exists() else {}
+    given = of_file | {key: value for key, value in options.items() if value not in (None, ())}
+    period_seconds = given.get("period_seconds", Settings.period_seconds)
+    look_seconds = look_of(period_seconds, given.get("look_seconds"))
+    return Settings(**given | {"look_seconds": look_seconds})
 
 
-def read_settings(path: Path) -> Settings:
-    """The settings in a TOML file; raises `Refusal` naming file, key and what would be right."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a TOML file sets; raises `Refusal` naming file, key and what would be right."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -82,8 +90,7 @@ def read_settings(path: Path) -> Settings:
     unknown = sorted(set(found) - set(defaults))
     if unknown:
         raise Refusal(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(defaults)}.")
-    values = {key: checked(path, key, value, defaults[key]) for key, value in found.items()}
-    return replace(Settings(), **values)
+    return {key: checked(path, key, value, defaults[key]) for key, value in found.items()}
 
 
 def checked(path: Path, key: str, value: object, default: object) -> Any:

@@ -31,12 +31,13 @@ def print_plan(plan: Plan, console: Console) -> None:
         source = "your own address" if is_url(rule.source) else rule.source
         rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
     console.print(rules)
-    longest_seconds = worst_failover_seconds(times_of(plan.period_seconds))
+    longest_seconds = worst_failover_seconds(times_of(plan.period_seconds, plan.look_seconds))
     console.print(
         f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
         f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
         f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
-        f" other's {plan.peer_address} address every {plan.period_seconds} s."
+        f" other's {plan.peer_address} address every {plan.look_seconds} s, in runs of the agent"
+        f" that begin every {plan.period_seconds} s."
         f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
         highlight=False,
     )
@@ -50,7 +51,7 @@ COLUMNS = (
     "public\nprivate",
     "role\nversion",
     "vote\nlease",
-    "last run\nagent",
+    "last look\nagent",
     "load balancer",
 )
 STYLES = {"active": "bold green", "passive": "", "unknown": "bold yellow"}

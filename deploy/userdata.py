@@ -42,11 +42,7 @@ FIRST_COMMANDS = [
 
 
 def period_dropins(period_seconds: int) -> dict[str, str]:
-    """The units' files that hold the period and the time limits derived from it, by their path.
-
-    Raises `Refusal` for a period that breaks an inequality of docs/protocol.md section 2.
-    """
-    times_of(period_seconds)
+    """The units' files that hold the period and the time limits derived from it, by their path."""
     trial_seconds = 3 * period_seconds
     ticks = "*:*:00" if period_seconds == 60 else f"*:*:0/{period_seconds}"
     return {
@@ -86,6 +82,7 @@ def user_data(
     bootstrap_url: str,
     cluster_key: str,
     period_seconds: int,
+    look_seconds: int,
     peer_address: str,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
@@ -95,9 +92,10 @@ def user_data(
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
+    times_of(period_seconds, look_seconds)
     conf = (
-        f"[loader]\nperiod_seconds = {period_seconds}\npeer_address = {peer_address}\n"
-        f"bootstrap_url = {bootstrap_url}\n"
+        f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
+        f"peer_address = {peer_address}\nbootstrap_url = {bootstrap_url}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
@@ -108,8 +106,13 @@ def user_data(
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     } | units(period_seconds)
+    return cloud_config(node, files)
+
+
+def cloud_config(hostname: str, files: dict[str, str]) -> str:
+    """The document that writes these files, the key for root alone, and starts the installation."""
     document = {
-        "hostname": node,
+        "hostname": hostname,
         "bootcmd": EACH_BOOT,
         "write_files": [
             {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}

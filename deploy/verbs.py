@@ -24,7 +24,7 @@ from deploy.options import settings_options
 from deploy.plan import plan_of
 from deploy.publish import publish
 from deploy.release import release_files
-from deploy.settings import Settings, settings_of
+from deploy.settings import Settings, look_of, settings_of
 from deploy.show import picture, print_plan, watch_lines, watch_live
 from deploy.userdata import user_data
 
@@ -60,8 +60,19 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
 @click.option("--bootstrap-url", default=BOOTSTRAP_URL, show_default=True)
 @click.option("--cluster-key", "key_file", type=Path, help="A file; without: a new key.")
 @click.option("--period-seconds", type=int, default=Settings.period_seconds, show_default=True)
+@click.option(
+    "--look-seconds",
+    type=int,
+    show_default=f"{Settings.look_seconds}; of an odd period 3, or else 5",
+)
 def user_data_command(
-    node: str, nodes_info: Path, bootstrap_url: str, key_file: Path | None, period_seconds: int
+    node: str,
+    nodes_info: Path,
+    bootstrap_url: str,
+    key_file: Path | None,
+    period_seconds: int,
+    *,
+    look_seconds: int | None,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
     document = user_data(
@@ -70,6 +81,7 @@ def user_data_command(
         bootstrap_url=bootstrap_url,
         cluster_key=read_cluster_key(key_file) if key_file else secrets.token_hex(32),
         period_seconds=period_seconds,
+        look_seconds=look_of(period_seconds, look_seconds),
         peer_address=Settings.peer_address,
     )
     if key_file is None:

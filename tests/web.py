@@ -40,6 +40,8 @@ class Asked(NamedTuple):
 
     path: str  # without the query
     headers: Mapping[str, str]
+    connection: int  # the client's port
+    at: float  # wall clock
 
 
 @dataclass
@@ -78,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.site = self.server.web.site(self.connection.getsockname()[0])
-        asked = Asked(self.path.partition("?")[0], dict(self.headers))
+        path, port = self.path.partition("?")[0], self.client_address[1]
+        asked = Asked(path, dict(self.headers), port, time.time())
         self.site.asked.append(asked)
         page = self.site.pages.get(asked.path, NOT_FOUND)
         page = page if isinstance(page, Page) else page(asked)

@@ -140,6 +140,7 @@ class AzureCluster:
             bootstrap_url=f"{self.endpoints()['web_site']}/bootstrap",
             cluster_key=key,
             period_seconds=self.plan.period_seconds,
+            look_seconds=self.plan.look_seconds,
             peer_address=self.plan.peer_address,
         )
 
@@ -354,8 +355,12 @@ def ensure_group(cluster: AzureCluster) -> str:
 
 
 def fixed(plan: Plan) -> dict[str, str]:
-    """What a cluster keeps for its life: nodes that differ in it could both be active."""
-    return {"nodes": str(len(plan.nodes)), "period-seconds": str(plan.period_seconds)}
+    """What a cluster keeps for its life: all its nodes have to agree about it."""
+    return {
+        "nodes": str(len(plan.nodes)),
+        "period-seconds": str(plan.period_seconds),
+        "look-seconds": str(plan.look_seconds),
+    }
 
 
 def ensure(cluster: AzureCluster, key: str) -> str:
@@ -486,11 +491,14 @@ def refuse_unsound(cluster: AzureCluster, *, adopt: bool) -> None:
         refuse_foreign(cluster, adopt=adopt)
         return
     tags = cluster.group["tags"]
+    # Without this tag it was made before there were looks: its nodes look once a run.
+    made_with = {"look-seconds": tags.get("period-seconds"), **tags}
     for name, value in fixed(cluster.plan).items():
-        if tags.get(name) != value:
+        if (known := made_with.get(name)) != value:
             raise Refusal(
-                f"{cluster.group_step} was made with {name} = {tags.get(name)}, not {value}: nodes"
-                " that differ in it could both be active, so it is fixed; `azure down` first."
+                f"{cluster.group_step} was made with {name} = {known}, not {value}: of nodes that"
+                " differ in it several could be active, or none, so it is fixed: ask for"
+                f" {known}, or `azure down` first."
             )
     for key, body in cluster.present.items():
         if body["location"].lower() != cluster.plan.region and is_ours(body):

@@ -38,20 +38,36 @@ class Lab:
 
     def __str__(self) -> str:
         plan = self.plan
-        return f"a lab of {len(plan.nodes)} nodes with a period of {plan.period_seconds} s"
+        return (
+            f"a lab of {len(plan.nodes)} nodes with a period of {plan.period_seconds} s"
+            f" and a look every {plan.look_seconds} s"
+        )
 
 
 def lab_plan(
-    period_seconds: int, nodes: tuple[Node, ...] = (), *, count: int = Settings.nodes
+    period_seconds: int,
+    look_seconds: int,
+    nodes: tuple[Node, ...] = (),
+    *,
+    count: int = Settings.nodes,
 ) -> Plan:
     """The defaults with this machine as the operator's; of `nodes`, or `count` new ones."""
-    settings = Settings(nodes=count, ssh_from=(f"{OPERATOR}/32",), period_seconds=period_seconds)
+    settings = Settings(
+        nodes=count,
+        ssh_from=(f"{OPERATOR}/32",),
+        period_seconds=period_seconds,
+        look_seconds=look_seconds,
+    )
     return plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
 
 
 def save(lab: Lab) -> None:
     """Keep what the lab is, and make its cluster key. Not yet what says that it is up."""
-    settings = {"period_seconds": lab.plan.period_seconds, "checkout": str(lab.checkout)}
+    settings = {
+        "period_seconds": lab.plan.period_seconds,
+        "look_seconds": lab.plan.look_seconds,
+        "checkout": str(lab.checkout),
+    }
     write_json(STATE / "settings.json", settings)
     write_nodes_info(STATE / "nodes_info.json", nodes_info(lab.plan))
     if not (STATE / "cluster.key").exists():
@@ -75,7 +91,10 @@ def running_lab() -> Lab | None:
     said = read_object(STATE / "settings.json")
     nodes = read_nodes(STATE / "nodes_info.json")
     try:
-        return Lab(lab_plan(int(said["period_seconds"]), nodes), Path(said["checkout"]))
+        period_seconds = int(said["period_seconds"])
+        # A lab from before there were looks: its nodes look once a run.
+        look_seconds = int(said.get("look_seconds", period_seconds))
+        return Lab(lab_plan(period_seconds, look_seconds, nodes), Path(said["checkout"]))
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 

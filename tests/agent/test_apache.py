@@ -23,7 +23,7 @@ MODULES = Path("/usr/lib/apache2/modules")
 LOADED = (
     *("mpm_event", "authz_core", "authz_host", "authz_user", "authn_core", "authn_file"),
     *("auth_basic", "access_compat", "alias", "dir", "rewrite", "proxy", "proxy_http"),
-    *("env", "cache", "cache_disk"),
+    *("env", "cache", "cache_disk", "status"),
 )
 SERVER = """
 ServerRoot @FOLDER@
@@ -197,3 +197,35 @@ def test_of_the_hidden_pages_only_those_of_ours_are_refused() -> None:
             (server.html / name).write_text("a page")
         assert {name: server.status(f"/{name}") for name in theirs} == dict.fromkeys(theirs, 200)
         assert {name: server.status(f"/{name}") for name in ours} == dict.fromkeys(ours, 403)
+
+
+WORKERS = """
+<Location /server-status>
+    SetHandler server-status
+</Location>
+"""
+
+
+def workers(server: Apache) -> dict[str, str]:
+    """Apache's own count of its connections and workers."""
+    page = HTTPConnection(server.address, timeout=5)
+    page.request("GET", "/server-status?auto", headers={"Connection": "close"})
+    lines = page.getresponse().read().decode().splitlines()
+    return dict(line.split(": ", 1) for line in lines if ": " in line)
+
+
+def test_a_hundred_peers_that_keep_their_connections_open_hold_no_worker_of_apaches() -> None:
+    """With the event MPM, Debian's; with prefork each connection would be one of 150 workers."""
+    with apache(WORKERS) as server:
+        peers = [HTTPConnection(server.address, timeout=5) for _ in range(100)]
+        deadline, told = time.monotonic() + 10, {"ConnsTotal": "0"}
+        while int(told["ConnsTotal"]) < 100:  # which Apache counts about once a second
+            assert time.monotonic() < deadline, told
+            for peer in peers:  # a look of each of them
+                peer.request("GET", "/index.html")
+                assert peer.getresponse().read() == b"a page"
+            told = workers(server)
+        for peer in peers:
+            peer.close()
+    assert int(told["BusyWorkers"]) <= 2  # the one that says this, and one that just answered
+    assert int(told["BusyWorkers"]) + int(told["IdleWorkers"]) >= 50

@@ -17,7 +17,7 @@ from agent.loader import BadInput, Identity, Unanswered
 from tests.agent.world import World, open_world
 
 CHECKOUT = Path(loader.__file__).parent.parent
-SETTINGS = "[loader] takes period_seconds, peer_address and bootstrap_url."
+SETTINGS = "[loader] takes period_seconds, look_seconds, peer_address and bootstrap_url."
 DIVISORS = "use a divisor of 60 between 2 and 60."
 
 
@@ -33,16 +33,28 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def test_without_a_file_of_settings_the_defaults_hold(tmp_path: Path) -> None:
     settings = loader.read_settings(tmp_path / "loader.conf")
-    assert (settings.times.period_seconds, settings.peer_address) == (20, "public")
+    assert (settings.times.period_seconds, settings.times.look_seconds) == (20, 2)
+    assert settings.peer_address == "public"
     assert settings.bootstrap_url == ""
 
 
 def test_settings_are_taken_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "loader.conf"
-    lines = "[loader]\nperiod_seconds=2\npeer_address = private\nbootstrap_url = http://w/b/%20/\n"
-    path.write_text(lines)
+    lines = "[loader]\nperiod_seconds=20\nlook_seconds = 5\npeer_address = private\n"
+    path.write_text(lines + "bootstrap_url = http://w/b/%20/\n")
     settings = loader.read_settings(path)
-    assert settings == loader.Settings(loader.timing(2, 2), "private", "http://w/b/%20")
+    assert settings == loader.Settings(loader.timing(20, 5), "private", "http://w/b/%20")
+
+
+@pytest.mark.parametrize(
+    ("period", "look"), [(2, 2), (3, 3), (4, 2), (5, 5), (15, 3), (20, 2), (60, 2)]
+)
+def test_looks_are_two_seconds_apart_or_the_next_that_divides_the_period(
+    tmp_path: Path, period: int, look: int
+) -> None:
+    path = tmp_path / "loader.conf"
+    path.write_text(f"[loader]\nperiod_seconds = {period}\n")
+    assert loader.read_settings(path).times == loader.timing(period, look)
 
 
 WRONG_SETTINGS = {
@@ -61,6 +73,18 @@ WRONG_SETTINGS = {
     "too long": ("[loader]\nperiod_seconds = 120\n", f"period_seconds = 120: {DIVISORS}"),
     "not finite": ("[loader]\nperiod_seconds = inf\n", f"period_seconds = inf: {DIVISORS}"),
     "not a value": ("[loader]\nperiod_seconds = nan\n", f"period_seconds = nan: {DIVISORS}"),
+    "a look that does not divide": (
+        "[loader]\nlook_seconds = 3\n",
+        "look_seconds = 3: use a divisor of period_seconds = 20, 2 or more.",
+    ),
+    "a look longer than the period": (
+        "[loader]\nperiod_seconds = 4\nlook_seconds = 20\n",
+        "look_seconds = 20: use a divisor of period_seconds = 4, 2 or more.",
+    ),
+    "too many looks": ("[loader]\nlook_seconds = 1\n", "look_seconds = 1: use a divisor"),
+    "no look": ("[loader]\nlook_seconds = 0\n", "look_seconds = 0: use a divisor"),
+    "half a look": ("[loader]\nlook_seconds = 2.5\n", "look_seconds = 2.5: use a divisor"),
+    "a look without a number": ("[loader]\nlook_seconds = often\n", "look_seconds = often: not"),
     "address": (
         "[loader]\npeer_address = secret\n",
         "peer_address = secret: use public or private.",
@@ -90,20 +114,28 @@ def test_wrong_settings_are_refused_in_a_sentence_that_names_file_and_value(
 PERIODS = [2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
 
 
-@pytest.mark.parametrize("period", PERIODS)
-def test_every_period_that_a_timer_can_keep_is_safe_and_can_be_kept_up(period: int) -> None:
-    times = loader.timing(period, period)
+KEPT_UP = [(p, look) for p in PERIODS for look in range(2, p + 1) if p % look == 0]
+
+
+@pytest.mark.parametrize(("period", "look"), KEPT_UP)
+def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_up(
+    period: int, look: int
+) -> None:
+    times = loader.timing(period, look)
     assert times.lease_seconds * (1 + loader.DRIFT) <= times.promise_seconds * (1 - loader.DRIFT)
     round_seconds = times.timeout_seconds + times.poll_seconds
-    assert times.lease_seconds - times.margin_seconds >= period + round_seconds + 0.5
-    assert times.end_seconds + times.timeout_seconds < period
+    apart_seconds = look + (loader.GAP_SECONDS if look < period else 0)
+    assert times.lease_seconds - times.margin_seconds >= apart_seconds + round_seconds + 0.5
+    spread_seconds = loader.tick_spread_seconds(times)
+    assert times.fresh_seconds > apart_seconds + spread_seconds
+    assert times.end_seconds + times.timeout_seconds < look
 
 
 WRONG_TIMES = {
     "a lease like the promise": ({"lease_seconds": 27.0}, "two nodes could be active"),
     "a short lease": ({"lease_seconds": 22.5}, "it needs 0.25 s more"),
-    "a wide margin": ({"margin_seconds": 6.0}, "ends before a run every 20 s can renew it"),
-    "a long run": ({"end_seconds": 19.5}, "a run of 19.5 s does not end within 20 s"),
+    "a wide margin": ({"margin_seconds": 6.0}, "ends before a look every 20 s can renew it"),
+    "a long run": ({"end_seconds": 19.5}, "a look of 19.5 s does not end within 20 s"),
 }
 
 

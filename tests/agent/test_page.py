@@ -33,7 +33,7 @@ browser = pytest.mark.browser
 
 @pytest.fixture
 def node() -> Iterator[Site]:
-    """node1, active since its last run three seconds ago."""
+    """node1, active since its last look three seconds ago."""
     with open_web() as web:
         site = web.site("127.0.0.1")
         site.pages["/"] = Page(PAGE.replace("@NODE@", "node1"))
@@ -93,16 +93,29 @@ def test_an_active_node_says_so_with_its_reason_and_links(
         lease_seconds=125.9,
         version="0.2.0",
         generation="3f2a90c1d2e4",
+        period_seconds=20,
+        look_seconds=2,
+        fresh_seconds=4.8,
     )
     page = opened()
     assert text(page, "role") == "● Active"
     assert text(page, "reason") == "because node1"
-    assert re.fullmatch(r"Last run \d s ago; it runs every 20 s", text(page, "age"))
+    assert re.fullmatch(r"Last look \d s ago; it looks every 2 s", text(page, "age"))
     assert re.fullmatch(r"promised to node1 for 12\d s more", text(page, "vote"))
     assert re.fullmatch(r"12\d s more", text(page, "lease"))
     assert text(page, "version") == "0.2.0 3f2a90c1d2e4"
     assert rows(page) == [["node2", "yes", "yes", "node1"], ["node3", "yes", "no", "-"]]
     assert shows_details(page)
+
+
+@browser
+def test_a_node_from_before_there_were_looks_looks_once_in_its_period(
+    node: Site, opened: Callable[..., str]
+) -> None:
+    node.pages["/status.json"] = status_page("node1", "active", age_seconds=35, period_seconds=30)
+    page = opened()
+    assert text(page, "role") == "● Active"
+    assert re.fullmatch(r"Last look 3\d s ago; it looks every 30 s", text(page, "age"))
 
 
 @browser
@@ -118,9 +131,30 @@ def test_a_passive_node_that_has_just_booted_says_so(
 
 
 UNKNOWN: dict[str, tuple[dict[str, Page | Callable[[Asked], Page]], str]] = {
-    "it has not run for 1.45 periods": (
-        {"/status.json": status_page("node1", "active", age_seconds=40)},
-        "It has not run for more than 29 s. It last said active: because node1",
+    "it has not looked for as long as its news is fresh": (
+        {
+            "/status.json": status_page(
+                "node1",
+                "active",
+                age_seconds=7,
+                period_seconds=20,
+                look_seconds=2,
+                fresh_seconds=4.8,
+            )
+        },
+        "It has not looked for more than 4.8 s. It last said active: because node1",
+    ),
+    "it is from before there were looks, and has not run for 1.45 periods": (
+        {"/status.json": status_page("node1", "active", age_seconds=17, period_seconds=10)},
+        "It has not looked for more than 14.5 s. It last said active: because node1",
+    ),
+    "it says how long its news is fresh in no number": (
+        {
+            "/status.json": status_page(
+                "node1", "active", age_seconds=40, period_seconds="x", fresh_seconds="long"
+            )
+        },
+        "It has not looked for more than 29 s. It last said active: because node1",
     ),
     "its probe has expired": (
         {"/probe.html": Page("forbidden", 403)},
@@ -136,7 +170,7 @@ UNKNOWN: dict[str, tuple[dict[str, Page | Callable[[Asked], Page]], str]] = {
     ),
     "its clock was set back": (
         {"/status.json": status_page("node1", "active", age_seconds=-300)},
-        "Its last run lies in the future: its clock was set back. It last said active:"
+        "Its last look lies in the future: its clock was set back. It last said active:"
         " because node1",
     ),
 }

@@ -1146,7 +1146,7 @@ def test_after_a_boot_the_first_run_holds_its_vote_from_when_bootup_ran(world: W
 def test_what_was_promised_before_a_boot_is_held_whatever_the_settings_say_now(
     world: World,
 ) -> None:
-    world.settings(period_seconds=20)
+    world.settings(period_seconds=20, look_seconds=20)
     world.run()
     assert world.paths.promised.read_text() == "27"
     shutil.rmtree(world.paths.run)

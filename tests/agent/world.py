@@ -293,7 +293,7 @@ class World:
         self.paths.identity.write_text(json.dumps(identity._asdict()))
         self.paths.probe.touch()
         self.paths.role.write_text('"active"')
-        self.paths.booted.unlink()
+        self.paths.booted.unlink(missing_ok=True)
 
     def saw_its_peers(self) -> None:
         """The node's files as a run leaves them that saw every peer, and no vote."""

@@ -1,5 +1,6 @@
 """What `azure up`, `plan` and `down` refuse, ask, compare and leave alone."""
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
@@ -50,6 +52,12 @@ def a_resource(operator: Operator, kind: str, name: str, **more: object) -> None
 def foreign_group(operator: Operator) -> None:
     group(operator)
     a_resource(operator, "Microsoft.Sql/servers", "payroll-db")
+
+
+def made_before_looks(operator: Operator) -> None:
+    """Its nodes look once a run, and no tag of the group says so."""
+    made(operator, "--look-seconds", "20")
+    del operator.azure.groups[NAME]["tags"]["look-seconds"]
 
 
 def group_being_deleted(operator: Operator) -> None:
@@ -123,6 +131,8 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (group_being_deleted, [], "is being deleted: try again when it is gone"),
     (made, ["--nodes", "5"], "was made with nodes = 3, not 5"),  # type: ignore[list-item]
     (made, ["--period-seconds", "10"], "with period-seconds = 20, not 10"),  # type: ignore[list-item]
+    (made, ["--look-seconds", "5"], "with look-seconds = 2, not 5"),  # type: ignore[list-item]
+    (made_before_looks, [], "with look-seconds = 20, not 2: of nodes that differ in it several"),
     (made, ["--region", "northeurope"], "is in westeurope, not in northeurope"),  # type: ignore[list-item]
     (lost_key, [], "cluster.key: missing; copy the file from the computer that made the cluster"),
     (other_key, [], "cluster.key: not the key of this cluster"),
@@ -159,6 +169,9 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (setting(ssh_from=["*"]), [], "ssh_from: '*' is no address range"),
     (echo_of_ipv6, [], "ssh_from: '2001:db8::7/32' is no address range"),
     (setting(), ["--period-seconds", "7"], "period_seconds = 7: use a divisor of 60"),
+    (setting(), ["--look-seconds", "3"], "look_seconds = 3: use a divisor of period_seconds = 20"),
+    (setting(look_seconds="2"), [], "look_seconds = '2': use a whole number"),
+    (setting(tags={"look-seconds": "2"}), [], "tag 'look-seconds=2': use KEY=VALUE"),
     (setting(tags={"made-by": "me"}), [], "tag 'made-by=me': use KEY=VALUE"),
     (setting(), ["--tags", "team"], "tag 'team': use KEY=VALUE"),
     (setting(), ["--tags", "a/b=c"], "tag 'a/b=c': use KEY=VALUE"),
@@ -212,6 +225,25 @@ def test_an_empty_group_is_adopted_with_the_tags_it_had(operator: Operator) -> N
     assert operator.run("plan").code == 0
     assert operator.run("down", "--yes").code == 0
     assert operator.azure.groups == {}
+
+
+def settings_of_node(operator: Operator, name: str) -> str:
+    """The loader.conf that the machine was made with."""
+    sent = operator.azure.body_of("virtualMachines", name)["properties"]["osProfile"]["customData"]
+    files = yaml.safe_load(base64.b64decode(sent))["write_files"]
+    return next(str(f["content"]) for f in files if f["path"] == "/etc/bootstrap/loader.conf")
+
+
+def test_a_new_node_of_a_cluster_from_before_looks_looks_once_a_run_as_the_others_do(
+    operator: Operator,
+) -> None:
+    made_before_looks(operator)
+    operator.settings(look_seconds=20)
+    assert operator.run("plan").code == 0
+    del operator.azure.resources[operator.azure.body_of("virtualMachines", "node2")["id"].lower()]
+    made(operator)
+    assert "\nlook_seconds = 20\n" in settings_of_node(operator, "node2")
+    assert settings_of_node(operator, "node2") == settings_of_node(operator, "node1")
 
 
 # ---------------------------------------------------------------- plan, and what up changes

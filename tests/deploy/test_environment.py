@@ -96,6 +96,7 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
         bootstrap_url="http://203.0.113.10/bootstrap",
         cluster_key=KEY,
         period_seconds=20,
+        look_seconds=2,
         peer_address="public",
     )
     assert (ran.returncode, ran.stderr) == (0, b"")

@@ -67,6 +67,7 @@ class FirstBoot:
             bootstrap_url=world.web_site,
             cluster_key=KEY,
             period_seconds=20,
+            look_seconds=2,
             peer_address="public",
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
@@ -265,6 +266,7 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         bootstrap_url="http://203.0.113.10/bootstrap",
         cluster_key=KEY,
         period_seconds=20,
+        look_seconds=2,
         peer_address="public",
     )
     (command,) = yaml.safe_load(document)["bootcmd"]

@@ -171,15 +171,17 @@ def test_a_name_or_an_address_stands_in_one_place(fact: str, place: str) -> None
     assert places(fact) == [place]
 
 
-def test_the_default_period_stands_in_one_place_and_is_the_agents(tmp_path: Path) -> None:
-    period = Settings.period_seconds
-    number = re.compile(rf"(?<![\w.]){period}(?![\w.])")
-    found = [
-        name for name, words, value in FACTS if "period" in words and number.search(str(value))
-    ]
-    assert found == ["deploy.settings"]
+def test_the_default_period_and_looks_stand_in_one_place_and_are_the_agents(tmp_path: Path) -> None:
+    period, look = Settings.period_seconds, Settings.look_seconds
+    for default, word in ((period, "period"), (look, "look_seconds")):
+        number = re.compile(rf"(?<![\w.]){default}(?![\w.])")
+        found = [
+            name for name, words, value in FACTS if word in words and number.search(str(value))
+        ]
+        assert found == ["deploy.settings"], word
     without = loader.read_settings(tmp_path / "loader.conf")
     assert (without.times.period_seconds, without.peer_address) == (period, Settings.peer_address)
+    assert without.times.look_seconds == loader.usual_look_seconds(period) == look
 
 
 def test_how_old_news_may_be_is_the_agents_to_say() -> None:

@@ -155,14 +155,20 @@ def with_pages(**pages: Any) -> Callable[[Sites], None]:
     return change
 
 
+LOOKS = {"period_seconds": 20, "look_seconds": 2, "fresh_seconds": 4.8}
+
 UNKNOWN = {
-    "it has not run for 1.45 periods": (
-        with_pages(status=status_page("node1", "active", age_seconds=31, period_seconds=20)),
-        "then said active: because node1",
+    "it has not looked for as long as its news is fresh": (
+        with_pages(status=status_page("node1", "active", age_seconds=7, **LOOKS)),
+        "s ago; it then said active: because node1",
     ),
-    "its period is short and it missed one": (
+    "it is from before there were looks and has not run for 1.45 periods": (
+        with_pages(status=status_page("node1", "active", age_seconds=31, period_seconds=20)),
+        "its last look was 3",
+    ),
+    "it is from before there were looks, and its period is short": (
         with_pages(status=status_page("node1", "active", age_seconds=5, period_seconds=2)),
-        "its last run was",
+        "its last look was",
     ),
     "its probe has expired": (
         with_pages(probe=Page("forbidden", 403)),
@@ -197,7 +203,7 @@ UNKNOWN = {
         with_pages(status=status_page("node3", "active")),
         "node3 answers at its address",
     ),
-    "its clock was set back after the run": (
+    "its clock was set back after the look": (
         with_pages(status=status_page("node1", "active", age_seconds=-300)),
         "in the future",
     ),
@@ -216,6 +222,15 @@ def test_a_node_is_not_called_active_when(case: str, cluster: Sites) -> None:
     assert "ACTIVE" not in result.output
     assert "Nobody is active: " in result.output
     assert result.exit_code == 3
+
+
+def test_news_of_one_look_a_run_is_fresh_for_longer_than_news_of_several(cluster: Sites) -> None:
+    cluster.says("node1", "active", age_seconds=20, period_seconds=20)
+    cluster.says("node2", "passive", age_seconds=3, **LOOKS)
+    cluster.says("node3", "passive", age_seconds=20, **LOOKS)
+    nodes = cluster.view()["nodes"]
+    assert [node["role"] for node in nodes] == ["active", "passive", "unknown"]
+    assert [node["look_seconds"] for node in nodes] == [None, 2, 2]
 
 
 def test_a_node_that_sends_a_byte_now_and_then_is_given_up_in_time(cluster: Sites) -> None:
@@ -325,12 +340,13 @@ def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Sites) -> None:
     fields = {
         "zone": 7, "version": ["x"], "generation": 7, "vote": "node1", "lease_seconds": "long",
         "reachable": 3, "holding_seconds": float("nan"), "period_seconds": -1,
+        "look_seconds": True, "fresh_seconds": "long",
     }  # fmt: skip
     cluster.says("node1", "active", **fields)
     node = cluster.view()["nodes"][0]
     assert node["role"] == "active"
-    names = ("vote", "lease_seconds", "holding_seconds", "version", "generation")
-    assert [node[name] for name in names] == [None] * 5
+    names = ("vote", "lease_seconds", "holding_seconds", "version", "generation", "look_seconds")
+    assert [node[name] for name in names] == [None] * 6
     assert (node["zone"], node["period_seconds"], node["reachable"]) == ("1", 20, None)
 
 

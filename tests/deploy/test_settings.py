@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from agent.loader import timing, worst_failover_seconds
 from deploy import Refusal
 from deploy.plan import plan_of
 from deploy.settings import Settings, read_settings, settings_of, ssh_public_key
@@ -33,12 +34,57 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_default(tmp_path: Pa
     )
 
 
+def plan_in_words(*options: str) -> str:
+    result = CliRunner().invoke(plan_command, [*options])
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "period", "look"),
+    [
+        ("", [], 20, 2),
+        ("period_seconds = 15", [], 15, 3),
+        ("", ["--period-seconds", "5"], 5, 5),
+        ("look_seconds = 20", [], 20, 20),
+        ("look_seconds = 4", ["--look-seconds", "5"], 20, 5),
+        ("look_seconds = 5", ["--period-seconds", "15"], 15, 5),
+    ],
+)
+def test_who_says_nothing_of_looks_gets_2_s_or_what_divides_an_odd_period(
+    tmp_path: Path, text: str, options: list[str], period: int, look: int
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text + "\n")
+    plan = plan_json("--config", str(file), *options)
+    assert (plan["period_seconds"], plan["look_seconds"]) == (period, look)
+
+
+def test_the_plan_says_how_often_a_node_looks_and_what_failover_takes_then() -> None:
+    for look in (2, 20):
+        said = plan_in_words("--look-seconds", str(look))
+        assert f"public address every {look} s, in runs of the agent that begin every 20 s." in said
+        longest_seconds = worst_failover_seconds(timing(20, look))
+        assert f"Worst-case failover {longest_seconds:.1f} s," in said
+
+
+def test_a_file_with_looks_that_its_period_has_no_whole_number_of_is_refused(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text("look_seconds = 3\n")
+    with pytest.raises(Refusal, match="look_seconds = 3: use a divisor of period_seconds = 20"):
+        plan_of(settings_of(file, {}))
+
+
 def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
     file.write_text('http_from = "203.0.113.0/24"\nssh_from = ["192.0.2.1/32", "192.0.2.2/32"]\n')
     settings = read_settings(file)
-    assert settings.http_from == ("203.0.113.0/24",)
-    assert settings.ssh_from == ("192.0.2.1/32", "192.0.2.2/32")
+    assert settings == {
+        "http_from": ("203.0.113.0/24",),
+        "ssh_from": ("192.0.2.1/32", "192.0.2.2/32"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,6 +92,7 @@ def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
     [
         ("nodes 3", "not TOML"),
         ("nodes = true", "nodes = True: use a whole number"),
+        ("look_seconds = 2.5", "look_seconds = 2.5: use a whole number"),
         ("region = 1", 'region = 1: use text in "quotes"'),
         ("http_from = []", 'use a list like \\["203.0.113.0/24"\\]'),
         ('peer = "public"', "unknown setting 'peer'"),

@@ -1,6 +1,7 @@
 """The units in systemd/: right in themselves, hardened, and in step with agent and first boot."""
 
 import os
+import re
 import shutil
 import subprocess
 from configparser import ConfigParser
@@ -9,11 +10,18 @@ from pathlib import Path
 import pytest
 
 from agent import loader
+from deploy.settings import Settings
 from deploy.userdata import period_dropins
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix != ".conf")
 PERIODS = [2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
+LOOKS = [(p, look) for p in PERIODS for look in range(2, p + 1) if p % look == 0]
+"""Every period with every time between looks that divides it."""
+
+START_SECONDS = loader.GAP_SECONDS
+"""From the tick, or from a call of systemd, until the agent is at work."""
+
 LAST_SECONDS = 0.05
 """For the log, status.json and the end of the process, after the last poll."""
 
@@ -49,6 +57,21 @@ def test_systemd_finds_nothing_wrong_with_the_unit(name: str, tmp_path: Path) ->
     assert (verified.returncode, ours) == (0, [])
 
 
+@pytest.mark.parametrize("period", PERIODS)
+def test_systemd_finds_nothing_wrong_with_what_a_period_adds_to_the_units(
+    period: int, tmp_path: Path
+) -> None:
+    names = [path.partition(".d/")[0] for path in period_dropins(period)]
+    for path, text in period_dropins(period).items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(text)
+    for name in UNITS:
+        shutil.copy(SYSTEMD / name, tmp_path)
+    verified = analyze("verify", "--man=no", *(str(tmp_path / name) for name in names))
+    ours = [line for line in verified.stderr.splitlines() if str(tmp_path) in line]
+    assert (verified.returncode, ours) == (0, [])
+
+
 def test_the_loaders_unit_is_hardened_to_an_exposure_of_3_at_most() -> None:
     path = str(SYSTEMD / "loader.service")
     ran = analyze("security", "--offline=true", "--threshold=30", path)
@@ -75,29 +98,90 @@ def test_the_timer_ticks_at_every_multiple_of_the_period(period: int) -> None:
     assert (ran.returncode, seconds) == (0, [*range(period, 60, period), 0])
 
 
-def limit_seconds(name: str, key: str, period: int) -> float:
-    text = period_dropins(period)[f"{name}.d/period.conf"]
-    return float(Unit(text)["Service"][key])
+def limits(name: str, period: int) -> dict[str, float]:
+    """What a unit says in numbers, with its drop-in for that period."""
+    dropin = period_dropins(period).get(f"{name}.d/period.conf", "")
+    found = Unit((SYSTEMD / name).read_text() + dropin)
+    said = {key: value for part in ("Unit", "Service") for key, value in found[part].items()}
+    return {key: float(value) for key, value in said.items() if re.fullmatch(r"[\d.]+", value)}
 
 
-def longest_run_seconds(times: loader.Timing) -> float:
-    """Every wait of a run at its longest, from the tick: Python's start, the web site and metadata
-    count towards the end, and the last poll begins a pause after it at most.
-    """
+def longest_look_seconds(times: loader.Timing) -> float:
+    """Every wait of the look that ends a run: its last poll begins a pause after it at most."""
     return times.end_seconds + times.poll_seconds + times.timeout_seconds + LAST_SECONDS
 
 
+def longest_run_seconds(times: loader.Timing, into_seconds: float) -> float:
+    """Of a process that begins so long after a tick, which systemd's limit counts from.
+
+    The web site, metadata and the wait for a newer agent end with the run, not after it.
+    """
+    begin = loader.Moment(1000 + START_SECONDS, into_seconds + START_SECONDS, probe_there=False)
+    end_seconds = loader.run_end_seconds(times, 1000, begin) - 1000
+    return end_seconds + longest_look_seconds(times) - times.end_seconds
+
+
+@pytest.mark.parametrize(("period", "look"), LOOKS)
+def test_the_longest_run_ends_before_the_next_tick_and_before_systemd_ends_it(
+    period: int, look: int
+) -> None:
+    times = loader.timing(period, look)
+    limit = limits("loader.service", period)["RuntimeMaxSec"]
+    assert longest_look_seconds(times) < look
+    assert longest_run_seconds(times, 0) < min(limit, period)
+
+
+@pytest.mark.parametrize(("period", "look"), [p for p in LOOKS if p[0] > p[1]])
+def test_a_run_that_was_started_again_ends_before_systemd_ends_it(period: int, look: int) -> None:
+    times = loader.timing(period, look)
+    phases = [period * n / 1000 for n in range(1000)]
+    longest = max(longest_run_seconds(times, phase) for phase in phases)
+    assert longest < limits("loader.service", period)["RuntimeMaxSec"]
+
+
 @pytest.mark.parametrize("period", PERIODS)
-def test_the_longest_run_ends_before_systemd_ends_it(period: int) -> None:
-    limit = limit_seconds("loader.service", "TimeoutStartSec", period)
-    assert longest_run_seconds(loader.timing(period, period)) < limit < period
+def test_a_run_that_fails_is_started_again_at_once_and_whatever_happened_at_the_next_tick(
+    period: int,
+) -> None:
+    service, said = unit("loader.service")["Service"], limits("loader.service", period)
+    assert service["Restart"] == "on-failure"
+    assert service["RestartPreventExitStatus"] == "2"
+    assert 2 <= said["StartLimitBurst"] <= 5
+    assert said["StartLimitIntervalSec"] < period
 
 
-def test_handing_over_ends_before_systemd_ends_it() -> None:
-    times = loader.timing(20, 20)
-    # A run under way is over, and the next tick there, within a period.
-    longest = times.period_seconds + longest_run_seconds(times)
-    assert longest < limit_seconds("handover.service", "TimeoutStopSec", 20)
+def test_no_job_is_under_way_while_the_agent_looks() -> None:
+    assert unit("loader.service")["Service"]["Type"] == "exec"
+
+
+def test_a_stop_waits_for_no_run_longer_than_a_second() -> None:
+    assert limits("loader.service", Settings.period_seconds)["TimeoutStopSec"] == 1
+
+
+@pytest.mark.parametrize(("period", "look"), LOOKS)
+def test_handing_over_ends_before_systemd_ends_it(period: int, look: int) -> None:
+    """It waits for the cluster's next look, and both take one and a half at most."""
+    times = loader.timing(period, look)
+    longest = START_SECONDS + 1.5 * look + longest_look_seconds(times) - times.end_seconds
+    assert longest < limits("handover.service", period)["TimeoutStopSec"]
+
+
+def test_handing_over_has_time_for_a_run_by_hand_that_is_under_way() -> None:
+    """That is over, and the cluster's next look there, by the next tick."""
+    for look in (Settings.look_seconds, Settings.period_seconds):
+        times = loader.timing(Settings.period_seconds, look)
+        longest = START_SECONDS + times.period_seconds + longest_look_seconds(times)
+        said = limits("handover.service", Settings.period_seconds)
+        assert longest < said["TimeoutStopSec"]
+
+
+def test_who_stops_the_timer_stops_the_run_and_then_hands_over() -> None:
+    """Units stop in the opposite order of their start."""
+    run, handover = unit("loader.service")["Unit"], unit("handover.service")["Unit"]
+    assert run["PartOf"] == handover["PartOf"] == "loader.timer"
+    assert "handover.service" in run["After"].split()
+    assert "apache2.service" in run["After"].split()
+    assert unit("loader.timer")["Unit"]["Wants"] == "handover.service"
 
 
 def test_the_fence_removes_the_probe_and_the_staged_one_and_nothing_else() -> None:

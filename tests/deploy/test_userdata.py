@@ -30,7 +30,7 @@ Run = Callable[..., "tuple[int, str, str]"]
 def document(node: str = "node1", **changes: Any) -> str:
     options: dict[str, Any] = {
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
-        **{"cluster_key": KEY, "period_seconds": 20, "peer_address": "public"},
+        **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "peer_address": "public"},
     }
     return user_data(node, **(options | changes))
 
@@ -82,11 +82,11 @@ def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
 
 
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
-    found = files(document(period_seconds=2, peer_address="private"))
+    found = files(document(period_seconds=15, look_seconds=5, peer_address="private"))
     for name in ("loader.conf", "cluster.key", "nodes_info.json"):
         (tmp_path / name).write_text(found[f"/etc/bootstrap/{name}"]["content"])
     settings = loader.read_settings(tmp_path / "loader.conf")
-    assert settings.times == loader.timing(2, 2)
+    assert settings.times == loader.timing(15, 5)
     assert settings.peer_address == "private"
     assert settings.bootstrap_url == "http://203.0.113.10/bootstrap"
     assert loader.read_key(tmp_path / "cluster.key") == bytes.fromhex(KEY)
@@ -99,7 +99,26 @@ def test_the_period_of_the_units_is_the_period_of_the_agent() -> None:
     timer = found["/etc/systemd/system/loader.timer.d/period.conf"]["content"]
     assert timer == "[Timer]\nOnCalendar=\nOnCalendar=*:*:0/2\n"
     service = found["/etc/systemd/system/loader.service.d/period.conf"]["content"]
-    assert service == "[Service]\nTimeoutStartSec=1.9\n"
+    assert service == "[Unit]\nStartLimitIntervalSec=1.8\n[Service]\nRuntimeMaxSec=2\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "period", "look"),
+    [
+        ([], 20, 2),
+        (["--period-seconds", "15"], 15, 3),
+        (["--period-seconds", "5"], 5, 5),
+        (["--period-seconds", "10", "--look-seconds", "5"], 10, 5),
+        (["--look-seconds", "20"], 20, 20),
+    ],
+)
+def test_a_nodes_settings_name_period_and_looks_whatever_was_asked_for(
+    options: list[str], period: int, look: int, run: Run
+) -> None:
+    code, printed, _ = run("user-data", "node1", *options)
+    conf = files(printed)["/etc/bootstrap/loader.conf"]["content"]
+    assert code == 0
+    assert conf.startswith(f"[loader]\nperiod_seconds = {period}\nlook_seconds = {look}\n")
 
 
 @pytest.mark.parametrize("nodes", [3, 101])
@@ -178,6 +197,22 @@ REFUSED = {
     "a period of nothing": (
         ["user-data", "node1", "--period-seconds", "0"],
         "deploy: period_seconds = 0: use a divisor of 60 between 2 and 60.",
+    ),
+    "looks that do not divide the period": (
+        ["user-data", "node1", "--look-seconds", "3"],
+        "deploy: look_seconds = 3: use a divisor of period_seconds = 20, 2 or more.",
+    ),
+    "looks of nothing": (
+        ["user-data", "node1", "--look-seconds", "0"],
+        "deploy: look_seconds = 0: use a divisor of period_seconds = 20, 2 or more.",
+    ),
+    "looks that are further apart than runs": (
+        ["user-data", "node1", "--period-seconds", "10", "--look-seconds", "20"],
+        "deploy: look_seconds = 20: use a divisor of period_seconds = 10, 2 or more.",
+    ),
+    "a plan with looks that do not divide the period": (
+        ["plan", "--period-seconds", "15", "--look-seconds", "2"],
+        "deploy: look_seconds = 2: use a divisor of period_seconds = 15, 2 or more.",
     ),
     "a node that is not there": (
         ["user-data", "node9"],

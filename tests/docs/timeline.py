@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from agent.loader import (
     DRIFT,
+    GAP_SECONDS,
     READY_LOOKS,
     Timing,
     tick_spread_seconds,
@@ -24,7 +25,8 @@ from agent.loader import (
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = DOCS / "timeline.svg"
 PROTOCOL = DOCS / "protocol.md"
-PERIODS = (20, 2)
+SHOWN = ((20, 2), (20, 20), (2, 2))
+"""Period and look, in seconds: the default, and one look a run at both ends."""
 OPEN, CLOSE = "<!-- {}: by `python -m tests.docs.timeline` -->", "<!-- end of {} -->"
 
 
@@ -48,8 +50,15 @@ def round_seconds(times: Timing) -> float:
 
 
 ROWS = (
-    Row("T", "period of the timer", "", lambda t: t.period_seconds),
-    Row("D", "a vote binds the voter", "T + max(2.5, 0.35 T)", lambda t: t.promise_seconds),
+    Row("period", "from one run to the next", "", lambda t: t.period_seconds),
+    Row("T", "from one look to the next", "", lambda t: t.look_seconds),
+    Row(
+        "G",
+        "the first look of a run may begin so much later",
+        f"{GAP_SECONDS:g} if T < period else 0",
+        lambda t: t.gap_seconds,
+    ),
+    Row("D", "a vote binds the voter", "T + G + max(2.5, 0.35 T)", lambda t: t.promise_seconds),
     Row("rho", "two boot clocks may drift", "", lambda _: 100 * DRIFT, " %"),
     Row(
         "L",
@@ -67,17 +76,22 @@ ROWS = (
     ),
     Row("pause", "between two polls", "max(0.1, T / 80)", lambda t: t.poll_seconds),
     Row("R", "a round: one request and a pause", "timeout + pause", round_seconds),
-    Row("W", "ticks may be apart at no cost", "L - F - T - R", tick_spread_seconds, " s", 1),
+    Row("W", "looks may be apart at no cost", "L - F - T - G - R", tick_spread_seconds, " s", 1),
     Row(
         "fresh",
         "a marker that has not changed for so long is absent",
-        "1.45 T",
+        "max(1.45 T, L - F)",
         lambda t: t.fresh_seconds,
     ),
-    Row("stay", "least run that is not calm", "max(0.3 T, 3 R)", lambda t: t.stay_seconds),
+    Row("stay", "least look that is not calm", "max(0.3 T, 3 R)", lambda t: t.stay_seconds),
     Row("rest", "who rests waits for others to ask", "0.2 T", lambda t: t.rest_seconds),
-    Row("end", "longest run", "min(0.85 T, 0.95 T - R - 0.1)", lambda t: t.end_seconds),
-    Row("K", "good runs before a failback", "", lambda _: READY_LOOKS, ""),
+    Row(
+        "end",
+        "longest look that ends a run",
+        "min(0.85 T, 0.95 T - R - 0.1)",
+        lambda t: t.end_seconds,
+    ),
+    Row("K", "good looks before a failback", "", lambda _: READY_LOOKS, ""),
 )
 
 
@@ -88,11 +102,11 @@ def number(value: float, decimals: int = 2) -> str:
 
 
 def table_of_times() -> str:
-    """Every time of the protocol for each of `PERIODS`, with what it is made of."""
-    lines = ["| | meaning | is | " + " | ".join(f"T = {p} s" for p in PERIODS) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(PERIODS))
+    """Every time of the protocol for each of `SHOWN`, with what it is made of."""
+    lines = ["| | meaning | is | " + " | ".join(f"{p} / {t} s" for p, t in SHOWN) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(SHOWN))
     for row in ROWS:
-        values = (number(row.value(timing(p, p)), row.decimals) + row.unit for p in PERIODS)
+        values = (number(row.value(timing(*both)), row.decimals) + row.unit for both in SHOWN)
         formula = f"`{row.formula}`" if row.formula else ""
         lines.append(f"| {row.symbol} | {row.meaning} | {formula} | {' | '.join(values)} |")
     return "\n".join(lines)
@@ -110,7 +124,7 @@ def table_for_operators() -> str:
             lambda t: f"{number(t.promise_seconds)} s",
         ),
         (
-            "ticks may be so far apart at no cost (W)",
+            "looks may be so far apart at no cost (W)",
             lambda t: f"{number(tick_spread_seconds(t), 1)} s",
         ),
         (
@@ -118,10 +132,10 @@ def table_for_operators() -> str:
             lambda t: f"{number(t.fresh_seconds)} s",
         ),
     )
-    lines = ["| at a period of | " + " | ".join(f"{p} s" for p in PERIODS) + " |"]
-    lines.append("|---|" + "---|" * len(PERIODS))
+    heads = (f"{p} s, a look every {t} s" if t < p else f"{p} s, one look a run" for p, t in SHOWN)
+    lines = ["| at a period of | " + " | ".join(heads) + " |", "|---|" + "---|" * len(SHOWN)]
     for what, value in wanted:
-        lines.append(f"| {what} | {' | '.join(value(timing(p, p)) for p in PERIODS)} |")
+        lines.append(f"| {what} | {' | '.join(value(timing(*both)) for both in SHOWN)} |")
     return "\n".join(lines)
 
 
@@ -144,7 +158,7 @@ def with_tables(text: str) -> str:
 
 # ---- The picture
 
-LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 19.6, 1000, 480
+LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 83, 1000, 480
 
 COLOURS = """
   rect.page { fill: #ffffff; stroke: #d0d7de; } text { fill: #1f2328; } text.pale { fill: #59636e; }
@@ -203,17 +217,19 @@ def named(y: float, name: str, more: str) -> str:
 
 
 def grid(times: Timing) -> list[str]:
-    """The title, the seconds, and the ticks."""
-    period = times.period_seconds
-    end = int(period * (worst_failover_seconds(times) // period) + times.end_seconds)
-    title = f"Stamp, vote, lease, fence and promise, at a period of {number(period)} s"
+    """The title, the seconds, and the looks."""
+    look = times.look_seconds
+    end = int(worst_failover_seconds(times)) + 2
+    title = f"Stamp, vote, lease, fence and promise, with a look every {number(look)} s"
     what = "Node c writes a stamp at 0 s, v votes for it, and no later one is granted."
     drawn = [words(16, 24, title, "name"), words(16, 42, what, "pale")]
-    drawn += [words(across(at), TOP - 8, f"{at}", "pale", "middle") for at in range(0, end, 5)]
+    drawn += [words(across(at), TOP - 8, f"{at}", "pale", "middle") for at in range(end)]
     drawn += [words(across(0) - 14, TOP - 8, "seconds", "pale", "end")]
-    for at in range(0, end, int(period)):
+    tick = look * (worst_failover_seconds(times) // look)  # at worst
+    for at in range(0, end, int(look)):
         drawn += [upright(at, TOP, HEIGHT - 22, "tick")]
-        drawn += [words(across(at), HEIGHT - 8, "tick", "pale", "middle")]
+        below = "look" if at != tick else "tick: the next run looks, up to G later"
+        drawn += [words(across(at), HEIGHT - 8, below, "pale", "middle")]
     return drawn
 
 
@@ -224,7 +240,8 @@ def holder(times: Timing) -> list[str]:
     return [
         named(y, "active node c", "its lease"),
         bar(y, 0, fence, "lease", f"lease: L = {number(lease)} s from when the stamp was written"),
-        bar(y, fence, lease, "margin", "F"),
+        bar(y, fence, lease, "margin"),
+        words(across(fence) + 4, y + 17, "F"),
         dot(y + 12, 0),
         words(across(lease) + 10, y + 17, "the lease ends: its votes count no more"),
         named(below, "", "its probe.html"),
@@ -253,32 +270,33 @@ def voter(times: Timing) -> list[str]:
 
 
 def renewal(times: Timing) -> list[str]:
-    """Where the next run of the active node renews the lease."""
-    y, period = TOP + 216, times.period_seconds
+    """Where the next look of the active node renews the lease, at worst the first of a run."""
+    y, begin = TOP + 216, times.look_seconds + times.gap_seconds
     spread, fence = tick_spread_seconds(times), times.lease_seconds - times.margin_seconds
-    x = across(period) - 14
+    x = across(fence) + 10
     return [
-        named(y, "a renewal", "c's next run"),
-        bar(y, period, period + spread, "late", f"W = {number(spread, 1)} s"),
-        bar(y, period + spread, fence, "run", "R"),
-        dot(y + 12, period),
-        words(x, y + 8, "c writes its next stamp at its tick; the voter's tick may be", "", "end"),
-        words(x, y + 25, "W later, and a round R: still before the fence", "", "end"),
+        named(y, "a renewal", "c's next look"),
+        bar(y, times.look_seconds, begin, "margin", "G"),
+        bar(y, begin, begin + spread, "late", f"W = {number(spread, 1)} s"),
+        bar(y, begin + spread, fence, "run", "R"),
+        dot(y + 12, begin),
+        words(x, y + 8, "c writes its next stamp up to G late, the voter looks"),
+        words(x, y + 25, "W later, and a round R: still before the fence"),
     ]
 
 
 def successor(times: Timing) -> list[str]:
     """The next candidate, where c died with that stamp."""
-    y, period, worst = TOP + 312, times.period_seconds, worst_failover_seconds(times)
-    begin = period * (worst // period)
+    y, worst = TOP + 312, worst_failover_seconds(times)
+    begin = worst - 2 * round_seconds(times)
     freed = round_seconds(times) + times.promise_seconds
     return [
         named(y, "next candidate d", "where c died at 0 s"),
-        bar(y, begin, begin + times.end_seconds, "run", "its run asks for votes"),
+        bar(y, begin, worst, "run", "d looks"),
         dot(y + 12, freed),
         upright(worst, y - 6, y + 46, "fence"),
         words(across(worst) - 8, y + 46, "v is free; then two rounds R:", "", "end"),
-        words(across(worst) + 8, y + 46, f"d serves, {worst:.1f} s at the latest", "fence"),
+        words(across(worst) + 8, y + 46, f"d serves, {worst:.1f} s at most", "fence"),
     ]
 
 
@@ -297,7 +315,7 @@ def picture(times: Timing) -> str:
 
 def main() -> int:
     """Write the picture and the tables."""
-    PICTURE.write_text(picture(timing(PERIODS[0], PERIODS[0])), encoding="utf-8")
+    PICTURE.write_text(picture(timing(*SHOWN[0])), encoding="utf-8")
     PROTOCOL.write_text(with_tables(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 

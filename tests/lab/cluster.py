@@ -49,7 +49,7 @@ class BootedLab:
     @property
     def nodes(self) -> dict[str, str]:
         """Node name -> public address, in order of preference."""
-        plan = lab_plan(self.period_seconds, count=self.count)
+        plan = lab_plan(self.period_seconds, self.period_seconds, count=self.count)
         return {node.name: str(node.public_ip) for node in plan.nodes}
 
     @property

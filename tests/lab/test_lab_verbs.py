@@ -1,5 +1,6 @@
 """The lab itself: what its verbs do to this machine, and that nothing of it stays."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from deploy import Refusal
 from deploy.lab import CACHE, STATE, process, state
+from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import CHECKOUT, BootedLab, fetch, lab
 
@@ -170,6 +172,55 @@ def test_a_state_that_no_lab_wrote_is_refused(
         state.running_lab()
 
 
+def lab_of(folder: Path, **settings: object) -> None:
+    """The files of a lab of this checkout that is up, as `lab up` leaves them."""
+    said = {"checkout": str(CHECKOUT), **settings}
+    (folder / "settings.json").write_text(json.dumps(said))
+    (folder / "nodes_info.json").write_bytes((CHECKOUT / "nodes_info.json").read_bytes())
+    (folder / "endpoints.json").write_text("{}")
+
+
+def test_a_lab_that_is_up_keeps_its_period_and_looks_whatever_the_defaults_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    lab_of(tmp_path, period_seconds=30, look_seconds=5)
+    for asked in ((None, None), (30, None), (None, 5), (30, 5)):
+        plan = wanted_lab(None, *asked).plan
+        assert (plan.period_seconds, plan.look_seconds) == (30, 5)
+    for others in ((20, None), (None, 2), (20, 5), (15, None)):
+        with pytest.raises(Refusal) as refused:
+            wanted_lab(None, *others)
+        said = str(refused.value)
+        assert "a lab of 3 nodes with a period of 30 s and a look every 5 s from" in said
+        assert said.endswith("is up: `lab down` first.")
+
+
+def test_a_lab_from_before_there_were_looks_looks_once_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    lab_of(tmp_path, period_seconds=20)
+    assert wanted_lab(None, None, None).plan.look_seconds == 20
+    with pytest.raises(Refusal, match="a period of 20 s and a look every 20 s"):
+        wanted_lab(None, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "period", "look"), [((None, None), 20, 2), ((15, None), 15, 3), ((4, 4), 4, 4)]
+)
+def test_a_new_lab_looks_as_often_as_asked_for_or_as_a_new_cluster(
+    asked: tuple[int | None, int | None],
+    period: int,
+    look: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    plan = wanted_lab(None, *asked).plan
+    assert (plan.period_seconds, plan.look_seconds) == (period, look)
+
+
 @without_a_lab
 @pytest.mark.parametrize("step", ["Network", "Metadata service"])
 def test_a_killed_up_is_cleaned_up_by_the_next_down(step: str) -> None:
@@ -203,6 +254,8 @@ def test_two_commands_do_not_change_the_lab_at_once() -> None:
     [
         (("up", "--nodes", "4"), "odd number"),
         (("up", "--period-seconds", "7"), "divisor of 60"),
+        (("up", "--period-seconds", "0"), "divisor of 60"),
+        (("up", "--look-seconds", "3"), "use a divisor of period_seconds = 20, 2 or more"),
         (("off", "node1"), "no lab is up"),
         (("shell", "node1"), "no lab is up"),
     ],

@@ -156,11 +156,7 @@ class Process:
     leaving: bool = False  # `loader.py leave`
     alive: bool = True
     stalled: bool = False  # stopped by a signal
-    stopping: bool = False  # asked to end after the look under way
-    timed_out: bool = False  # asked so by its time limit
     steps: Any = None  # None until it holds the lock
-    resting: bool = False  # waits for its next look
-    rests: int = 0  # counts these waits
     effects: int = 0
     untested: set[str] = field(default_factory=set)  # peers not reached so far
     asked: set[str] = field(default_factory=set)  # of whom an answer is still to be taken in
@@ -174,7 +170,7 @@ Event = tuple[Callable[[], None], "Process | None"]
 
 EXIT_SECONDS = (0.02, 0.1)  # from the last look's end to the end of the process
 RESTART_SECONDS = 0.1  # systemd's default
-KILL_SECONDS = 2.0  # TimeoutStopSec=
+KILL_SECONDS = 1.0  # TimeoutStopSec=
 START_LIMIT, START_LIMIT_PERIODS = 4, 0.9
 
 
@@ -489,18 +485,12 @@ class Simulation:
 
     def _time_limit(self, process: Process) -> None:
         if process.alive:
-            process.timed_out = True
             self._terminate(process)
 
     def _terminate(self, process: Process) -> None:
-        """SIGTERM, and SIGKILL where that is not enough."""
-        node, rests = process.node, process.rests
-        if process.steps is None:
-            self._ended(process, failed=True)
-            return
-        process.stopping = True
-        self._soon(process, 0.0, lambda: self._rested(process, rests))
-        self.at(self.now + KILL_SECONDS, lambda: self._kill(process), node)
+        """SIGTERM ends it at once, and SIGKILL what does not heed it."""
+        self._soon(process, 0.0, lambda: self._kill(process))
+        self.at(self.now + KILL_SECONDS, lambda: self._kill(process), process.node)
 
     def _kill(self, process: Process) -> None:
         if process.alive:
@@ -554,8 +544,9 @@ class Simulation:
         """Its last look is over; what was saved stays in the node's state."""
         node, seconds = process.node, self.random.uniform(*EXIT_SECONDS)
         dies, node.doomed = node.doomed == "exit", node.doomed.replace("exit", "")
-        failed = dies or process.timed_out
-        self._soon(process, seconds, lambda: self._ended(process, failed=failed))
+        if process.leaving:
+            node.state = node.state._replace(finished=True, began_seconds=0.0)
+        self._soon(process, seconds, lambda: self._ended(process, failed=dies))
 
     def _do_fail(self, process: Process, kind: str) -> None:
         node = process.node
@@ -575,19 +566,7 @@ class Simulation:
         self._answer(process, delay=2 * self._write_seconds())
 
     def _do_pause(self, process: Process, effect: Any) -> None:
-        delay = process.node.real_delay(effect.seconds)
-        if not effect.between_looks:
-            self._answer(process, delay=delay)
-            return
-        process.resting, process.rests, rests = True, process.rests + 1, process.rests + 1
-        delay = 0.0 if process.stopping else max(0.0, delay)
-        self._soon(process, delay, lambda: self._rested(process, rests))
-
-    def _rested(self, process: Process, rests: int) -> None:
-        """The next look is due, or the run was stopped: during a look that has no effect yet."""
-        if process.resting and process.rests == rests:
-            process.resting = False
-            self._go_on(process, process.stopping)
+        self._answer(process, delay=process.node.real_delay(effect.seconds))
 
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
