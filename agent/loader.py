@@ -2005,17 +2005,17 @@ class Fence:
         self._armed = paths.run / "fence"
         self._base = paths.run / "timer_base_microseconds"
 
-    def arm(self, left_seconds: float) -> None:
-        """Arm for so long from now; only then drop the fence before.
+    def arm(self, until_seconds: float, left_seconds: float) -> None:
+        """Arm for a moment that is so far away; only then drop the fence before.
 
         Raises `OSError`; the next call ends what was begun: every name is noted before systemd
         may know it, and until it no longer does.
         """
-        deadline_seconds = time.monotonic() + left_seconds
+        lease, deadline_seconds = int(until_seconds * 1000), time.monotonic() + left_seconds
+        if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
+            return
         microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
-        name = (
-            f"fence@{int(deadline_seconds * 1000)}.timer"  # starts the fence@.service of its name
-        )
+        name = f"fence@{lease}-{int(deadline_seconds * 1000)}.timer"  # starts its fence@.service
         known = self._known()
         write_atomic(self._armed, " ".join(["unsure", *known, name]))
         deadline = (("s", "OnBootSec"), ("t", max(microseconds, 1)))
@@ -2037,11 +2037,11 @@ class Fence:
         self._armed.unlink(missing_ok=True)
 
     def _known(self) -> list[str]:
-        return re.findall(r"fence@[0-9]+\.timer", self._read(self._armed))
+        return re.findall(r"fence@[0-9-]+\.timer", self._read(self._armed))
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
-            if int(name[6:-6]) / 1000 > time.monotonic():  # else it has fired, and its unit is gone
+            if int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic():  # else it has fired, and its unit is gone
                 call_systemd(self._paths, "StopUnit", ("s", name), ("s", "fail"))
 
     def _base_microseconds(self) -> int:
@@ -2207,7 +2207,7 @@ class Machine:
         """
         if (left_seconds := until_seconds - self.now()[0]) <= 0:
             return False
-        self.fence.arm(left_seconds)
+        self.fence.arm(until_seconds, left_seconds)
         if commit:
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
@@ -2429,8 +2429,9 @@ def looks(
     times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
     longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
+    early_seconds = look_seconds / 10  # a pause may end so early: chrony slews by up to a twelfth
     while True:
-        into_seconds = start.wall_seconds % look_seconds
+        into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
         ends_seconds = until_seconds
         if several:
             ends_seconds = min(until_seconds, start.now_seconds + longest_seconds - into_seconds)

@@ -259,7 +259,7 @@ def answers_with_its_past(agent: Any, seed: int) -> Simulation:
     simulation = Simulation(calm(replayed_share=1e-9), seed, agent)
     simulation.run_until(40 * PERIOD)
     recorded = {
-        peer: [page for page in simulation.shown["node1", peer] if '"candidate": true' in page]
+        peer: [marker for marker in simulation.shown["node1", peer] if marker.candidate]
         for peer in ("node2", "node3")
     }
     simulation.crash("node1")
@@ -270,7 +270,7 @@ def answers_with_its_past(agent: Any, seed: int) -> Simulation:
     impostor, began, honest = simulation.nodes["node1"], simulation.now, simulation._content
     impostor.up, impostor.hung, impostor.probe = True, True, False
 
-    def content(target: Any, reader: Any) -> str | None:
+    def content(target: Any, reader: Any) -> Any:
         """Each for a second and a half, oldest first."""
         past = recorded.get(reader.name, []) if target is impostor else []
         number = int((simulation.now - began) / 1.5)
