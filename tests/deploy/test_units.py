@@ -145,7 +145,7 @@ def test_a_run_that_fails_is_started_again_at_once_and_whatever_happened_at_the_
 ) -> None:
     service, said = unit("loader.service")["Service"], limits("loader.service", period)
     assert service["Restart"] == "on-failure"
-    assert service["RestartPreventExitStatus"] == "2"
+    assert service["RestartPreventExitStatus"] == "2 SIGTERM"
     assert 2 <= said["StartLimitBurst"] <= 5
     assert said["StartLimitIntervalSec"] < period
 
