@@ -2294,6 +2294,9 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
         logging.info("probe.html already does not exist")
 
 
+TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
+
+
 def status_of(
     identity: Identity, machine: Machine, outcome: Outcome, now: Moment
 ) -> dict[str, Any]:
@@ -2310,10 +2313,7 @@ def status_of(
         "role": "active" if state.active else "passive",
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
-        "period_seconds": times.period_seconds,
-        "look_seconds": times.look_seconds,
-        "pause_seconds": times.pause_seconds,
-        "fresh_seconds": round(times.fresh_seconds, 1),
+        **{name: round(getattr(times, name), 1) for name in TOLD_TIMES},
         "host_clock": now.host_offset_seconds is not None,
         "version": __version__,
         "generation": members.generation,

@@ -165,7 +165,7 @@ def case_of(lines: Sequence[str]) -> Case:
         markers[name] = AGENT.Marker(**{"sender": name, "receiver": me, **rest, **fields})
     said_of_view = {"probe_there": False, "leaving": False, "clock_stepped": False, **seen}
     view = AGENT.View(
-        now_seconds=NOW, markers=markers, live=frozenset(live), changed_seconds=changed,
+        now_seconds=NOW, slow_seconds=NOW, markers=markers, live=frozenset(live), changed_seconds=changed,
         **said_of_view,
     )  # fmt: skip
     members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20, 0))
