@@ -59,7 +59,7 @@ class BootedLab:
 
     @property
     def times(self) -> Timing:
-        return timing(self.period_seconds, self.look_seconds)
+        return timing(self.period_seconds, self.look_seconds, 0)
 
     @property
     def patience_seconds(self) -> float:
