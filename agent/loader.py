@@ -1539,6 +1539,8 @@ def count_grants(members: Members, state: State, view: View) -> State:
         newest = grants.get(voter, (state.released, 0.0))[0]
         if mine and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
+        elif not mine:  # its promise to us is over, whatever our clocks say
+            grants.pop(voter, None)
     return state._replace(grants=grants)
 
 
