@@ -45,7 +45,7 @@ from deploy.nodes_info import nodes_info, read_nodes
 from deploy.plan import Node
 from deploy.publish import publish
 from deploy.release import release_files
-from deploy.settings import Settings, look_of
+from deploy.settings import USUAL_LOOK, Settings, look_of
 from deploy.userdata import user_data
 
 BOOT_SECONDS = 120.0
@@ -76,8 +76,13 @@ def lab_command() -> None:
 @click.option(
     "--look-seconds",
     type=int,
-    help="Between two looks of a run; divides the period"
-    f" [default: {Settings.look_seconds}; if the period is odd 3, or else 5].",
+    help=f"Between two looks of a run; divides the period [default: {USUAL_LOOK}].",
+)
+@click.option(
+    "--pause-seconds",
+    type=int,
+    help="The host may pause a node for so long, and nobody else be active"
+    f" [default: {Settings.pause_seconds}].",
 )
 @click.option(
     "--vm", "machines", metavar="NODE", multiple=True, help="A virtual machine; again for more."
@@ -86,6 +91,7 @@ def up(
     count: int | None,
     period_seconds: int | None,
     look_seconds: int | None,
+    pause_seconds: int | None,
     machines: tuple[str, ...],
 ) -> None:
     """Make this machine the cloud, or repair the lab that is up.
@@ -95,7 +101,7 @@ def up(
     """
     began = time.monotonic()
     with lock(), stopped_by_terminate(), ExitStack() as unless_it_succeeds:
-        lab = wanted_lab(count, period_seconds, look_seconds, machines)
+        lab = wanted_lab(count, period_seconds, look_seconds, pause_seconds, machines)
         if running_lab() is None:
             tear_down()  # what a crashed `lab up` left
             unless_it_succeeds.callback(tear_down)
@@ -227,6 +233,7 @@ def wanted_lab(
     count: int | None,
     period_seconds: int | None,
     look_seconds: int | None,
+    pause_seconds: int | None,
     machines: tuple[str, ...] = (),
 ) -> Lab:
     """The lab to bring up: as asked, else as it is up, else as the checkout has it.
@@ -239,11 +246,13 @@ def wanted_lab(
     if existing and period_seconds in (None, existing.plan.period_seconds):
         period = existing.plan.period_seconds
         look = existing.plan.look_seconds if look_seconds is None else look_seconds
+    pause = existing.plan.pause_seconds if existing else Settings.pause_seconds
+    pause = pause if pause_seconds is None else pause_seconds
     if count is not None:
-        plan = lab_plan(period, look, count=count)
+        plan = lab_plan(period, look, pause, count=count)
     else:
         nodes = existing.plan.nodes if existing else read_nodes(NODES_FILE)
-        plan = lab_plan(period, look, nodes)
+        plan = lab_plan(period, look, pause, nodes)
     lab = Lab(plan, machines=frozenset(machines) or (existing or Lab(plan)).machines)
     for name in lab.machines:
         lab.node(name)
@@ -304,6 +313,7 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
             cluster_key=key,
             period_seconds=lab.plan.period_seconds,
             look_seconds=lab.plan.look_seconds,
+            pause_seconds=lab.plan.pause_seconds,
             peer_address=lab.plan.peer_address,
         )
         if each.name in lab.machines:

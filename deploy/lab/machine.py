@@ -114,7 +114,7 @@ def write_layer(box: Container, plan: Plan, node: Node) -> Path:
 
 
 def mask(units: Path) -> None:
-    """Take from systemd what it does not do in a container either, and what takes time to emulate."""
+    """Take from systemd what it does not do in a container either: it takes time to emulate."""
     for name in MASKED:
         (units / name).symlink_to("/dev/null")
 

@@ -42,13 +42,14 @@ class Lab:
         machines = f" ({', '.join(sorted(self.machines))} as virtual machine)" * bool(self.machines)
         return (
             f"a lab of {len(plan.nodes)} nodes{machines} with a period of {plan.period_seconds} s"
-            f" and a look every {plan.look_seconds} s"
+            f", a look every {plan.look_seconds} s and pauses of {plan.pause_seconds} s absorbed"
         )
 
 
 def lab_plan(
     period_seconds: int,
     look_seconds: int,
+    pause_seconds: int,
     nodes: tuple[Node, ...] = (),
     *,
     count: int = Settings.nodes,
@@ -59,6 +60,7 @@ def lab_plan(
         ssh_from=(f"{OPERATOR}/32",),
         period_seconds=period_seconds,
         look_seconds=look_seconds,
+        pause_seconds=pause_seconds,
     )
     return plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
 
@@ -68,6 +70,7 @@ def save(lab: Lab) -> None:
     settings = {
         "period_seconds": lab.plan.period_seconds,
         "look_seconds": lab.plan.look_seconds,
+        "pause_seconds": lab.plan.pause_seconds,
         "checkout": str(lab.checkout),
         "machines": sorted(lab.machines),
     }
@@ -97,7 +100,9 @@ def running_lab() -> Lab | None:
         period_seconds = int(said["period_seconds"])
         # A lab from before there were looks: its nodes look once a run.
         look_seconds = int(said.get("look_seconds", period_seconds))
-        plan = lab_plan(period_seconds, look_seconds, nodes)
+        # One from before pauses were absorbed: its nodes' agent, once it is ours, does as usual.
+        pause_seconds = int(said.get("pause_seconds", Settings.pause_seconds))
+        plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes)
         return Lab(plan, Path(said["checkout"]), frozenset(said.get("machines", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error

@@ -17,6 +17,7 @@ from agent.loader import Timing, timing, utc
 from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
 from deploy.lab import STATE, WEB_SITE, process
 from deploy.lab.state import lab_plan
+from deploy.settings import Settings
 from tests.lab.sampler import LOAD_BALANCER, Sampler, longest_gap_seconds, moments_with_two
 
 CHECKOUT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ class BootedLab:
     count: int
     period_seconds: int
     look_seconds: int
+    pause_seconds: int = Settings.pause_seconds
     machines: tuple[str, ...] = ()  # the nodes that are virtual machines
     first_active_seconds: float = 0.0  # from `lab up` to the first answer 200
     _hung: set[str] = field(default_factory=set)
@@ -54,12 +56,14 @@ class BootedLab:
     @property
     def nodes(self) -> dict[str, str]:
         """Node name -> public address, in order of preference."""
-        plan = lab_plan(self.period_seconds, self.look_seconds, count=self.count)
+        plan = lab_plan(
+            self.period_seconds, self.look_seconds, self.pause_seconds, count=self.count
+        )
         return {node.name: str(node.public_ip) for node in plan.nodes}
 
     @property
     def times(self) -> Timing:
-        return timing(self.period_seconds, self.look_seconds, 0)
+        return timing(self.period_seconds, self.look_seconds, self.pause_seconds)
 
     @property
     def patience_seconds(self) -> float:
@@ -71,8 +75,9 @@ class BootedLab:
         """Those of `lab up`."""
         period, look = str(self.period_seconds), str(self.look_seconds)
         machines = [word for name in self.machines for word in ("--vm", name)]
-        shape = ["--nodes", str(self.count), "--period-seconds", period, "--look-seconds", look]
-        return [*shape, *machines]
+        times = ["--period-seconds", period, "--look-seconds", look]
+        times += ["--pause-seconds", str(self.pause_seconds)]
+        return ["--nodes", str(self.count), *times, *machines]
 
     @property
     def sampler(self) -> Sampler:

@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pause the active node of a lab.")
     parser.add_argument("--period-seconds", type=int, default=20)
     parser.add_argument("--look-seconds", type=int, default=2)
+    parser.add_argument("--pause-seconds", type=int, default=5, help="that the cluster absorbs")
     parser.add_argument("--seconds", type=float, nargs="+", default=[3, 5, 8, 15, 30])
     parser.add_argument("--phases", type=int, default=10)
     parser.add_argument("--step-clock-after", nargs="+", default=["0", "1", NEVER])
@@ -92,7 +93,9 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Bring a lab up, pause its active node, take it down; 1 where two nodes answered 200."""
     asked = arguments()
-    cluster = BootedLab(3, asked.period_seconds, asked.look_seconds, ("node1",))
+    cluster = BootedLab(
+        3, asked.period_seconds, asked.look_seconds, asked.pause_seconds, ("node1",)
+    )
     names = ("pause", "clock set after", "times", "two active in", "for at most", "nobody for")
     table = Table(*names)
     try:

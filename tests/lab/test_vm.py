@@ -15,7 +15,7 @@ from tests.lab.cluster import BootedLab, lab
 from tests.lab.test_lab_verbs import CURL, lab_of, traces
 
 beside_two_containers = pytest.mark.parametrize(
-    "machine", [(3, 20, 2, ("node1",))], indirect=True, ids=["node1 a virtual machine, 20/2 s"]
+    "machine", [(3, 20, 2, 5, ("node1",))], indirect=True, ids=["node1 a virtual machine, 20/2/5 s"]
 )
 CLOCKS = "import time; print(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())"
 
@@ -38,11 +38,11 @@ def test_a_lab_that_is_up_keeps_its_virtual_machines_and_gets_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "STATE", tmp_path)
-    lab_of(tmp_path, period_seconds=20, look_seconds=2, machines=["node1"])
-    assert wanted_lab(None, None, None).machines == {"node1"}
-    assert wanted_lab(None, None, None, ("node1",)).machines == {"node1"}
+    lab_of(tmp_path, period_seconds=20, look_seconds=2, pause_seconds=5, machines=["node1"])
+    assert wanted_lab(None, None, None, None).machines == {"node1"}
+    assert wanted_lab(None, None, None, None, ("node1",)).machines == {"node1"}
     with pytest.raises(Refusal, match=r"3 nodes \(node1 as virtual machine\).*`lab down` first"):
-        wanted_lab(None, None, None, ("node2",))
+        wanted_lab(None, None, None, None, ("node2",))
 
 
 def test_a_virtual_machine_that_is_no_node_is_refused(
@@ -50,7 +50,7 @@ def test_a_virtual_machine_that_is_no_node_is_refused(
 ) -> None:
     monkeypatch.setattr(state, "STATE", tmp_path)
     with pytest.raises(Refusal, match="no node 'node9' in this lab: it has node1, node2, node3"):
-        wanted_lab(None, None, None, ("node9",))
+        wanted_lab(None, None, None, None, ("node9",))
 
 
 @pytest.mark.lab
