@@ -6,6 +6,7 @@ boots Debian nodes and an Ubuntu machine Ubuntu nodes.
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 from deploy import Refusal
@@ -65,7 +66,7 @@ def path() -> Path:
         [
             codename(),
             platform.machine(),
-            sources().read_text(encoding="utf-8"),
+            _sources().read_text(encoding="utf-8"),
             *PACKAGES,
             *HOOKS,
         ]
@@ -77,27 +78,30 @@ def build() -> Path:
     """Build the root file system (about a minute) and remove older ones; returns its path.
 
     It gets its name only when it is whole, so a build that crashed is not taken for a good one.
-    Raises `Refusal` with the end of mmdebstrap's log.
     """
     make_folder(CACHE)
     for old in CACHE.glob("rootfs-*"):
         remove_tree(old)
     building = CACHE / "rootfs-building"
+    mmdebstrap(building, "minbase", PACKAGES, *(f"--customize-hook={hook}" for hook in HOOKS))
+    return building.rename(path())
+
+
+def mmdebstrap(folder: Path, variant: str, packages: Sequence[str], *options: str) -> None:
+    """Make `folder` of packages of this computer's system, and of what they depend on.
+
+    Raises `Refusal` with the end of mmdebstrap's log.
+    """
     log = CACHE / "rootfs.log"
     log.unlink(missing_ok=True)
-    command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--logfile={log}"]
-    command += ['--aptopt=APT::Install-Recommends "false"', f"--include={','.join(PACKAGES)}"]
-    command += [f"--customize-hook={hook}" for hook in HOOKS]
+    command = ["mmdebstrap", "--mode=root", f"--variant={variant}", f"--logfile={log}"]
+    command += ['--aptopt=APT::Install-Recommends "false"', f"--include={','.join(packages)}"]
+    command += [*options, codename(), str(folder), str(_sources())]
     try:
-        output_of(
-            [*command, codename(), str(building), str(sources())],
-            seconds=BUILD_SECONDS,
-            group="rootfs",
-        )
+        output_of(command, seconds=BUILD_SECONDS, group="rootfs")
     except Refusal as refusal:
         said = tail(log) or str(refusal)
-        raise Refusal(f"mmdebstrap could not build {building}; {log} ends:\n{said}") from None
-    return building.rename(path())
+        raise Refusal(f"mmdebstrap could not build {folder}; {log} ends:\n{said}") from None
 
 
 def codename() -> str:
@@ -108,8 +112,7 @@ def codename() -> str:
     return name
 
 
-def sources() -> Path:
-    """The package sources of this computer; raises `Refusal` where there are none."""
+def _sources() -> Path:
     for candidate in SOURCES:
         if candidate.exists() and "deb" in candidate.read_text(encoding="utf-8"):
             return candidate

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,9 @@ class Pause:
     """What clients saw of one pause, in seconds."""
 
     beside: float  # after it went on, until the paused node's last answer beside a successor
+    answered_on: float  # after it went on, until its last answer before the first without the role
     nobody: float  # the longest time without an active node
+    others: int  # answers 200 of all other nodes
 
 
 @contextmanager
@@ -56,7 +59,14 @@ def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -
         cluster.settles_on("node1")
     samples = sampler.of_nodes()
     late = [sample.ended - went_on for sample, *_ in answers_beside(samples)]
-    return Pause(max(late, default=0.0), longest_gap_seconds(samples, began, time.time()))
+    answers = (s for s in sampler.samples["node1"] if s.ended > went_on and s.status is not None)
+    at_first = list(takewhile(lambda sample: sample.status == 200, answers))
+    return Pause(
+        beside=max(late, default=0.0),
+        answered_on=max((sample.ended - went_on for sample in at_first), default=0.0),
+        nobody=longest_gap_seconds(samples, began, time.time()),
+        others=sum(s.target != "node1" and s.status == 200 for s in samples),
+    )
 
 
 def measure(cluster: BootedLab, asked: argparse.Namespace, table: Table) -> bool:

@@ -3,6 +3,7 @@ can show: its clocks stand still while it is paused.
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from deploy.lab import machine, state
 from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import BootedLab, lab
+from tests.lab.pauses import NEVER, paused
 from tests.lab.test_lab_verbs import CURL, lab_of, traces
 
 beside_two_containers = pytest.mark.parametrize(
@@ -20,10 +22,26 @@ beside_two_containers = pytest.mark.parametrize(
 CLOCKS = "import time; print(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())"
 
 
-def clocks(cluster: BootedLab) -> tuple[float, float]:
-    """Node1's boot clock, and its wall clock less ours; the answer takes a moment."""
+@dataclass(frozen=True)
+class Clocks:
+    """Node1's and ours, at one moment but for the time that its answer takes; seconds."""
+
+    boot: float
+    wall: float
+    our_boot: float
+    our_wall: float
+
+    def boot_behind_ours(self, later: "Clocks") -> float:
+        """By how much its boot clock has fallen behind ours until then."""
+        return (later.our_boot - self.our_boot) - (later.boot - self.boot)
+
+    def wall_behind_ours(self, later: "Clocks") -> float:
+        return (later.our_wall - self.our_wall) - (later.wall - self.wall)
+
+
+def clocks(cluster: BootedLab) -> Clocks:
     boot, wall = map(float, cluster.shell("node1", "python3", "-c", CLOCKS).split())
-    return boot, wall - time.time()
+    return Clocks(boot, wall, time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
 
 def test_a_missing_emulator_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,18 +111,41 @@ def test_a_virtual_machine_is_cut_off_silent_when_off_and_has_its_disk_when_on_a
 
 @pytest.mark.lab
 @beside_two_containers
-def test_the_clocks_of_a_paused_machine_stand_still_and_its_wall_clock_is_set_when_asked(
+def test_the_clocks_of_a_paused_machine_stand_still_and_those_of_a_frozen_one_go_on(
     cluster: BootedLab,
 ) -> None:
-    began, (boot, behind) = time.monotonic(), clocks(cluster)
+    before = clocks(cluster)
     cluster.pause("node1", 3)
-    passed, (later, further_behind) = time.monotonic() - began, clocks(cluster)
-    stood_still = passed - (later - boot)
-    assert 2.5 < stood_still < 3.5
-    assert 2.5 < behind - further_behind < 3.5
+    paused = clocks(cluster)
+    assert 2.5 < before.boot_behind_ours(paused) < 3.5
+    assert 2.5 < before.wall_behind_ours(paused) < 3.5
+    cluster.freeze("node1")
+    frozen = time.time()
+    cluster.wait("frozen for 3 s", lambda: time.time() - frozen > 3)
+    cluster.thaw("node1")
+    thawed = clocks(cluster)
+    assert abs(paused.boot_behind_ours(thawed)) < 0.5
     cluster.pause("node1", 1, "--step-clock-after", "0")
-    _, after = clocks(cluster)
-    assert abs(after) < 0.3
+    stepped = clocks(cluster)
+    assert abs(stepped.wall - stepped.our_wall) < 0.3
+    assert 0.5 < thawed.boot_behind_ours(stepped) < 1.5
+
+
+@pytest.mark.lab
+@beside_two_containers
+def test_a_pause_that_the_cluster_absorbs_makes_nobody_second(cluster: BootedLab) -> None:
+    for into_seconds in (4.2, 11.1, 18.9):
+        seen = paused(cluster, into_seconds, 3, NEVER)
+        assert seen.others == 0
+        assert 3 <= seen.nobody < 3 + cluster.look_seconds
+
+
+@pytest.mark.lab
+@beside_two_containers
+def test_a_clock_that_is_stepped_after_a_pause_drops_the_probe_at_once(cluster: BootedLab) -> None:
+    seen = paused(cluster, 4.2, 3, "0")
+    assert seen.answered_on < 0.2
+    assert seen.beside == 0
 
 
 @pytest.mark.lab
