@@ -19,7 +19,8 @@ from deploy.settings import times_of
 KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = (
     *("bootup.service", "loader.service", "loader.timer"),
-    *("fence.service", "handover.service", "rollback.service", "rollback.timer"),
+    *("fence.service", "fence-clock.timer", "handover.service"),
+    *("rollback.service", "rollback.timer"),
 )
 """Nodes get these as they are; what depends on the period stands beside them."""
 
@@ -83,6 +84,7 @@ def user_data(
     cluster_key: str,
     period_seconds: int,
     look_seconds: int,
+    pause_seconds: int,
     peer_address: str,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
@@ -92,10 +94,11 @@ def user_data(
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
-    times_of(period_seconds, look_seconds)
+    times_of(period_seconds, look_seconds, pause_seconds)
     conf = (
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
-        f"peer_address = {peer_address}\nbootstrap_url = {bootstrap_url}\n"
+        f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
+        f"bootstrap_url = {bootstrap_url}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
