@@ -5,6 +5,7 @@ over the root file system and hands over to systemd.
 """
 
 import hashlib
+import lzma
 import re
 from pathlib import Path
 
@@ -79,26 +80,31 @@ def make_disk(content: Path, disk: Path, size: str, *options: str) -> None:
 
 def initramfs(packages: Path) -> bytes:
     """The first file system: `INIT`, its shell, and the modules in the order they are loaded in."""
-    modules = {file.name.split(".ko")[0]: file for file in packages.glob("lib/modules/**/*.ko")}
-    order: list[str] = []
+    modules = {
+        file.name.split(".ko")[0].replace("-", "_"): file for file in packages.glob("**/*.ko*")
+    }
+    needed: dict[str, bytes] = {}
     for name in MODULES:
-        add_module(name, modules, order)
+        add_module(name, modules, needed)
     entries = dict.fromkeys(FOLDERS, (FOLDER, b""))
     entries["init"] = PROGRAM, INIT.encode()
-    entries["bin/busybox"] = PROGRAM, one(packages, "bin/busybox").read_bytes()
-    entries["modules"] = FILE, "\n".join(order).encode()
-    entries |= {f"lib/{name}": (FILE, modules[name].read_bytes()) for name in order}
+    entries["bin/busybox"] = PROGRAM, one(packages, "**/bin/busybox").read_bytes()
+    entries["modules"] = FILE, "\n".join(needed).encode()
+    entries |= {f"lib/{name}": (FILE, content) for name, content in needed.items()}
     return archive(entries)
 
 
-def add_module(name: str, modules: dict[str, Path], order: list[str]) -> None:
-    """Add a module after those that it needs; what the kernel has built in is no module."""
-    if name in order or name not in modules:
+def add_module(name: str, modules: dict[str, Path], needed: dict[str, bytes]) -> None:
+    """Add a module's content after those that it needs; what the kernel has built in is none."""
+    if name in needed or name not in modules:
         return
-    needs = re.search(rb"\0depends=([^\0]*)\0", modules[name].read_bytes())
-    for other in needs[1].decode().split(",") if needs else []:
-        add_module(other.replace("-", "_"), modules, order)
-    order.append(name)
+    content = modules[name].read_bytes()
+    if modules[name].suffix == ".xz":
+        content = lzma.decompress(content)
+    depends = re.search(rb"\0depends=([^\0]*)\0", content)
+    for other in depends[1].decode().split(",") if depends else []:
+        add_module(other.replace("-", "_"), modules, needed)
+    needed[name] = content
 
 
 def archive(entries: dict[str, tuple[int, bytes]]) -> bytes:

@@ -2,6 +2,7 @@
 can show: its clocks stand still while it is paused.
 """
 
+import lzma
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy import Refusal
-from deploy.lab import machine, state
+from deploy.lab import kernel, machine, state
 from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import BootedLab, lab
@@ -50,6 +51,21 @@ def test_a_missing_emulator_is_named_with_its_package(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Refusal, match=r"qemu-system-x86_64.* not found: `apt-get install .*"):
         machine.require()
+
+
+def test_a_module_is_loaded_after_those_that_it_needs(tmp_path: Path) -> None:
+    depends = {"ext4": "jbd2,mbcache", "jbd2": "crc-core", "mbcache": "", "crc-core": "built-in"}
+    for name, others in depends.items():
+        (tmp_path / f"{name}.ko").write_bytes(b"\x7fELF\0depends=" + others.encode() + b"\0")
+    packed = tmp_path / "mbcache.ko"
+    (tmp_path / "mbcache.ko.xz").write_bytes(lzma.compress(packed.read_bytes()))
+    packed.unlink()
+    modules = {file.name.split(".ko")[0].replace("-", "_"): file for file in tmp_path.iterdir()}
+    needed: dict[str, bytes] = {}
+    for name in ("ext4", "overlay"):
+        kernel.add_module(name, modules, needed)
+    assert list(needed) == ["crc_core", "jbd2", "mbcache", "ext4"]
+    assert all(content.startswith(b"\x7fELF") for content in needed.values())
 
 
 def test_a_lab_that_is_up_keeps_its_virtual_machines_and_gets_no_others(
