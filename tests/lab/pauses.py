@@ -3,7 +3,8 @@
     python -m tests.lab.pauses --seconds 3 5 8 15 30 --phases 10 --step-clock-after 0 1 never
 
 Needs root and QEMU. Node1 stands still at random moments of the period (the seed is printed), and
-its wall clock is set right so long after it goes on. Every node is asked without a pause.
+its wall clock is set right so long after it goes on. Every node is asked all the time, as often as
+an emulated one can be without being kept from its work.
 """
 
 import argparse
@@ -37,9 +38,9 @@ class Pause:
 
 
 @contextmanager
-def asked_without_a_pause(cluster: BootedLab) -> Iterator[Sampler]:
-    """A sampler of the nodes that asks again as soon as it has its answer."""
-    sampler = Sampler(cluster.nodes, interval_seconds=0)
+def asked_closely(cluster: BootedLab) -> Iterator[Sampler]:
+    """A sampler of the nodes that asks again a hundredth of a second after each answer."""
+    sampler = Sampler(cluster.nodes, interval_seconds=0.01)
     sampler.start()
     try:
         yield sampler
@@ -52,7 +53,7 @@ def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -
     options = [] if step == NEVER else ["--step-clock-after", step]
     cluster.settles_on("node1")
     cluster.wait_until(into_seconds)
-    with asked_without_a_pause(cluster) as sampler:
+    with asked_closely(cluster) as sampler:
         began, went_on = cluster.pause("node1", seconds, *options)
         settled_by = time.time() + 3 * cluster.look_seconds
         cluster.wait("three looks later", lambda: time.time() > settled_by)

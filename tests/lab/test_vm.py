@@ -173,7 +173,7 @@ def test_a_container_can_not_be_paused(cluster: BootedLab) -> None:  # noqa: ARG
 @pytest.mark.lab
 @pytest.mark.parametrize("machine", [NO_LAB], indirect=True, ids=["no lab"])
 def test_down_leaves_nothing_of_a_virtual_machine(no_lab: None) -> None:  # noqa: ARG001 - a lab
-    lab("up", "--vm", "node1", "--vm", "node3")
+    lab("up", "--vm", "node3")
     lab("off", "node3")
     lab("down")
     assert traces() == []
