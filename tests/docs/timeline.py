@@ -167,7 +167,7 @@ def with_tables(text: str) -> str:
 
 # ---- The picture
 
-LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 60, 1000, 480
+LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 62, 1040, 480
 
 COLOURS = """
   rect.page { fill: #ffffff; stroke: #d0d7de; } text { fill: #1f2328; } text.pale { fill: #59636e; }
@@ -207,7 +207,7 @@ def bar(y: float, begin: float, end: float, fill: str, label: str = "") -> str:
     kind = "on" if fill in ("lease", "vote") else ""
     x, width = across(begin), round(across(end) - across(begin), 1)
     box = f'<rect x="{x}" y="{y}" width="{width}" height="24" class="{fill}"/>'
-    return box + (words(round(x + 12, 1), y + 17, label, kind) if label else "")
+    return box + (words(round(x + 9, 1), y + 17, label, kind) if label else "")
 
 
 def dot(y: float, at: float) -> str:
