@@ -2043,7 +2043,9 @@ class Fence:
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
-            if int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic():  # else it has fired, and its unit is gone
+            if (
+                int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic()
+            ):  # else it has fired, and its unit is gone
                 call_systemd(self._paths, "StopUnit", ("s", name), ("s", "fail"))
 
     def _base_microseconds(self) -> int:

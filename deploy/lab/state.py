@@ -27,6 +27,7 @@ class Lab:
 
     plan: Plan
     checkout: Path = CHECKOUT
+    machines: frozenset[str] = frozenset()  # the nodes that are virtual machines
 
     def node(self, name: str) -> Node:
         """The node of that name; raises `Refusal` with the names there are."""
@@ -38,8 +39,9 @@ class Lab:
 
     def __str__(self) -> str:
         plan = self.plan
+        machines = f" ({', '.join(sorted(self.machines))} as virtual machine)" * bool(self.machines)
         return (
-            f"a lab of {len(plan.nodes)} nodes with a period of {plan.period_seconds} s"
+            f"a lab of {len(plan.nodes)} nodes{machines} with a period of {plan.period_seconds} s"
             f", a look every {plan.look_seconds} s and pauses of {plan.pause_seconds} s absorbed"
         )
 
@@ -70,6 +72,7 @@ def save(lab: Lab) -> None:
         "look_seconds": lab.plan.look_seconds,
         "pause_seconds": lab.plan.pause_seconds,
         "checkout": str(lab.checkout),
+        "machines": sorted(lab.machines),
     }
     write_json(STATE / "settings.json", settings)
     write_nodes_info(STATE / "nodes_info.json", nodes_info(lab.plan))
@@ -100,7 +103,7 @@ def running_lab() -> Lab | None:
         # One from before pauses were absorbed: its nodes' agent, once it is ours, does as usual.
         pause_seconds = int(said.get("pause_seconds", Settings.pause_seconds))
         plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes)
-        return Lab(plan, Path(said["checkout"]))
+        return Lab(plan, Path(said["checkout"]), frozenset(said.get("machines", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 
