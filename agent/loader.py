@@ -2137,8 +2137,13 @@ class Machine:
         return drop_probe(self.paths)
 
     def pause(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
+        """Wait; no longer than until the host's clock says that it paused this machine."""
+        until, before = time.monotonic() + seconds, self.now()[3]
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(left if before is None else min(left, 0.1))
+            apart = self.now()[3]
+            if before is not None and abs((apart or before) - before) > PAUSE_NOTICED_SECONDS:
+                return
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
