@@ -1456,13 +1456,6 @@ def outvoted(members: Members, state: State, view: View) -> bool:
     return bool(lost) and len(state.grants) - len(lost) < members.majority
 
 
-def deserted(members: Members, state: State, view: View) -> bool:
-    """Whether a majority shows that it votes for somebody else or nobody: no clock is needed."""
-    votes = [state.vote, *(marker.vote for marker in view.markers.values())]
-    mine = [vote for vote in votes if vote and vote[:2] == (members.me, state.epoch)]
-    return len(votes) - len(mine) >= members.majority
-
-
 class Claim(NamedTuple):
     """Somebody who asks for votes, me included."""
 
@@ -1529,18 +1522,19 @@ def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | 
 
 
 def count_grants(members: Members, state: State, view: View) -> State:
-    """Rule Count: the newest stamp of mine that each voter shows granted."""
-    grants = dict(state.grants)
-    shown = {name: m.vote for name, m in view.markers.items() if m.vote is not None}
-    if (own := state.vote) is not None:
-        shown[members.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)
+    """Rule Count: the newest stamp of mine that each voter shows granted.
+
+    The promise of who shows none for me is over, whatever my clocks say.
+    """
+    grants, own = dict(state.grants), state.vote
+    shown = {name: marker.vote for name, marker in view.markers.items()}
+    shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
-        mine = vote.candidate == members.me and vote.epoch == state.epoch
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if mine and newest < vote.stamp <= state.stamp:
-            grants[voter] = (vote.stamp, vote.promise_seconds)
-        elif not mine:  # its promise to us is over, whatever our clocks say
+        if vote is None or vote.candidate != members.me or vote.epoch != state.epoch:
             grants.pop(voter, None)
+        elif newest < vote.stamp <= state.stamp:
+            grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
 
@@ -1646,11 +1640,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     has_quorum = electors >= members.majority
     higher = higher_candidates(members, state, view)
     steps_down = state.active and (
-        bool(higher)
-        or view.leaving
-        or view.clock_stepped
-        or outvoted(members, state, view)
-        or deserted(members, state, view)
+        bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
     )
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
     wants = has_quorum and not higher and not kept_back
@@ -1947,7 +1937,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
 def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
     state, moment = yield from _begin(members, state, moment)
     times, tries = members.times, 0
-    slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
+    slow: frozenset[str] = frozenset()  # who comes back, or wakes, is seen in the first poll
     while True:
         moment = yield Poll(frozenset(members.peers) - slow)
         asleep_seconds = moment.now_seconds - seen.until_seconds
@@ -2147,12 +2137,19 @@ class Machine:
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
+        replies: dict[str, Reply] = {}
+        self.collect(replies, set())  # what came too late for the last poll
         for name in self.members.peers:
             if name not in self.asker.busy:
                 self.asker.ask(name, self.question(name))
-        replies: dict[str, Reply] = {}
+        self.collect(replies, set(wait_for))
+        for name in self.asker.busy:
+            self.silent[name] = self.silent.get(name) or "no answer yet"
+        return replies
+
+    def collect(self, replies: dict[str, Reply], waiting: set[str]) -> None:
+        """Take in the answers that are there, and wait for those of some peers."""
         deadline = time.monotonic() + self.members.times.timeout_seconds
-        waiting = set(wait_for)
         while found := self.asker.next(deadline if waiting else 0.0):
             name, outcome = found
             waiting.discard(name)
@@ -2161,9 +2158,6 @@ class Machine:
             self.silent[name] = replies[name].why
             if replies[name].connected:
                 self.untested.discard(name)
-        for name in self.asker.busy:
-            self.silent[name] = self.silent.get(name) or "no answer yet"
-        return replies
 
     def question(self, name: str) -> Question:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""

@@ -783,18 +783,19 @@ class Simulation:
 
     def _do_poll(self, process: Process, effect: Any) -> None:
         times, name = self.times, process.node.name
+        process.poll_id += 1
+        poll_id, process.wait_for, process.replies = process.poll_id, effect.wait_for, {}
+        late, process.late = process.late, {}
+        for peer, reply in late.items():
+            self._take_in(process, peer, reply)
         for peer in self.order:
             if peer != name and peer not in process.asked:
                 process.asked.add(peer)
                 untested = peer in process.untested
                 patience = times.connect_seconds if untested else times.timeout_seconds
                 self._get(process, peer, patience, page=untested)
-        process.poll_id += 1
-        poll_id, process.wait_for, process.replies = process.poll_id, effect.wait_for, {}
-        late, process.late = process.late, {}
-        for peer, reply in late.items():
-            self._take_in(process, peer, reply)
-        if effect.wait_for <= process.replies.keys():
+        process.wait_for = effect.wait_for & process.asked  # what came late is asked anew
+        if not process.wait_for:
             self._poll_over(process, poll_id)
         else:
             timeout = process.node.real_delay(times.timeout_seconds)
@@ -855,7 +856,8 @@ class Simulation:
             process.late[peer] = reply
             return
         self._take_in(process, peer, reply)
-        if process.wait_for <= process.replies.keys():
+        process.wait_for -= {peer}
+        if not process.wait_for:
             self._poll_over(process, process.poll_id)
 
     def _take_in(self, process: Process, peer: str, reply: Any) -> None:
