@@ -2127,8 +2127,15 @@ class Machine:
         return drop_probe(self.paths)
 
     def pause(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
+        """Wait; not to the end where the host has paused this machine meanwhile."""
+        before, until = self.now()[3], time.monotonic() + seconds
+        while (left_seconds := until - time.monotonic()) > 0:
+            if before is None:
+                time.sleep(left_seconds)
+            else:
+                time.sleep(min(left_seconds, PAUSE_NOTICED_SECONDS))
+                if abs((self.now()[3] or before) - before) > PAUSE_NOTICED_SECONDS:
+                    return
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""

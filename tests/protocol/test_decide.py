@@ -2,9 +2,9 @@
 
 A row of tables/*.txt is a paragraph: a sentence of the rules; what I am and was promised; what each
 peer's marker says (who is not named is not there); after `=>` what follows, after `::` the reason.
-It is the moment 1000 s after my boot, at a period of 20 s: D = 27 s, L = 26.95 s, F = 3.25 s. A lease
-ends at what is said of it, and a promise that was given just now lasts 27 s. The words that a row
-may use are those of `MY_WORDS` and `PEER_WORDS`, and of `my_state` and `vote_of`.
+It is the moment 1000 s after my boot, at a period of 20 s: D = 27 s, L = 26.95 s, F = 3.25 s. A
+lease ends at what is said of it, and a promise that was given just now lasts 27 s. The words that a
+row may use are those of `MY_WORDS` and `PEER_WORDS`, and of `my_state` and `vote_of`.
 """
 
 import itertools
