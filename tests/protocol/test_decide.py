@@ -165,7 +165,7 @@ def case_of(lines: Sequence[str]) -> Case:
         markers[name] = AGENT.Marker(**{"sender": name, "receiver": me, **rest, **fields})
     said_of_view = {"probe_there": False, "leaving": False, "clock_stepped": False, **seen}
     view = AGENT.View(
-        now_seconds=NOW, markers=markers, live=frozenset(live), changed_seconds=changed,
+        now_seconds=NOW, markers=markers, live=frozenset(live), asked_seconds=changed,
         **said_of_view,
     )  # fmt: skip
     members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20))
@@ -604,7 +604,7 @@ BROKEN: dict[str, tuple[str, str]] = {
         "return True",
     ),
     "settled on a stamp of the run before": (
-        "if unchanged_seconds > members.times",
+        "if view.now_seconds - view.asked_seconds[active] > members.times",
         "if 0 > members.times",
     ),
     "settled while I yield": ("if state.yields_to or any(", "if any("),
