@@ -1494,6 +1494,8 @@ def is_content(members: Members, decision: Decision, view: View, active: str) ->
     # A stamp of the look before does not do: who was late in it may look after us.
     if view.now_seconds - view.asked_seconds[active] > members.times.look_seconds / 4:
         return False
+    if not marker.candidate:  # it is about to leave
+        return False
     if state.yields_to or any(m.yields_to == members.me for m in view.markers.values()):
         return False
     bound = state.vote is not None and state.vote.candidate == active
@@ -1703,7 +1705,7 @@ def _drop() -> Generator[Effect, Moment, Moment]:
 
 
 def _begin(
-    members: Members, state: State, moment: Moment
+    members: Members, state: State, moment: Moment, *, leaving: bool
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
     missed = (
@@ -1727,7 +1729,7 @@ def _begin(
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
-        candidate=state.candidate and (stands or state.active),
+        candidate=state.candidate and (stands or state.active) and not leaving,
         finished=False,
         began_seconds=now,
     )
@@ -1832,7 +1834,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
 
 
 def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
-    state, moment = yield from _begin(members, state, moment)
+    state, moment = yield from _begin(members, state, moment, leaving=seen.leaving)
     times, tries = members.times, 0
     slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:

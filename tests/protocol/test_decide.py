@@ -400,6 +400,10 @@ def test_in_every_small_view_the_agent_decides_what_a_plain_reading_of_the_rules
 # ------------------------------------------------ mutations: each rule, broken, must show
 
 BROKEN: dict[str, tuple[str, str]] = {
+    "an active node that leaves is given what it needs": (
+        "    if not marker.candidate:  # it is about to leave\n        return False\n",
+        "",
+    ),
     "who holds its vote is an elector": (
         "electors = sum(not m.holding for m in view.markers.values())",
         "electors = sum(True for m in view.markers.values())",
