@@ -1494,12 +1494,9 @@ def is_content(members: Members, decision: Decision, view: View, active: str) ->
     # A stamp of the look before does not do: who was late in it may look after us.
     if view.now_seconds - view.asked_seconds[active] > members.times.look_seconds / 4:
         return False
-    if not marker.candidate:  # it is about to leave
-        return False
     if state.yields_to or any(m.yields_to == members.me for m in view.markers.values()):
         return False
-    bound = state.vote is not None and state.vote.candidate == active
-    return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
+    return marker.candidate  # else it is about to leave; what it asks for was granted, if it could
 
 
 def is_settled(members: Members, decision: Decision, view: View) -> bool:
