@@ -1928,7 +1928,8 @@ class Fence:
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
             if int(name[6:-6]) / 1000 > boot_seconds():  # else it has fired, and its unit is gone
-                call_systemd(self._paths, "StopUnit", ("s", name), ("s", "fail"))
+                # "replace": the job that starts it may still be queued, and would stand against us.
+                call_systemd(self._paths, "StopUnit", ("s", name), ("s", "replace"))
 
     def _base_microseconds(self) -> int:
         if not Path("/run/systemd/container").exists():
