@@ -221,6 +221,8 @@ def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
                 if tried
                 else all(said in path.read_text() for path in logs)
             ),
+            # The run that takes it, the next one until its time limit, and what is left of both.
+            seconds=3 * cluster.period_seconds + 15,
         )
         cluster.settles_on("node1")
         gap = cluster.gap_seconds(since=began)
