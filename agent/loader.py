@@ -1076,7 +1076,9 @@ class Record(NamedTuple):
     """The newest marker seen of one boot of a peer: to know it, and an older one, again."""
 
     stamp: int
-    changed_seconds: float  # on our boot clock
+    changed_seconds: float  # when it was first read, on our boot clock
+    read_seconds: float = 0.0  # when it was last read
+    age_seconds: float = 0.0  # how old it was at most when it was first read
 
 
 class State(NamedTuple):
@@ -1206,17 +1208,21 @@ def newer_records(
     """A peer's records after this marker. Raises `BadInput` for one older than another seen.
 
     Each boot's newest is kept for as long as one of its markers could count as fresh: no replay
-    of another boot makes this node forget it.
+    of another boot makes this node forget it. A stamp was not there when the one before was last
+    read; and it is no older than that one was, if both clocks went on by as much in between.
     """
-    before = known.get(marker.epoch)
-    if before and marker.stamp <= before.stamp:
+    before, age_seconds = known.get(marker.epoch), float("inf")
+    if before:
         if marker.stamp < before.stamp:
             raise BadInput("its marker is older than one already seen: replayed")
-        return known
+        if marker.stamp == before.stamp:
+            return {**known, marker.epoch: before._replace(read_seconds=now)}
+        drifted = now - before.changed_seconds - (marker.stamp - before.stamp) / 1000
+        age_seconds = max(0.0, min(now - before.read_seconds, before.age_seconds + drifted))
     horizon = now - members.times.fresh_seconds
     recent = sorted((r.changed_seconds, e) for e, r in known.items() if r.changed_seconds > horizon)
     kept = {epoch: known[epoch] for _, epoch in recent[-31:]}
-    return {**kept, marker.epoch: Record(marker.stamp, now)}
+    return {**kept, marker.epoch: Record(marker.stamp, now, now, age_seconds)}
 
 
 def times_in_vain(state: State, marker: Marker, now: float) -> int:
@@ -1263,7 +1269,7 @@ class View(NamedTuple):
     # Two different stamps seen within this look; for whom I yielded to, since the one before, so
     # that the active node still reads of it when it looks for the first time.
     live: frozenset[str]
-    changed_seconds: Mapping[str, float]
+    asked_seconds: Mapping[str, float]  # no earlier than then its stamp was taken
     probe_there: bool
     leaving: bool
     clock_stepped: bool
@@ -1291,12 +1297,12 @@ def view_of(
     A marker counts as absent if it has not changed for too long, or does not answer a request of
     this node's that is as new: so nothing that was recorded before speaks for a peer.
     """
-    changed = {n: state.records[n][m.epoch].changed_seconds for n, m in seen.markers.items()}
+    records = {name: state.records[name][m.epoch] for name, m in seen.markers.items()}
     oldest = now - members.times.fresh_seconds
     fresh = {
         name: marker
         for name, marker in seen.markers.items()
-        if changed[name] >= oldest and heard_seconds(state, marker) >= oldest
+        if records[name].changed_seconds >= oldest and heard_seconds(state, marker) >= oldest
     }
     live = frozenset(
         name
@@ -1304,11 +1310,9 @@ def view_of(
         if seen.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    late = is_late(members, seen)
-    started_seconds = seen.started_seconds
-    return View(
-        now, fresh, live, changed, probe_there, seen.leaving, stepped, started_seconds, late
-    )
+    late, started = is_late(members, seen), seen.started_seconds
+    asked = {name: record.changed_seconds - record.age_seconds for name, record in records.items()}
+    return View(now, fresh, live, asked, probe_there, seen.leaving, stepped, started, late)
 
 
 def failed(state: State, why: str) -> State:
@@ -1487,14 +1491,12 @@ def active_node(members: Members, state: State, view: View) -> str | None:
 def is_content(members: Members, decision: Decision, view: View, active: str) -> bool:
     """Whether a passive node has given the active one what it needs for this tick."""
     state, marker = decision.state, view.markers[active]
-    unchanged_seconds = view.now_seconds - view.changed_seconds[active]
-    # A stamp of the look before does not do: who was elected late in it may look after us.
-    if unchanged_seconds > members.times.look_seconds / 4:
+    # A stamp of the look before does not do: who was late in it may look after us.
+    if view.now_seconds - view.asked_seconds[active] > members.times.look_seconds / 4:
         return False
     if state.yields_to or any(m.yields_to == members.me for m in view.markers.values()):
         return False
-    bound = state.vote is not None and state.vote.candidate == active
-    return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
+    return marker.candidate  # else it is about to leave; what it asks for was granted, if it could
 
 
 def is_settled(members: Members, decision: Decision, view: View) -> bool:
@@ -1700,7 +1702,7 @@ def _drop() -> Generator[Effect, Moment, Moment]:
 
 
 def _begin(
-    members: Members, state: State, moment: Moment
+    members: Members, state: State, moment: Moment, *, leaving: bool
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
     missed = (
@@ -1724,7 +1726,7 @@ def _begin(
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
-        candidate=state.candidate and (stands or state.active),
+        candidate=state.candidate and (stands or state.active) and not leaving,
         finished=False,
         began_seconds=now,
     )
@@ -1829,7 +1831,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
 
 
 def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
-    state, moment = yield from _begin(members, state, moment)
+    state, moment = yield from _begin(members, state, moment, leaving=seen.leaving)
     times, tries = members.times, 0
     slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
@@ -2303,8 +2305,9 @@ def looks(
     times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
     longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
+    early_seconds = look_seconds / 10  # a pause may end so early: chrony slews by up to a twelfth
     while True:
-        into_seconds = start.wall_seconds % look_seconds
+        into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
         ends_seconds = until_seconds
         if several:
             ends_seconds = min(until_seconds, start.boot_seconds + longest_seconds - into_seconds)

@@ -223,7 +223,7 @@ def test_a_connection_that_a_peer_has_closed_costs_nothing_but_a_new_one(passive
 
     passive.says("node3", once_a_connection)
     ran = passive.run()
-    assert len(used) == PERIOD / LOOK
+    assert 0 <= len(used) - PERIOD / LOOK <= 1  # the first after a boot waits for a second stamp
     assert traces(ran.log) == 1  # node3 was never gone
 
 

@@ -187,7 +187,7 @@ def test_state_lost_without_a_reboot_holds_the_vote() -> None:
 def test_a_planned_stop_hands_over_within_one_tick(seed: int) -> None:
     """To whoever sees first that node1 gives up; the preferred one has it two runs later."""
     simulation = started(seed=seed)
-    simulation.leaving.add("node1")
+    simulation.leave("node1")
     simulation.run_for(30)
     assert simulation.active() in (["node2"], ["node3"])
     assert simulation.elections[-1][0] - simulation.losses[-1][0] < 4
