@@ -375,7 +375,7 @@ def check(times: Timing) -> Timing:
     return times
 
 
-GAP_SECONDS = 0.5
+GAP_SECONDS = 0.75
 """G: an old run's end, the start of Python and its imports on a busy machine of two cores
 (docs/measurements.md)."""
 
