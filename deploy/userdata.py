@@ -53,7 +53,7 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
             f"[Service]\nRuntimeMaxSec={period_seconds}\n"
         ),
         "rollback.timer.d/period.conf": f"[Timer]\nOnActiveSec=\nOnActiveSec={trial_seconds}\n",
-        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds:g}\n",
+        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds + 1}\n",
     }
 
 
