@@ -5,6 +5,7 @@ systemd starts this file on every node at the same seconds of each minute. One r
 
  1. self-update: ask the web site for a newer `loader.py`, effective at the next run;
  2. identity: the instance metadata's name and private address, the load balancer's public one;
+    and what Azure announces for this machine: before that it makes way for another node;
  3. `nodes_info.json`: the nodes in order of preference, and how many are a majority;
  4. every peer at once: does its Apache answer, and what does its marker about us say?
  5. markers: `<peer>.html` here means "we see <peer>", and carries our vote;
@@ -31,7 +32,7 @@ Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/h
 #
 #   files, clocks, systemd  where everything lies, the one writer of files, the boot clock
 #   settings                every time, derived from the period; the nodes, the key
-#   HTTP                    one GET, and who asks without making the decision wait
+#   HTTP                    one request, and who asks without making the decision wait
 #   identity and update     the metadata service; a newer agent, checked before it is taken
 #   markers                 what one node tells another, signed
 #   state                   what this boot has promised and was promised
@@ -110,6 +111,7 @@ class Paths:
         self.promised = self.etc / "promise_seconds"
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
+        self.approved = self.run / "approved.json"  # ids of scheduled events
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
@@ -441,6 +443,7 @@ class Settings(NamedTuple):
     times: Timing = timing(20, 2)
     peer_address: str = "public"  # or "private": which of a peer's addresses is asked
     bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
+    scheduled_events: bool = True  # make way for another node before what Azure announces
 
 
 def _number(found: Mapping[str, str], name: str, usual: float) -> float:
@@ -462,7 +465,7 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
     found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    names = ("period_seconds", "look_seconds", "peer_address", "bootstrap_url")
+    names = ("period_seconds", "look_seconds", "peer_address", "bootstrap_url", "scheduled_events")
     unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
     if unknown:
         takes = f"{', '.join(names[:-1])} and {names[-1]}"
@@ -475,7 +478,11 @@ def read_settings(path: Path) -> Settings:
     peer_address = found.get("peer_address", "public")
     if peer_address not in ("public", "private"):
         raise BadInput(f"{path}: peer_address = {peer_address}: use public or private.")
-    return Settings(times, peer_address, found.get("bootstrap_url", "").rstrip("/"))
+    heeded = found.get("scheduled_events", "true")
+    if heeded not in ("true", "false"):
+        raise BadInput(f"{path}: scheduled_events = {heeded}: use true or false.")
+    url = found.get("bootstrap_url", "").rstrip("/")
+    return Settings(times, peer_address, url, heeded == "true")
 
 
 def settings_here(paths: Paths) -> Settings:
@@ -588,15 +595,18 @@ def fetch(
     timeout_seconds: float,
     limit_bytes: int = 8192,
     headers: Mapping[str, str] | None = None,
+    content: str | None = None,
 ) -> Answer:
-    """GET, without following redirects, reading at most `limit_bytes`.
+    """GET, or POST of `content`, without following redirects, reading at most `limit_bytes`.
 
     `timeout_seconds` bounds each wait for the network, not their sum: who may not wait longer
     asks from a thread (`Asker`). Raises `Unanswered`.
     """
     try:
-        with session.get(
+        with session.request(
+            "GET" if content is None else "POST",
             url,
+            data=content,
             timeout=(timeout_seconds, timeout_seconds),
             allow_redirects=False,
             stream=True,
@@ -672,8 +682,9 @@ class Asker:
 # ------------------------------------------------ identity and update: who am I, which agent is it
 
 METADATA = "http://169.254.169.254/metadata"
-INSTANCE_VERSION = "2021-02-01"
-LOAD_BALANCER_VERSION = "2020-10-01"
+INSTANCE = "instance?api-version=2021-02-01&format=json"
+LOAD_BALANCER = "loadbalancer?api-version=2020-10-01&format=json"
+EVENTS = "scheduledevents?api-version=2020-07-01"
 
 
 class Identity(NamedTuple):
@@ -685,12 +696,23 @@ class Identity(NamedTuple):
     zone: str = ""
 
 
-def ask_metadata(session: requests.Session, path: str, version: str, timeout_seconds: float) -> Any:
-    """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
-    url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
-    answer = fetch(
-        session, url, timeout_seconds=timeout_seconds, limit_bytes=1 << 20, headers=headers
+def ask_metadata(
+    session: requests.Session, document: str, timeout_seconds: float, content: str | None = None
+) -> Answer:
+    """The metadata service's answer, to `content` where that is sent to it. Raises `Unanswered`."""
+    return fetch(
+        session,
+        f"{METADATA}/{document}",
+        timeout_seconds=timeout_seconds,
+        limit_bytes=1 << 20,
+        headers={"Metadata": "true"},
+        content=content,
     )
+
+
+def read_metadata(session: requests.Session, document: str, timeout_seconds: float) -> Any:
+    """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
+    answer = ask_metadata(session, document, timeout_seconds)
     if answer.status == 404:
         return None
     if answer.status != 200:
@@ -709,7 +731,7 @@ def ask_identity(session: requests.Session) -> Identity:
     A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
     public address unknown: it is shown, not used, so the name does not wait for it for long.
     """
-    document = ask_metadata(session, "instance", INSTANCE_VERSION, 2)
+    document = read_metadata(session, INSTANCE, 2)
     try:
         compute = document["compute"]
         address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
@@ -724,7 +746,7 @@ def ask_identity(session: requests.Session) -> Identity:
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
     try:
-        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION, 0.3)
+        document = read_metadata(session, LOAD_BALANCER, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
             if pair["privateIpAddress"] == found.private_ip:
                 return found._replace(public_ip=str(pair["frontendIpAddress"]))
@@ -760,6 +782,58 @@ def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identi
     logging.info("Reading load balancer metadata service")
     logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
     return found
+
+
+class Event(NamedTuple):
+    """What Azure is about to do to machines of ours, or does now."""
+
+    id: str
+    kind: str  # one of `INTERRUPTING`
+    scheduled: bool  # has not begun: it waits to be approved, or for its time
+    nodes: tuple[str, ...]  # in small letters
+
+
+INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
+
+
+def ask_events(session: requests.Session) -> tuple[Event, ...]:
+    """The scheduled events that will interrupt a machine. Raises `Unanswered`.
+
+    The first answer of all may take two minutes: that request is what switches them on.
+    https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
+    """
+    document = read_metadata(session, EVENTS, 10)
+    try:
+        return tuple(
+            Event(
+                str(told["EventId"]),
+                told["EventType"],
+                told["EventStatus"] == "Scheduled",
+                tuple(name.lower() for name in told["Resources"]),
+            )
+            for told in (document["Events"] if document else ())
+            if told["EventType"] in INTERRUPTING and told.get("DurationInSeconds") != 0
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Unanswered("no scheduled events in it") from error
+
+
+def approve(session: requests.Session, events: list[Event], why: str, paths: Paths) -> bool:
+    """Tell Azure that it need not wait: once, if it hears that. In a thread, as it may be slow."""
+    known: list[str] = read_json(paths.approved) or []
+    ids = [event.id for event in events if event.id not in known]
+    kinds = ", ".join(event.kind for event in events)
+    content = json.dumps({"StartRequests": [{"EventId": each} for each in ids]})
+    try:
+        if ids:
+            if (answer := ask_metadata(session, EVENTS, 2, content)).status != 200:
+                raise Unanswered(f"status {answer.status}")
+            write_atomic(paths.approved, json.dumps([*known, *ids][-100:]))
+            logging.warning("%s: approved, %s", kinds, why)
+            tell_journal(f"Azure may go on with its {kinds}: {why}")
+    except (Unanswered, OSError) as error:
+        logging.warning("%s: not approved, tried again in the next run: %s", kinds, error)
+    return True
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -1190,6 +1264,7 @@ class Seen(NamedTuple):
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
     fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
+    announced: str = ""  # what Azure will do to this machine: it leaves if others can be active
 
 
 class Reply(NamedTuple):
@@ -1269,6 +1344,7 @@ class View(NamedTuple):
     clock_stepped: bool
     started_seconds: float
     late: bool = False  # the look began too late to stand
+    announced: str = ""
 
 
 def is_late(members: Members, seen: Seen) -> bool:
@@ -1281,6 +1357,14 @@ def heard_seconds(state: State, marker: Marker) -> float:
     """The newest request of ours that the sender had read, as a moment of our boot clock."""
     stamp = marker.heard.get(state.epoch)
     return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
+
+
+def others_can(markers: Mapping[str, Marker]) -> bool:
+    """Whether another node is active, or could be: it has seen a majority for some looks.
+
+    One that is about to go says that it has seen none: nobody hands over to it.
+    """
+    return any(m.active or m.quorum_runs >= READY_LOOKS for m in markers.values())
 
 
 def view_of(
@@ -1304,11 +1388,9 @@ def view_of(
         if seen.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    late = is_late(members, seen)
-    started_seconds = seen.started_seconds
-    return View(
-        now, fresh, live, changed, probe_there, seen.leaving, stepped, started_seconds, late
-    )
+    late, began = is_late(members, seen), seen.started_seconds
+    leaving, kinds = seen.leaving or bool(seen.announced and others_can(fresh)), seen.announced
+    return View(now, fresh, live, changed, probe_there, leaving, stepped, began, late, kinds)
 
 
 def failed(state: State, why: str) -> State:
@@ -1522,7 +1604,8 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
     if view.leaving:
-        return f"Node {me} is leaving, set as passive"
+        why = f"makes way: Azure announces {view.announced}" if view.announced else "is leaving"
+        return f"Node {me} {why}, set as passive"
     if not len(view.markers) + 1 >= members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
     if not state.candidate and (why := rests(members, state, view)):
@@ -1742,7 +1825,7 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        good = decision.state.quorum_runs + 1
+        good = 0 if seen.announced else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -1852,7 +1935,13 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
 
 
 def settle(
-    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+    members: Members,
+    state: State,
+    start: Moment,
+    until_seconds: float,
+    *,
+    leaving: bool = False,
+    announced: str = "",
 ) -> Steps:
     """One look, as the effects that it needs done; whoever does them sends back each `Moment`.
 
@@ -1866,7 +1955,8 @@ def settle(
         for epoch, record in list(epochs.items())[-1:]
     }
     now = start.boot_seconds
-    seen = Seen(now, max(now, until_seconds), leaving, last_stamps=last_stamps)
+    until_seconds = max(now, until_seconds)
+    seen = Seen(now, until_seconds, leaving, last_stamps=last_stamps, announced=announced)
     try:
         return (yield from _settle(members, state, seen, start))
     except OSError as error:
@@ -2293,10 +2383,17 @@ def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
 
 
 def looks(
-    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+    members: Members,
+    state: State,
+    start: Moment,
+    until_seconds: float,
+    *,
+    leaving: bool = False,
+    announced: Callable[[], str] = str,
 ) -> Looks:
     """The looks of a run, and what came of each: until that must be over, or has left.
 
+    `announced`: asked before each for what Azure will do to this machine, "" for nothing.
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
     times = members.times
@@ -2307,7 +2404,9 @@ def looks(
         ends_seconds = until_seconds
         if several:
             ends_seconds = min(until_seconds, start.boot_seconds + longest_seconds - into_seconds)
-        outcome = yield from settle(members, state, start, ends_seconds, leaving=leaving)
+        outcome = yield from settle(
+            members, state, start, ends_seconds, leaving=leaving, announced=announced()
+        )
         state, now = outcome.state, (yield outcome)
         until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
         left_seconds = look_seconds - into_seconds - (now.boot_seconds - start.boot_seconds)
@@ -2317,20 +2416,55 @@ def looks(
         start = yield Pause(max(0.0, left_seconds) + 0.002)
 
 
+class Announced:
+    """What Azure announces for this node, and its approval, by what the looks find."""
+
+    def __init__(self, background: Asker, paths: Paths, node: str) -> None:
+        self._background, self._paths, self._node = background, paths, node.lower()
+        self._events: list[Event] = []
+
+    def kinds(self, patience_seconds: float = 0.0) -> str:
+        """What is known by now, "" for nothing. A late answer counts from the next look on."""
+        found = self._background.take("events", patience_seconds)
+        if isinstance(found, Unanswered):
+            logging.info("Scheduled events: %s", found)
+        elif found:
+            self._events = [event for event in found if self._node in event.nodes]
+        return ", ".join(sorted({event.kind for event in self._events}))
+
+    def approve(self, outcome: Outcome) -> None:
+        """Once a run: when another node is active that does not go as well, or none can be."""
+        waiting = [event for event in self._events if event.scheduled]
+        going = {name for event in waiting for name in event.nodes}
+        markers = outcome.seen.markers
+        active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
+        if waiting and (active or not others_can(markers)):
+            why = f"{active[0]} is active" if active else "no other node can be"
+            self._events = [event._replace(scheduled=False) for event in self._events]
+            paths = self._paths
+            self._background.ask("approval", lambda link: approve(link, waiting, why, paths))
+
+
 def take_part(
     background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
+    announced = Announced(background, paths, identity.name)
+    announced.kinds(brief_seconds(times) if "events" in background.busy else 0.0)
     machine, state, start = prepare(identity, settings, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.boot_seconds)
     expires, last = None, None
-    steps = looks(machine.members, state, machine.moment(), until_seconds, leaving=leaving)
+    begins, kinds = machine.moment(), announced.kinds
+    steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, announced=kinds)
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
+        announced.approve(outcome)
+    if "approval" in background.busy:  # of a run of one look, which ends now
+        background.take("approval", brief_seconds(times))
 
 
 def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool = False) -> None:
@@ -2339,6 +2473,8 @@ def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
     if url:
         background.ask("release", lambda session: take_release(session, url, paths, until_seconds))
     background.ask("identity", ask_identity)
+    if settings.scheduled_events and not leaving:
+        background.ask("events", ask_events)
     updated = not url or background.take("release", brief_seconds(settings.times))
     try:
         take_part(background, paths, settings, until_seconds, leaving=leaving)
