@@ -115,6 +115,7 @@ class Paths:
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
+        self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
 
 
@@ -123,10 +124,56 @@ def boot_seconds() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def process_began_seconds() -> float:
-    """When this process began, on the boot clock; proc(5), the 22nd field of stat."""
+class Clocks(NamedTuple):
+    """A reading of two clocks, and two that are made of all readings so far.
+
+    The time daemon slews the boot clock; the raw one stands still in suspend (section 2).
+    """
+
+    boot_seconds: float
+    raw_seconds: float
+    fast_seconds: float  # leases count on it: since it began neither went faster
+    slow_seconds: float  # promises do: neither went slower
+
+
+def advance(last: Clocks | None, boot: float, raw: float) -> Clocks:
+    """The clocks at the next reading; the two that are made begin at the boot clock's."""
+    if last is None:
+        return Clocks(boot, raw, boot, boot)
+    steps = boot - last.boot_seconds, raw - last.raw_seconds
+    fast, slow = max(0.0, *steps), max(0.0, min(steps))
+    return Clocks(boot, raw, last.fast_seconds + fast, last.slow_seconds + slow)
+
+
+def read_clocks(last: Clocks | None = None) -> Clocks:
+    """The clocks now."""
+    return advance(last, boot_seconds(), time.clock_gettime(time.CLOCK_MONOTONIC_RAW))
+
+
+HOST_CLOCK = "/dev/ptp_hyperv"
+
+
+def host_seconds() -> float | None:
+    """The host's clock, which goes on while it pauses this machine; None where there is none.
+
+    By its name alone: another PTP clock is a network card's. The number: clock_gettime(2).
+    """
+    try:
+        number = os.open(HOST_CLOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return time.clock_gettime((~number << 3) | 3)
+    except OSError:
+        return None
+    finally:
+        os.close(number)
+
+
+def process_age_seconds() -> float:
+    """How long ago this process began; proc(5), the 22nd field of stat."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return boot_seconds() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def utc(wall_seconds: float) -> str:
@@ -310,7 +357,8 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
 
 # ------------------------------------------------ settings: what a node is told
 
-DRIFT = 0.001  # rho: bound on the drift of two boot clocks
+DRIFT = 0.001  # rho: bound on the drift of two raw clocks
+SLEW = 0.0834  # how much slower the fence's clock may be made to go (chrony: 83,333 ppm)
 READY_LOOKS = 2  # K: looks with a majority before a node may take the role from an active one
 COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
 FORGIVEN_LOOKS = 10  # good looks in a row before a node's failures count from the first again
@@ -330,6 +378,7 @@ class Timing(NamedTuple):
     period_seconds: float  # from one run to the next
     look_seconds: float  # T: from one look to the next, within a run
     gap_seconds: float  # G: how much later the first look of a run may begin
+    pause_seconds: float  # P: all clocks of a candidate may stand still for so long
     promise_seconds: float  # D: how long a vote binds the voter
     lease_seconds: float  # L: how long a grant lasts for the candidate, from its stamp
     margin_seconds: float  # F: between the fence and the end of the lease
@@ -342,9 +391,9 @@ class Timing(NamedTuple):
     connect_seconds: float  # the first request to a peer may take so long, but nobody waits
 
 
-def lease_of(promise_seconds: float) -> float:
-    """L: it ends before a promise of D does, on whichever clock (docs/protocol.md section 5)."""
-    return promise_seconds * (1 - DRIFT) / (1 + DRIFT)
+def lease_of(promise_seconds: float, pause_seconds: float) -> float:
+    """L: it ends before a promise of D does, paused for P or not (docs/protocol.md section 5)."""
+    return promise_seconds * (1 - DRIFT) / (1 + DRIFT) - pause_seconds
 
 
 def tick_spread_seconds(times: Timing) -> float:
@@ -362,7 +411,9 @@ def check(times: Timing) -> Timing:
         raise BadInput(
             f"look_seconds = {look:g}: use a divisor of period_seconds = {period:g}, 2 or more."
         )
-    if times.lease_seconds > lease_of(times.promise_seconds):
+    if not 0 <= times.pause_seconds <= 60:
+        raise BadInput(f"pause_seconds = {times.pause_seconds:g}: use 0 to 60.")
+    if times.lease_seconds > lease_of(times.promise_seconds, times.pause_seconds):
         raise BadInput(
             f"a lease of {times.lease_seconds:g} s outlives a promise of"
             f" {times.promise_seconds:g} s: two nodes could be active."
@@ -382,14 +433,15 @@ GAP_SECONDS = 0.5
 (docs/measurements.md)."""
 
 
-def timing(period_seconds: float, look_seconds: float) -> Timing:
-    """The times of docs/protocol.md section 2, all derived from the two that the operator sets.
+def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> Timing:
+    """The times of docs/protocol.md section 2, all derived from those that the operator sets.
 
     Where a run is one look, each is as late as the one before: nothing is to be added for it.
     """
     gap_seconds = GAP_SECONDS if look_seconds < period_seconds else 0.0
-    promise_seconds = look_seconds + gap_seconds + max(2.5, 0.35 * look_seconds)
-    lease_seconds, margin_seconds = lease_of(promise_seconds), max(0.2, 0.05 * look_seconds)
+    promise_seconds = look_seconds + gap_seconds + max(2.5, 0.35 * look_seconds) + pause_seconds
+    lease_seconds = lease_of(promise_seconds, pause_seconds)
+    margin_seconds = max(0.2, 0.05 * look_seconds) + SLEW * lease_seconds
     timeout_seconds = max(0.3, 0.05 * look_seconds)
     poll_seconds = max(0.1, look_seconds / 80)
     round_seconds = timeout_seconds + poll_seconds
@@ -398,6 +450,7 @@ def timing(period_seconds: float, look_seconds: float) -> Timing:
             period_seconds=period_seconds,
             look_seconds=look_seconds,
             gap_seconds=gap_seconds,
+            pause_seconds=pause_seconds,
             promise_seconds=promise_seconds,
             lease_seconds=lease_seconds,
             margin_seconds=margin_seconds,
@@ -440,7 +493,7 @@ def worst_failover_seconds(times: Timing) -> float:
 class Settings(NamedTuple):
     """What /etc/bootstrap/loader.conf may say."""
 
-    times: Timing = timing(20, 2)
+    times: Timing = timing(20, 2, 5)
     peer_address: str = "public"  # or "private": which of a peer's addresses is asked
     bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
     scheduled_events: bool = True  # make way for another node before what Azure announces
@@ -465,14 +518,18 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
     found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    names = ("period_seconds", "look_seconds", "peer_address", "bootstrap_url", "scheduled_events")
+    names = (
+        *("period_seconds", "look_seconds", "pause_seconds", "peer_address", "bootstrap_url"),
+        "scheduled_events",
+    )
     unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
     if unknown:
         takes = f"{', '.join(names[:-1])} and {names[-1]}"
         raise BadInput(f"{path}: unknown {unknown[0]!r}: [loader] takes {takes}.")
     try:
         period = _number(found, "period_seconds", 20)
-        times = timing(period, _number(found, "look_seconds", usual_look_seconds(period)))
+        look = _number(found, "look_seconds", usual_look_seconds(period))
+        times = timing(period, look, _number(found, "pause_seconds", 5))
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     peer_address = found.get("peer_address", "public")
@@ -493,8 +550,8 @@ def settings_here(paths: Paths) -> Settings:
     settings = read_settings(paths.conf)
     if "Type=oneshot" not in (read_mark(paths.unit) or ""):
         return settings
-    period_seconds = settings.times.period_seconds
-    return settings._replace(times=timing(period_seconds, period_seconds))
+    period_seconds, pause_seconds = settings.times.period_seconds, settings.times.pause_seconds
+    return settings._replace(times=timing(period_seconds, period_seconds, pause_seconds))
 
 
 NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
@@ -694,6 +751,7 @@ class Identity(NamedTuple):
     private_ip: str
     public_ip: str = ""
     zone: str = ""
+    vm_id: str = ""
 
 
 def ask_metadata(
@@ -740,6 +798,7 @@ def ask_identity(session: requests.Session) -> Identity:
             str(address["privateIpAddress"]),
             str(address.get("publicIpAddress", "")),
             str(compute.get("zone", "")),
+            str(compute.get("vmId", "")),
         )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Unanswered("no name or no private address in it") from error
@@ -921,7 +980,7 @@ def why_not(path: Path, until_seconds: float) -> str:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     ) as process:
-        left_seconds = until_seconds - 0.1 - boot_seconds()
+        left_seconds = until_seconds - 0.1 - time.monotonic()
         try:
             code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
         except subprocess.TimeoutExpired:
@@ -1136,12 +1195,12 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
 
 
 class Vote(NamedTuple):
-    """A promise of this node: it binds until `until_seconds` on our boot clock."""
+    """A promise of this node: it binds until `until_seconds`."""
 
     candidate: str
     epoch: str
     stamp: int
-    until_seconds: float
+    until_seconds: float  # on the slow clock
     promise_seconds: float  # D when it was given
     earlier_until_seconds: float = 0.0  # a promise to another boot of the candidate binds as well
 
@@ -1150,12 +1209,13 @@ class Record(NamedTuple):
     """The newest marker seen of one boot of a peer: to know it, and an older one, again."""
 
     stamp: int
-    changed_seconds: float  # on our boot clock
+    changed_seconds: float
 
 
 class State(NamedTuple):
-    """Promises and leases of this boot, docs/protocol.md section 3; times on our boot clock.
+    """Promises and leases of this boot, docs/protocol.md section 3.
 
+    Promises and the hold are over on the slow clock, all else is on the fast one.
     Saved before anything that depends on it is shown. Lost at reboot, on purpose.
     """
 
@@ -1174,6 +1234,9 @@ class State(NamedTuple):
     records: Mapping[str, Mapping[str, Record]] = {}  # peer -> epoch -> its newest marker
     wall_offset_seconds: float | None = None  # wall clock minus boot clock, as last read
     wall_read_seconds: float = 0.0
+    host_offset_seconds: float | None = None  # the host's clock minus our raw one, likewise
+    clocks: Clocks | None = None  # when it was saved
+    origin: str = ""  # of which boot of which machine it is
     # Preference (docs/protocol.md section 8): safety does not depend on it.
     began_seconds: float = 0.0  # when the last look did
     finished: bool = True  # False while a look is under way, and after one that was killed
@@ -1188,7 +1251,7 @@ class State(NamedTuple):
 
 def promised_seconds(paths: Paths) -> float:
     """For how long a vote of an earlier boot may bind; the longest there is where it is unclear."""
-    longest = timing(60, 60).promise_seconds
+    longest = timing(60, 60, 60).promise_seconds
     try:
         known = float(paths.promised.read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -1210,7 +1273,7 @@ def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None
 
 
 def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
-    """The state of a boot that has promised nothing since `since_seconds` on its boot clock.
+    """The state of a boot that has promised nothing since `since_seconds` on its slow clock.
 
     What was promised before, for `promised` seconds at most, is forgotten, and has run out when
     the hold ends.
@@ -1225,6 +1288,7 @@ def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
         "granted": {name: (epoch, stamp) for name, (epoch, stamp) in found["granted"].items()},
         "grants": {name: (stamp, promise) for name, (stamp, promise) in found["grants"].items()},
         "sees": tuple(found["sees"]),
+        "clocks": Clocks(*found["clocks"]) if found.get("clocks") else None,
         "records": {
             name: {epoch: Record(*record) for epoch, record in epochs.items()}
             for name, epochs in found["records"].items()
@@ -1232,23 +1296,48 @@ def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_state(paths: Paths, times: Timing, now: float) -> State:
+def origin(paths: Paths) -> str:
+    """Which boot of which machine it is: a restored disk or a clone is another one."""
+    known = known_identity(paths)
+    return f"{read_mark(paths.boot_id) or ''}{known.vm_id if known else ''}"
+
+
+def load_state(paths: Paths, times: Timing) -> State:
     """The state of this boot; a new one, which holds its vote, where there is none.
 
     The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
     without a reboot, and with it what it had promised.
     """
-    found = read_json(paths.state)
+    found, here = read_json(paths.state), origin(paths)
     try:
-        return State(**{**found, **_tuples(found)})
+        state = State(**{**found, **_tuples(found)})
+        if state.origin in ("", here):
+            return state._replace(clocks=read_clocks(state.clocks), origin=here)
     except (TypeError, KeyError, AttributeError, ValueError):
-        booted = read_json(paths.booted)
-        known = isinstance(booted, int | float) and booted <= now
-        epoch, promised = os.urandom(8).hex(), promised_seconds(paths)
-        return first_state(epoch, booted if known else now, times, promised)
+        pass
+    clocks = read_clocks()
+    try:
+        booted = advance(Clocks(*read_json(paths.booted)), clocks.boot_seconds, clocks.raw_seconds)
+        passed_seconds = booted.slow_seconds - Clocks(*read_json(paths.booted)).slow_seconds
+    except TypeError:
+        passed_seconds = 0.0
+    since_seconds = clocks.slow_seconds - passed_seconds
+    new = first_state(os.urandom(8).hex(), since_seconds, times, promised_seconds(paths))
+    return new._replace(clocks=clocks, origin=here)
 
 
 # ------------------------------------------------ decide: what follows from what was seen; pure
+
+
+class Moment(NamedTuple):
+    """What every effect answers: the time afterwards, whether the probe exists, and its result."""
+
+    now_seconds: float  # on the fast clock: how late it may be, where a lease is to be over
+    slow_seconds: float  # how early it may be, where a promise is
+    wall_seconds: float
+    host_offset_seconds: float | None  # the host's clock minus our raw one, where there is one
+    probe_there: bool
+    value: Any = None
 
 
 class Seen(NamedTuple):
@@ -1294,19 +1383,20 @@ def newer_records(
     return {**kept, marker.epoch: Record(marker.stamp, now)}
 
 
-def times_in_vain(state: State, marker: Marker, now: float) -> int:
+def times_in_vain(state: State, marker: Marker, slow: float) -> int:
     """How often in a row our vote bound us until the next look to somebody who never served."""
     times, vote = state.in_vain.get(marker.sender, 0), state.vote
     if marker.active:
         return 0
-    bound = vote and vote[:2] == (marker.sender, marker.epoch) and now < vote.until_seconds
+    bound = vote and vote[:2] == (marker.sender, marker.epoch) and slow < vote.until_seconds
     return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
 def observe(
-    members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], now: float
+    members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], moment: Moment
 ) -> tuple[State, Seen]:
     """Take in the replies of one poll; who gave none keeps what it last said in this look."""
+    now = moment.now_seconds
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
     for name, reply in replies.items():
@@ -1323,7 +1413,7 @@ def observe(
         markers[name] = marker
         if name not in first:
             first[name] = (marker.epoch, marker.stamp)
-            in_vain[name] = times_in_vain(state, marker, now)
+            in_vain[name] = times_in_vain(state, marker, moment.slow_seconds)
     answered = seen.answered | {name for name, reply in replies.items() if reply.connected}
     sees = tuple(name for name in members.peers if name in answered or name in state.sees)
     seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
@@ -1334,6 +1424,7 @@ class View(NamedTuple):
     """What `decide` knows beside the state: the peers that see us and we them, and the time."""
 
     now_seconds: float
+    slow_seconds: float
     markers: Mapping[str, Marker]  # present, verified, fresh
     # Two different stamps seen within this look; for whom I yielded to, since the one before, so
     # that the active node still reads of it when it looks for the first time.
@@ -1367,14 +1458,13 @@ def others_can(markers: Mapping[str, Marker]) -> bool:
     return any(m.active or m.quorum_runs >= READY_LOOKS for m in markers.values())
 
 
-def view_of(
-    members: Members, state: State, seen: Seen, now: float, *, probe_there: bool, stepped: bool
-) -> View:
+def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
     """The view of this moment.
 
     A marker counts as absent if it has not changed for too long, or does not answer a request of
     this node's that is as new: so nothing that was recorded before speaks for a peer.
     """
+    now, slow = moment.now_seconds, moment.slow_seconds
     changed = {n: state.records[n][m.epoch].changed_seconds for n, m in seen.markers.items()}
     oldest = now - members.times.fresh_seconds
     fresh = {
@@ -1388,9 +1478,9 @@ def view_of(
         if seen.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    late, began = is_late(members, seen), seen.started_seconds
-    leaving, kinds = seen.leaving or bool(seen.announced and others_can(fresh)), seen.announced
-    return View(now, fresh, live, changed, probe_there, leaving, stepped, began, late, kinds)
+    began, late, kinds = seen.started_seconds, is_late(members, seen), seen.announced
+    there, leaves = moment.probe_there, seen.leaving or bool(kinds and others_can(fresh))
+    return View(now, slow, fresh, live, changed, there, leaves, stepped, began, late, kinds)
 
 
 def failed(state: State, why: str) -> State:
@@ -1453,6 +1543,13 @@ def outvoted(members: Members, state: State, view: View) -> bool:
     return bool(lost) and len(state.grants) - len(lost) < members.majority
 
 
+def deserted(members: Members, state: State, view: View) -> bool:
+    """Whether a majority shows that it votes for somebody else or nobody: no clock is needed."""
+    votes = [state.vote, *(marker.vote for marker in view.markers.values())]
+    mine = [vote for vote in votes if vote and vote[:2] == (members.me, state.epoch)]
+    return len(votes) - len(mine) >= members.majority
+
+
 class Claim(NamedTuple):
     """Somebody who asks for votes, me included."""
 
@@ -1485,7 +1582,7 @@ def is_given_up(members: Members, state: State, view: View, vote: Vote) -> bool:
 
 def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | None]:
     """Rule Vote 1 to 3: the state with this node's promise, and whom it would rather vote for."""
-    now, vote = view.now_seconds, state.vote
+    now, vote = view.slow_seconds, state.vote
     if vote is not None and (now >= vote.until_seconds or is_given_up(members, state, view, vote)):
         # Another boot of the candidate gave that up, not the one that was voted for before.
         earlier_until = vote.earlier_until_seconds
@@ -1536,8 +1633,7 @@ def lease_end_seconds(members: Members, state: State) -> float:
     """When the lease ends on our boot clock: L after the majority-th newest stamp granted."""
     times = members.times
     ends = sorted(
-        stamp / 1000
-        + (times.lease_seconds if promise >= times.promise_seconds else lease_of(promise))
+        stamp / 1000 + min(times.lease_seconds, lease_of(promise, times.pause_seconds))
         for stamp, promise in state.grants.values()
     )
     return ends[-members.majority] if len(ends) >= members.majority else float("-inf")
@@ -1600,7 +1696,7 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
 
 def reason_of(members: Members, decision: Decision, view: View) -> str:
     """Why this node is what it is, in the words that the log has always used, and the votes."""
-    state, me, now = decision.state, members.me, view.now_seconds
+    state, me, now = decision.state, members.me, view.slow_seconds
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
     if view.leaving:
@@ -1631,11 +1727,16 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
 def decide(members: Members, state: State, view: View) -> Decision:
     """One step of the protocol, docs/protocol.md section 3: ask, vote, count, act."""
     now, times = view.now_seconds, members.times
-    electors = sum(not m.holding for m in view.markers.values()) + (not state.holding(now))
+    electors = sum(not m.holding for m in view.markers.values())
+    electors += not state.holding(view.slow_seconds)
     has_quorum = electors >= members.majority
     higher = higher_candidates(members, state, view)
     steps_down = state.active and (
-        bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
+        bool(higher)
+        or view.leaving
+        or view.clock_stepped
+        or outvoted(members, state, view)
+        or deserted(members, state, view)
     )
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
     wants = has_quorum and not higher and not kept_back
@@ -1700,15 +1801,6 @@ class Pause(NamedTuple):
 Effect = Poll | Save | Show | Drop | Serve | Pause
 
 
-class Moment(NamedTuple):
-    """What every effect answers: the time afterwards, whether the probe exists, and its result."""
-
-    boot_seconds: float
-    wall_seconds: float
-    probe_there: bool
-    value: Any = None
-
-
 class Outcome(NamedTuple):
     """How a look ended."""
 
@@ -1730,7 +1822,7 @@ def trouble_of(members: Members, error: OSError, then: str) -> str:
 
 def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Marker | None]:
     """The marker for every peer that this node sees, None for the others."""
-    now, vote = moment.boot_seconds, None
+    now, vote = moment.slow_seconds, None
     if (own := state.vote) is not None and now < own.until_seconds:
         left = round(own.until_seconds - now, 1)
         vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
@@ -1760,18 +1852,29 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
     }
 
 
-def note_wall_clock(state: State, moment: Moment) -> tuple[State, bool]:
-    """The state with the distance of the two clocks, and whether it jumped since the last poll.
+PAUSE_NOTICED_SECONDS = 0.25
 
-    A time daemon may move it slowly, by up to a tenth of the time that passed (chrony: 83,333 ppm).
+
+def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
+    """The state with how far clocks are apart, and whether one jumped since the last poll.
+
+    A time daemon may move the wall clock slowly, by up to a tenth of the time that passed (chrony:
+    83,333 ppm). The host's clock jumps where the host has paused this machine.
     """
-    offset, now = moment.wall_seconds - moment.boot_seconds, moment.boot_seconds
-    before = state.wall_offset_seconds
+    offset, now = moment.wall_seconds - moment.now_seconds, moment.now_seconds
+    before, host_before = state.wall_offset_seconds, state.host_offset_seconds
     allowed = max(1.0, 0.1 * (now - state.wall_read_seconds))
     stepped = before is not None and abs(offset - before) > allowed
     if stepped:
         logging.warning("The wall clock was stepped by %.0f s", offset - (before or 0))
-    return state._replace(wall_offset_seconds=offset, wall_read_seconds=now), stepped
+    host = moment.host_offset_seconds
+    if host is not None and host_before is not None:
+        paused_seconds = host - host_before
+        if abs(paused_seconds) > PAUSE_NOTICED_SECONDS:
+            logging.warning("This machine was paused for %.1f s", paused_seconds)
+            stepped = True
+    state = state._replace(wall_offset_seconds=offset, wall_read_seconds=now)
+    return state._replace(host_offset_seconds=host), stepped
 
 
 def _drop() -> Generator[Effect, Moment, Moment]:
@@ -1789,10 +1892,10 @@ def _begin(
     missed = (
         0
         < state.began_seconds
-        < moment.boot_seconds - 1.6 * members.times.look_seconds - members.times.gap_seconds
+        < moment.now_seconds - 1.6 * members.times.look_seconds - members.times.gap_seconds
     )
-    state, stepped = note_wall_clock(state, moment)
-    now = moment.boot_seconds
+    state, stepped = note_clocks(state, moment)
+    now = moment.now_seconds
     late = now >= lease_end_seconds(members, state) - members.times.margin_seconds
     rightful = state.active and moment.probe_there and not late and not stepped
     lost = state.active and not rightful and not stepped and state.quorum_runs > 0
@@ -1817,12 +1920,28 @@ def _begin(
     return state, moment
 
 
+def rolled_back(state: State, seen: Seen) -> bool:
+    """Whether a peer has read a request of ours that is newer than any we know of."""
+    heard = (heard_seconds(state, marker) for marker in seen.markers.values())
+    return any(seconds * 1000 > state.stamp + 0.5 for seconds in heard)
+
+
+def start_over(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
+    """A snapshot of a running machine was restored: what it promised since is forgotten."""
+    epoch = hashlib.sha256(f"{state.epoch} {moment.wall_seconds}".encode()).hexdigest()[:16]
+    new = first_state(epoch, moment.slow_seconds, members.times)
+    new = new._replace(stamp=int(moment.now_seconds * 1000), sees=state.sees, records=state.records)
+    why = f"Node {members.me} is a snapshot of itself, its peers know it newer, set as passive"
+    return Decision(new._replace(origin=state.origin), drop=True, reason=why), seen
+
+
 def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
     """What follows from the replies of one poll."""
-    now = moment.boot_seconds
-    state, seen = observe(members, state, seen, moment.value, now)
-    state, stepped = note_wall_clock(state, moment)
-    view = view_of(members, state, seen, now, probe_there=moment.probe_there, stepped=stepped)
+    state, seen = observe(members, state, seen, moment.value, moment)
+    if rolled_back(state, seen):
+        return start_over(members, state, seen, moment)
+    state, stepped = note_clocks(state, moment)
+    view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
         good = 0 if seen.announced else decision.state.quorum_runs + 1
@@ -1837,7 +1956,7 @@ def _withdraw(
     """Remove what may be staged; elected in vain for long enough, free the voters at once."""
     moment = yield from _drop()
     if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
-        state = failed(give_up(state, moment.boot_seconds), why)._replace(candidate=False)
+        state = failed(give_up(state, moment.now_seconds), why)._replace(candidate=False)
     return state
 
 
@@ -1871,7 +1990,7 @@ def _apply(
 def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
     """The look was stopped or frozen: its view is too old to show anything."""
     fence = lease_end_seconds(members, state) - members.times.margin_seconds
-    stays = state.active and moment.boot_seconds < fence
+    stays = state.active and moment.now_seconds < fence
     if not stays:
         yield Drop()
     then = "stays active" if stays else "set as passive"
@@ -1886,7 +2005,7 @@ def _rehearse() -> Generator[Effect, Moment, None]:
     """
     moment = yield Pause(0)
     left_seconds = 0.9 * (1 - moment.wall_seconds % 1)
-    yield Serve(moment.boot_seconds + left_seconds, commit=False)
+    yield Serve(moment.now_seconds + left_seconds, commit=False)
     yield Drop()
 
 
@@ -1917,7 +2036,7 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
     slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
     while True:
         moment = yield Poll(frozenset(members.peers) - slow)
-        asleep_seconds = moment.boot_seconds - seen.until_seconds
+        asleep_seconds = moment.now_seconds - seen.until_seconds
         if asleep_seconds > times.timeout_seconds + times.poll_seconds:
             return (yield from _overslept(members, state, seen, moment))
         slow = frozenset(members.peers) - {n for n, r in moment.value.items() if r.connected}
@@ -1928,7 +2047,7 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
             then = "is active until its lease ends" if state.active else "set as passive"
             reason = trouble_of(members, trouble, then)
             logging.warning("%s; trying again", reason)
-        if moment.boot_seconds >= seen.until_seconds or (decision.settled and not tries):
+        if moment.now_seconds >= seen.until_seconds or (decision.settled and not tries):
             state = state._replace(finished=not tries)
             return (yield from _finish(members, state, seen, reason))
         yield Pause(times.poll_seconds)
@@ -1954,7 +2073,7 @@ def settle(
         for name, epochs in state.records.items()
         for epoch, record in list(epochs.items())[-1:]
     }
-    now = start.boot_seconds
+    now = start.now_seconds
     until_seconds = max(now, until_seconds)
     seen = Seen(now, until_seconds, leaving, last_stamps=last_stamps, announced=announced)
     try:
@@ -1981,17 +2100,17 @@ class Fence:
         self._armed = paths.run / "fence"
         self._base = paths.run / "timer_base_microseconds"
 
-    def arm(self, until_seconds: float) -> None:
-        """Arm for `until_seconds` on the boot clock; only then drop the fence before.
+    def arm(self, until_seconds: float, left_seconds: float) -> None:
+        """Arm for a moment that is so far away; only then drop the fence before.
 
         Raises `OSError`; the next call ends what was begun: every name is noted before systemd
         may know it, and until it no longer does.
         """
-        suspended = boot_seconds() - time.monotonic()
-        microseconds = int((until_seconds - suspended) * 1e6) - self._base_microseconds()
-        name = f"fence@{int(until_seconds * 1000)}.timer"  # starts the fence@.service of its name
-        if self._read(self._armed) == name:
+        lease, deadline_seconds = int(until_seconds * 1000), time.monotonic() + left_seconds
+        if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
             return
+        microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
+        name = f"fence@{lease}-{int(deadline_seconds * 1000)}.timer"  # starts its fence@.service
         known = self._known()
         write_atomic(self._armed, " ".join(["unsure", *known, name]))
         deadline = (("s", "OnBootSec"), ("t", max(microseconds, 1)))
@@ -2013,11 +2132,11 @@ class Fence:
         self._armed.unlink(missing_ok=True)
 
     def _known(self) -> list[str]:
-        return re.findall(r"fence@[0-9]+\.timer", self._read(self._armed))
+        return re.findall(r"fence@[0-9-]+\.timer", self._read(self._armed))
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
-            if int(name[6:-6]) / 1000 > boot_seconds():  # else it has fired, and its unit is gone
+            if int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic():  # else it has fired, and its unit is gone
                 call_systemd(self._paths, "StopUnit", ("s", name), ("s", "fail"))
 
     def _base_microseconds(self) -> int:
@@ -2062,19 +2181,31 @@ class Machine:
     """Does on this node what `settle` asks for."""
 
     def __init__(
-        self, members: Members, nodes: Nodes, addresses: Mapping[str, str], paths: Paths
+        self,
+        members: Members,
+        nodes: Nodes,
+        addresses: Mapping[str, str],
+        paths: Paths,
+        clocks: Clocks | None,
     ) -> None:
         self.members, self.nodes, self.addresses, self.paths = members, nodes, addresses, paths
         self.urls = {name: f"http://{addresses[name]}" for name in members.peers}
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
+        self.clocks = read_clocks(clocks)
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
-        return Moment(boot_seconds(), time.time(), self.paths.probe.exists(), value)
+        return Moment(*self.now(), self.paths.probe.exists(), value)
+
+    def now(self) -> tuple[float, float, float, float | None]:
+        """The clocks, as a `Moment` begins."""
+        host, self.clocks = host_seconds(), read_clocks(self.clocks)
+        apart_seconds = None if host is None else host - self.clocks.raw_seconds
+        return self.clocks.fast_seconds, self.clocks.slow_seconds, time.time(), apart_seconds
 
     def drive(self, steps: Looks) -> Iterable[Outcome]:
         """Do every effect of a run and hand out what came of each look."""
@@ -2145,7 +2276,7 @@ class Machine:
         if state.vote and (not self.vote or self.vote.candidate != state.vote.candidate):
             logging.info("Vote for %s (promise of %g s)", state.vote[0], state.vote.promise_seconds)
         self.vote = state.vote
-        write_atomic(self.paths.state, json.dumps(state._asdict()))
+        write_atomic(self.paths.state, json.dumps(state._replace(clocks=self.clocks)._asdict()))
         self.paths.booted.unlink(missing_ok=True)
 
     def show(self, markers: Mapping[str, Marker | None]) -> None:
@@ -2169,20 +2300,20 @@ class Machine:
         Reading the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if boot_seconds() >= until_seconds:
+        if (left_seconds := until_seconds - self.now()[0]) <= 0:
             return False
-        self.fence.arm(until_seconds)
+        self.fence.arm(until_seconds, left_seconds)
         if commit:
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
             logging.info("Creating %s", self.paths.probe)
         # The wall clock is read first: if time passes between the two, the limit is too early.
-        limit_seconds = time.time() - boot_seconds() + until_seconds
+        limit_seconds = time.time() - self.now()[0] + until_seconds
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
         if not commit:
             return self.paths.probe.exists()
-        if boot_seconds() >= until_seconds:
+        if self.now()[0] >= until_seconds:
             return False
         self.paths.staged.replace(self.paths.probe)
         return True
@@ -2258,15 +2389,18 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
         logging.info("probe.html already does not exist")
 
 
+TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
+
+
 def status_of(
     identity: Identity, machine: Machine, outcome: Outcome, now: Moment
 ) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
-    times, boot = members.times, now.boot_seconds
-    vote = state.vote if state.vote and boot < state.vote.until_seconds else None
-    lease = lease_end_seconds(members, state) - boot
-    hold = state.hold_until_seconds - boot
+    times, slow = members.times, now.slow_seconds
+    vote = state.vote if state.vote and slow < state.vote.until_seconds else None
+    lease = lease_end_seconds(members, state) - now.now_seconds
+    hold = state.hold_until_seconds - slow
     shown = {name: marker.vote for name, marker in seen.markers.items()}
     return {
         "node": members.me,
@@ -2274,9 +2408,8 @@ def status_of(
         "role": "active" if state.active else "passive",
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
-        "period_seconds": times.period_seconds,
-        "look_seconds": times.look_seconds,
-        "fresh_seconds": round(times.fresh_seconds, 1),
+        **{name: round(getattr(times, name), 1) for name in TOLD_TIMES},
+        "host_clock": now.host_offset_seconds is not None,
         "version": __version__,
         "generation": members.generation,
         "private_ip": identity.private_ip,
@@ -2292,7 +2425,7 @@ def status_of(
             for name in members.peers
         },
         "vote": vote
-        and {"candidate": vote.candidate, "seconds": round(vote.until_seconds - boot, 1)},
+        and {"candidate": vote.candidate, "seconds": round(vote.until_seconds - slow, 1)},
         "lease_seconds": round(lease, 1) if state.active else None,
         "holding_seconds": round(hold, 1) if hold > 0 else None,
         "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
@@ -2361,25 +2494,24 @@ def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machi
     """What a run begins with. Raises `BadInput`."""
     members, nodes = read_members(identity, settings, paths)
     addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
-    machine = Machine(members, nodes, addresses, paths)
-    start = machine.moment()
-    return machine, load_state(paths, settings.times, start.boot_seconds), start
+    state = load_state(paths, settings.times)
+    machine = Machine(members, nodes, addresses, paths, state.clocks)
+    return machine, state, machine.moment()
 
 
-def run_end_seconds(times: Timing, began_seconds: float, now: Moment) -> float:
-    """When a run must be over, on the boot clock.
+def run_left_seconds(times: Timing, wall_seconds: float, age_seconds: float = 0.0) -> float:
+    """How long a run may last, now that it is so old.
 
-    One of several looks: as long before the next tick as its last look then ends in time; if there
-    is no time left before that, before the one after it, but within systemd's limit, which counts
-    from when it began. One of one look: `end` after it began.
+    One of several looks: until as long before the next tick as its last look then ends in time; if
+    there is no time left before that, before the one after it, but within systemd's limit. One of
+    one look: `end` in all.
     """
     if times.look_seconds == times.period_seconds:
-        return began_seconds + times.end_seconds
-    reserve_seconds = times.look_seconds - times.end_seconds
-    longest_seconds = times.period_seconds - reserve_seconds
-    left_seconds = longest_seconds - now.wall_seconds % times.period_seconds
-    ends_seconds = now.boot_seconds + (left_seconds if left_seconds > 0 else times.period_seconds)
-    return min(ends_seconds, began_seconds + longest_seconds)
+        return times.end_seconds - age_seconds
+    longest_seconds = times.period_seconds - times.look_seconds + times.end_seconds
+    left_seconds = longest_seconds - wall_seconds % times.period_seconds
+    left_seconds = left_seconds if left_seconds > 0 else times.period_seconds
+    return min(left_seconds, longest_seconds - age_seconds)
 
 
 def looks(
@@ -2399,18 +2531,20 @@ def looks(
     times = members.times
     look_seconds, several = times.look_seconds, times.look_seconds < times.period_seconds
     longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
+    early_seconds = look_seconds / 10  # a pause may end so early: chrony slews by up to a twelfth
     while True:
-        into_seconds = start.wall_seconds % look_seconds
+        into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
         ends_seconds = until_seconds
         if several:
-            ends_seconds = min(until_seconds, start.boot_seconds + longest_seconds - into_seconds)
+            ends_seconds = min(until_seconds, start.now_seconds + longest_seconds - into_seconds)
         outcome = yield from settle(
             members, state, start, ends_seconds, leaving=leaving, announced=announced()
         )
         state, now = outcome.state, (yield outcome)
-        until_seconds = min(until_seconds, run_end_seconds(times, until_seconds, now))
-        left_seconds = look_seconds - into_seconds - (now.boot_seconds - start.boot_seconds)
-        over = now.boot_seconds + max(0.0, left_seconds) >= until_seconds
+        left_seconds = run_left_seconds(times, now.wall_seconds)
+        until_seconds = min(until_seconds, now.now_seconds + left_seconds)
+        left_seconds = look_seconds - into_seconds - (now.now_seconds - start.now_seconds)
+        over = now.now_seconds + max(0.0, left_seconds) >= until_seconds
         if leaving or over or not several:
             return
         start = yield Pause(max(0.0, left_seconds) + 0.002)
@@ -2446,17 +2580,18 @@ class Announced:
 
 
 def take_part(
-    background: Asker, paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
+    background: Asker, paths: Paths, settings: Settings, deadline_seconds: float, *, leaving: bool
 ) -> None:
-    """The run itself, to be over at `until_seconds` on the boot clock. Raises `BadInput`."""
+    """The run itself, to be over at a moment of `time.monotonic()`. Raises `BadInput`."""
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
     announced.kinds(brief_seconds(times) if "events" in background.busy else 0.0)
     machine, state, start = prepare(identity, settings, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
-    keep_promised(paths, state, times, start.boot_seconds)
+    keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
+    until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
     begins, kinds = machine.moment(), announced.kinds
     steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, announced=kinds)
     for outcome in machine.drive(steps):
@@ -2467,24 +2602,24 @@ def take_part(
         background.take("approval", brief_seconds(times))
 
 
-def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool = False) -> None:
-    """One run, in the order of the header. Raises `BadInput`."""
+def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool = False) -> None:
+    """One run, in the order of the header, to be over in so long. Raises `BadInput`."""
     mark, url, background = read_mark(paths.trial), settings.bootstrap_url, Asker()
+    until = time.monotonic() + left_seconds
     if url:
-        background.ask("release", lambda session: take_release(session, url, paths, until_seconds))
+        background.ask("release", lambda session: take_release(session, url, paths, until))
     background.ask("identity", ask_identity)
     if settings.scheduled_events and not leaving:
         background.ask("events", ask_events)
     updated = not url or background.take("release", brief_seconds(settings.times))
     try:
-        take_part(background, paths, settings, until_seconds, leaving=leaving)
+        take_part(background, paths, settings, until, leaving=leaving)
     except Exception:
         drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
         raise
     finally:
         if not updated:
-            left_seconds = until_seconds - boot_seconds()
-            updated = background.take("release", min(CHECK_SECONDS, left_seconds))
+            updated = background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
     if updated:  # else that thread may still put another agent in place
         end_trial(paths, mark)
 
@@ -2492,11 +2627,11 @@ def run(paths: Paths, settings: Settings, until_seconds: float, *, leaving: bool
 def leave(paths: Paths, settings: Settings) -> None:
     """Hand the role over in a last look, the cluster's next: within one and a half of them."""
     times = settings.times
-    if load_state(paths, times, boot_seconds()).active or paths.probe.exists():
+    if load_state(paths, times).active or paths.probe.exists():
         wait_seconds = times.look_seconds - time.time() % times.look_seconds
         left_seconds = 1.5 * times.look_seconds - wait_seconds - times.connect_seconds
         time.sleep(wait_seconds + 0.002)
-        run(paths, settings, boot_seconds() + min(times.end_seconds, left_seconds), leaving=True)
+        run(paths, settings, min(times.end_seconds, left_seconds), leaving=True)
     if state := read_json(paths.state):  # neither a look that was stopped nor those to come failed
         told = {**state, "finished": True, "began_seconds": 0.0}
         write_atomic(paths.state, json.dumps(told))
@@ -2525,7 +2660,7 @@ def bootup(paths: Paths) -> None:
     paths.run.mkdir(parents=True, exist_ok=True)
     paths.lease_until.unlink(missing_ok=True)
     if not paths.state.exists():
-        write_atomic(paths.booted, json.dumps(boot_seconds()))
+        write_atomic(paths.booted, json.dumps(read_clocks()))
     for path in (paths.probe, paths.staged, paths.status):  # first: others' pages may be many
         remove(path)
     for path in list(marker_files(paths)):
@@ -2536,7 +2671,7 @@ def bootup(paths: Paths) -> None:
 
 def glance(members: Members, state: State, moment: Moment) -> tuple[Decision, Seen]:
     """What a look that began at this moment would make of the replies in it."""
-    now = moment.boot_seconds
+    now = moment.now_seconds
     decision, seen = conclude(members, state, Seen(now, now + members.times.end_seconds), moment)
     return decision, seen._replace(markers=seen.fresh)
 
@@ -2556,7 +2691,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     decision, seen = glance(machine.members, state, now)
     log_trace(machine, Outcome(decision.state, seen, decision.reason))
     vote = decision.state.vote
-    left_seconds = vote.until_seconds - now.boot_seconds if vote else 0
+    left_seconds = vote.until_seconds - now.slow_seconds if vote else 0
     bound = f"{vote.candidate} for {left_seconds:.0f} s more" if vote else "nobody"
     logging.info("Would vote for %s. Nothing was changed.", bound)
 
@@ -2575,14 +2710,14 @@ def self_check(paths: Paths) -> None:
     """
     times, nodes = read_settings(paths.conf).times, read_nodes(paths)
     members = Members(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
-    now, replies = Moment(boot_seconds(), time.time(), probe_there=False), {}
-    began = now.boot_seconds
+    began, replies = boot_seconds(), {}
+    now = Moment(began, began, time.time(), None, probe_there=False)
     state = first_state("self-check", began - 10 * times.promise_seconds, times)
     asks = state._replace(stamp=int(began * 1000), candidate=True, sees=members.peers)
     for name in members.peers:
         peer = members._replace(me=name)
         reply = made_up(members, asks, name, now)
-        heard, _ = observe(peer, state, Seen(began, began), {members.me: reply}, began)
+        heard, _ = observe(peer, state, Seen(began, began), {members.me: reply}, now)
         replies[name] = made_up(peer, heard, members.me, now)
     decision, _ = glance(members, asks, now._replace(value=replies))
     if not decision.state.candidate:
@@ -2624,8 +2759,8 @@ def perform(verb: str, paths: Paths) -> None:
         else:
             # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
             # its imports take long enough to be killed for otherwise.
-            now = Moment(boot_seconds(), time.time(), probe_there=False)
-            run(paths, settings, run_end_seconds(settings.times, process_began_seconds(), now))
+            age_seconds = process_age_seconds()
+            run(paths, settings, run_left_seconds(settings.times, time.time(), age_seconds))
 
 
 DRY = ("--dry-run", "--self-check")

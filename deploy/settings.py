@@ -61,7 +61,7 @@ def times_of(period_seconds: int, look_seconds: int) -> Timing:
     Raises `Refusal` for what breaks an inequality of docs/protocol.md section 2.
     """
     try:
-        return timing(period_seconds, look_seconds)
+        return timing(period_seconds, look_seconds, 5)
     except BadInput as error:
         raise Refusal(str(error)) from error
 

@@ -71,7 +71,7 @@ def why_no_lab() -> str:
 
 @pytest.fixture(scope="session")
 def machine(request: pytest.FixtureRequest) -> Iterator[BootedLab | None]:
-    """This machine with the lab of (nodes, period in seconds), or with none: its parameter.
+    """This machine with the lab of (nodes, period, look in seconds), or with none: its parameter.
 
     Tests that ask for the same one in a row share it.
     """

@@ -18,7 +18,8 @@ from tests.agent.world import World, open_world
 
 CHECKOUT = Path(loader.__file__).parent.parent
 SETTINGS = (
-    "[loader] takes period_seconds, look_seconds, peer_address, bootstrap_url and scheduled_events."
+    "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address, bootstrap_url"
+    " and scheduled_events."
 )
 DIVISORS = "use a divisor of 60 between 2 and 60."
 
@@ -43,10 +44,13 @@ def test_without_a_file_of_settings_the_defaults_hold(tmp_path: Path) -> None:
 
 def test_settings_are_taken_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "loader.conf"
-    lines = "[loader]\nperiod_seconds=20\nlook_seconds = 5\npeer_address = private\n"
+    lines = (
+        "[loader]\nperiod_seconds=20\nlook_seconds = 5\npause_seconds=0\npeer_address = private\n"
+    )
     path.write_text(lines + "bootstrap_url = http://w/b/%20/\nscheduled_events = false\n")
     settings = loader.read_settings(path)
-    assert settings == loader.Settings(loader.timing(20, 5), "private", "http://w/b/%20", False)
+    times = loader.timing(20, 5, 0)
+    assert settings == loader.Settings(times, "private", "http://w/b/%20", False)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +60,8 @@ def test_looks_are_two_seconds_apart_or_the_next_that_divides_the_period(
     tmp_path: Path, period: int, look: int
 ) -> None:
     path = tmp_path / "loader.conf"
-    path.write_text(f"[loader]\nperiod_seconds = {period}\n")
-    assert loader.read_settings(path).times == loader.timing(period, look)
+    path.write_text(f"[loader]\nperiod_seconds = {period}\npause_seconds = 0\n")
+    assert loader.read_settings(path).times == loader.timing(period, look, 0)
 
 
 WRONG_SETTINGS = {
@@ -128,7 +132,7 @@ KEPT_UP = [(p, look) for p in PERIODS for look in range(2, p + 1) if p % look ==
 def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_up(
     period: int, look: int
 ) -> None:
-    times = loader.timing(period, look)
+    times = loader.timing(period, look, 0)
     assert times.lease_seconds * (1 + loader.DRIFT) <= times.promise_seconds * (1 - loader.DRIFT)
     round_seconds = times.timeout_seconds + times.poll_seconds
     apart_seconds = look + (loader.GAP_SECONDS if look < period else 0)
@@ -140,7 +144,7 @@ def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_
 
 WRONG_TIMES = {
     "a lease like the promise": ({"lease_seconds": 27.0}, "two nodes could be active"),
-    "a short lease": ({"lease_seconds": 22.5}, "it needs 0.25 s more"),
+    "a short lease": ({"lease_seconds": 22.5}, "it needs 2.50 s more"),
     "a wide margin": ({"margin_seconds": 6.0}, "ends before a look every 20 s can renew it"),
     "a long run": ({"end_seconds": 19.5}, "a look of 19.5 s does not end within 20 s"),
 }
@@ -149,7 +153,7 @@ WRONG_TIMES = {
 @pytest.mark.parametrize(("change", "why"), WRONG_TIMES.values(), ids=WRONG_TIMES)
 def test_times_that_break_an_inequality_are_refused(change: dict[str, Any], why: str) -> None:
     with pytest.raises(BadInput, match=why):
-        loader.check(loader.timing(20, 20)._replace(**change))
+        loader.check(loader.timing(20, 20, 0)._replace(**change))
 
 
 # ------------------------------------------------ nodes_info.json
@@ -242,7 +246,7 @@ def test_the_order_of_the_entries_is_the_order_of_preference() -> None:
 @pytest.mark.parametrize(("nodes", "majority"), [(3, 2), (5, 3), (7, 4), (101, 51)])
 def test_a_majority_is_more_than_half(nodes: int, majority: int) -> None:
     order = tuple(f"node{number}" for number in range(nodes))
-    assert loader.Members("node1", order, b"", loader.timing(20, 20)).majority == majority
+    assert loader.Members("node1", order, b"", loader.timing(20, 20, 0)).majority == majority
 
 
 # ------------------------------------------------ a whole run on bad input

@@ -90,7 +90,7 @@ def test_a_run_looks_every_two_seconds_of_the_wall_clock_until_shortly_before_th
     assert [member for member, _ in world.calls()].count("StartTransientUnit") == 2
 
 
-T = loader.timing(20, 2)
+T = loader.timing(20, 2, 0)
 ENDS = {
     "at the tick": (0.3, 19.1),
     "in the middle": (7.7, 11.7),
@@ -101,14 +101,12 @@ ENDS = {
 
 @pytest.mark.parametrize(("phase", "left"), ENDS.values(), ids=ENDS)
 def test_a_run_is_over_before_the_tick_whenever_it_began(phase: float, left: float) -> None:
-    now = loader.Moment(1000.0, 1_800_000_000 + phase, probe_there=False)
-    ends = loader.run_end_seconds(T, 999.7, now)
-    assert ends - 1000.0 == pytest.approx(left)
+    found = loader.run_left_seconds(T, 1_800_000_000 + phase, 0.3)
+    assert found == pytest.approx(left)
 
 
 def test_a_run_of_one_look_ends_so_long_after_it_began() -> None:
-    now = loader.Moment(1000.0, 1_800_000_007.7, probe_there=False)
-    assert loader.run_end_seconds(loader.timing(20, 20), 999.0, now) == 999.0 + 17
+    assert loader.run_left_seconds(loader.timing(20, 20, 0), 1_800_000_007.7, 1) == 17 - 1
 
 
 def test_a_run_that_begins_in_the_middle_looks_at_once_and_ends_before_the_tick(

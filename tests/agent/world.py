@@ -97,7 +97,7 @@ class World:
         self.paths.nodes_info.write_text(json.dumps(self.nodes))
         self.paths.key.write_text(KEY)
         self.paths.loader.write_text(self.installed(SOURCE))
-        self.paths.booted.write_text("0")  # long ago: the hold after boot is over
+        self.paths.booted.write_text("[0, 0, 0, 0]")  # long ago: the hold after boot is over
         self.settings()
         self.metadata(me)
         self.own_apache(Page("", 403))
@@ -119,7 +119,7 @@ class World:
 
     @property
     def times(self) -> loader.Timing:
-        return loader.timing(self.period, self.look)
+        return loader.timing(self.period, self.look, 0)
 
     @property
     def web_site(self) -> str:
@@ -142,7 +142,11 @@ class World:
     # -- what the node is told
 
     def settings(self, **values: object) -> None:
-        told = {"period_seconds": self.period, "look_seconds": self.look} | values
+        told = {
+            "period_seconds": self.period,
+            "look_seconds": self.look,
+            "pause_seconds": 0,
+        } | values
         text = "".join(f"{key} = {value}\n" for key, value in told.items())
         self.paths.conf.write_text(f"[loader]\n{text}")
 
@@ -295,7 +299,7 @@ class World:
             wall_offset_seconds=time.time() - now,
             wall_read_seconds=now,
         )
-        moment = loader.Moment(now, time.time(), probe_there=True)
+        moment = loader.Moment(now, now, time.time(), None, probe_there=True)
         for name, marker in loader.markers_of(self.cluster(self.me), state, moment).items():
             assert marker is not None
             page = loader.format_marker(self.cluster(self.me), marker)

@@ -185,7 +185,7 @@ def test_the_default_period_and_looks_stand_in_one_place_and_are_the_agents(tmp_
 
 
 def test_how_old_news_may_be_is_the_agents_to_say() -> None:
-    fresh = loader.timing(20, 20).fresh_seconds / 20
+    fresh = loader.timing(20, 20, 0).fresh_seconds / 20
     assert [name for name, _, value in FACTS if value == fresh] == []
 
 

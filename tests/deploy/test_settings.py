@@ -64,7 +64,7 @@ def test_the_plan_says_how_often_a_node_looks_and_what_failover_takes_then() -> 
     for look in (2, 20):
         said = plan_in_words("--look-seconds", str(look))
         assert f"public address every {look} s, in runs of the agent that begin every 20 s." in said
-        longest_seconds = worst_failover_seconds(timing(20, look))
+        longest_seconds = worst_failover_seconds(timing(20, look, 0))
         assert f"Worst-case failover {longest_seconds:.1f} s," in said
 
 

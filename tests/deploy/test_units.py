@@ -116,8 +116,8 @@ def longest_run_seconds(times: loader.Timing, into_seconds: float) -> float:
 
     The web site, metadata and the wait for a newer agent end with the run, not after it.
     """
-    begin = loader.Moment(1000 + START_SECONDS, into_seconds + START_SECONDS, probe_there=False)
-    end_seconds = loader.run_end_seconds(times, 1000, begin) - 1000
+    left_seconds = loader.run_left_seconds(times, into_seconds + START_SECONDS, START_SECONDS)
+    end_seconds = START_SECONDS + left_seconds
     return end_seconds + longest_look_seconds(times) - times.end_seconds
 
 
@@ -125,7 +125,7 @@ def longest_run_seconds(times: loader.Timing, into_seconds: float) -> float:
 def test_the_longest_run_ends_before_the_next_tick_and_before_systemd_ends_it(
     period: int, look: int
 ) -> None:
-    times = loader.timing(period, look)
+    times = loader.timing(period, look, 0)
     limit = limits("loader.service", period)["RuntimeMaxSec"]
     assert longest_look_seconds(times) < look
     assert longest_run_seconds(times, 0) < min(limit, period)
@@ -133,7 +133,7 @@ def test_the_longest_run_ends_before_the_next_tick_and_before_systemd_ends_it(
 
 @pytest.mark.parametrize(("period", "look"), [p for p in LOOKS if p[0] > p[1]])
 def test_a_run_that_was_started_again_ends_before_systemd_ends_it(period: int, look: int) -> None:
-    times = loader.timing(period, look)
+    times = loader.timing(period, look, 0)
     phases = [period * n / 1000 for n in range(1000)]
     longest = max(longest_run_seconds(times, phase) for phase in phases)
     assert longest < limits("loader.service", period)["RuntimeMaxSec"]
@@ -145,7 +145,7 @@ def test_a_run_that_fails_is_started_again_at_once_and_whatever_happened_at_the_
 ) -> None:
     service, said = unit("loader.service")["Service"], limits("loader.service", period)
     assert service["Restart"] == "on-failure"
-    assert service["RestartPreventExitStatus"] == "2"
+    assert service["RestartPreventExitStatus"] == "2 SIGTERM"
     assert 2 <= said["StartLimitBurst"] <= 5
     assert said["StartLimitIntervalSec"] < period
 
@@ -161,7 +161,7 @@ def test_a_stop_waits_for_no_run_longer_than_a_second() -> None:
 @pytest.mark.parametrize(("period", "look"), LOOKS)
 def test_handing_over_ends_before_systemd_ends_it(period: int, look: int) -> None:
     """It waits for the cluster's next look, and both take one and a half at most."""
-    times = loader.timing(period, look)
+    times = loader.timing(period, look, 0)
     longest = START_SECONDS + 1.5 * look + longest_look_seconds(times) - times.end_seconds
     assert longest < limits("handover.service", period)["TimeoutStopSec"]
 
@@ -169,7 +169,7 @@ def test_handing_over_ends_before_systemd_ends_it(period: int, look: int) -> Non
 def test_handing_over_has_time_for_a_run_by_hand_that_is_under_way() -> None:
     """That is over, and the cluster's next look there, by the next tick."""
     for look in (Settings.look_seconds, Settings.period_seconds):
-        times = loader.timing(Settings.period_seconds, look)
+        times = loader.timing(Settings.period_seconds, look, 0)
         longest = START_SECONDS + times.period_seconds + longest_look_seconds(times)
         said = limits("handover.service", Settings.period_seconds)
         assert longest < said["TimeoutStopSec"]

@@ -86,7 +86,7 @@ def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Pa
     for name in ("loader.conf", "cluster.key", "nodes_info.json"):
         (tmp_path / name).write_text(found[f"/etc/bootstrap/{name}"]["content"])
     settings = loader.read_settings(tmp_path / "loader.conf")
-    assert settings.times == loader.timing(15, 5)
+    assert settings.times == loader.timing(15, 5, 0)
     assert settings.peer_address == "private"
     assert settings.bootstrap_url == "http://203.0.113.10/bootstrap"
     assert loader.read_key(tmp_path / "cluster.key") == bytes.fromhex(KEY)

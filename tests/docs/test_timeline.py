@@ -54,7 +54,7 @@ def test_each_formula_in_the_table_gives_the_agents_time(period: int, look: int)
     """A formula names the rows before it: `0.35 T` is a product, `D (1 - rho)` too."""
     known: dict[str, object] = {"__builtins__": {"min": min, "max": max}}
     for row in ROWS:
-        value = row.value(timing(period, look)) / (100 if row.unit == " %" else 1)
+        value = row.value(timing(period, look, 0)) / (100 if row.unit == " %" else 1)
         if row.formula:
             product = re.sub(r"(?<=[\d.]) (?=[A-Z])|(?<=D) (?=\()", " * ", row.formula)
             assert eval(product, known) == pytest.approx(value), row.symbol  # noqa: S307 - our own
@@ -63,7 +63,7 @@ def test_each_formula_in_the_table_gives_the_agents_time(period: int, look: int)
 
 @pytest.mark.parametrize(("period", "look"), EVERY)
 def test_the_inequalities_that_docs_state_hold_for_every_period(period: int, look: int) -> None:
-    times = timing(period, look)
+    times = timing(period, look, 0)
     known = {row.symbol: row.value(times) for row in ROWS}
     rho, longest, apart = known["rho"] / 100, known["D"], look + known["G"]
     assert known["L"] <= longest * (1 - rho) / (1 + rho)

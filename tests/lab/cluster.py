@@ -42,6 +42,7 @@ class BootedLab:
 
     count: int
     period_seconds: int
+    look_seconds: int
     first_active_seconds: float = 0.0  # from `lab up` to the first answer 200
     _hung: set[str] = field(default_factory=set)
     _sampler: Sampler | None = None
@@ -49,17 +50,23 @@ class BootedLab:
     @property
     def nodes(self) -> dict[str, str]:
         """Node name -> public address, in order of preference."""
-        plan = lab_plan(self.period_seconds, self.period_seconds, count=self.count)
+        plan = lab_plan(self.period_seconds, self.look_seconds, count=self.count)
         return {node.name: str(node.public_ip) for node in plan.nodes}
 
     @property
     def times(self) -> Timing:
-        return timing(self.period_seconds, self.period_seconds)
+        return timing(self.period_seconds, self.look_seconds, 0)
 
     @property
     def patience_seconds(self) -> float:
-        """Within so long everything settles, whatever happened."""
-        return 3 * self.period_seconds + 15
+        """Within so long everything settles, whatever happened: a boot, a tick, then looks."""
+        return 15 + self.period_seconds + 5 * self.look_seconds
+
+    @property
+    def options(self) -> list[str]:
+        """Those of `lab up`."""
+        period, look = str(self.period_seconds), str(self.look_seconds)
+        return ["--nodes", str(self.count), "--period-seconds", period, "--look-seconds", look]
 
     @property
     def sampler(self) -> Sampler:
@@ -76,7 +83,7 @@ class BootedLab:
     def up(self) -> None:
         """Bring the lab up and wait for the first active node."""
         began = time.time()
-        lab("up", "--nodes", str(self.count), "--period-seconds", str(self.period_seconds))
+        lab("up", *self.options)
         self.watch()
         self.wait("active", lambda: bool(self.active()))
         self.first_active_seconds = time.time() - began
@@ -108,9 +115,9 @@ class BootedLab:
             self.thaw(name)
         lab("heal")
         lab("up")
-        lately = time.time() - 3 * self.period_seconds
+        lately = time.time() - 3 * self.look_seconds
         for name in self.nodes:
-            if not self.has_run_since(lately, [name]):
+            if not self.has_looked_since(lately, [name]):
                 self.shell(name, "systemctl", "start", "loader.timer")
 
     def root(self, name: str) -> Path:
@@ -148,10 +155,10 @@ class BootedLab:
 
     def settles_on(self, *names: str) -> None:
         """Wait until exactly these nodes answer 200 and the load balancer serves that one, and
-        until it has been so for a period (four seconds of a long one).
+        until it has been so for a look (four seconds of a long one).
         """
         served = names[0] if names else ""
-        hold_seconds = min(self.period_seconds, 4)
+        hold_seconds = min(self.look_seconds, 4)
         since = [time.time()]
 
         def settled() -> bool:
@@ -170,8 +177,14 @@ class BootedLab:
         """When the node's last answer 200 was asked for, wall clock."""
         return max(s.began for s in self.sampler.samples[name] if s.status == 200)
 
-    def has_run_since(self, moment: float, names: Iterable[str]) -> bool:
-        """Whether each of these nodes has ended a run since then."""
+    def wait_until(self, into_seconds: float) -> None:
+        """Wait until the next time that it is so long after a tick."""
+        left_seconds = (into_seconds - time.time()) % self.period_seconds
+        tick = time.time() + left_seconds
+        self.wait(f"{into_seconds:g} s after a tick", lambda: time.time() >= tick, left_seconds + 1)
+
+    def has_looked_since(self, moment: float, names: Iterable[str]) -> bool:
+        """Whether each of these nodes has ended a look since then."""
         ends = [self.status(name).get("at", "") for name in names]
         return all(end > utc(moment) for end in ends)
 

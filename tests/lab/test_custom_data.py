@@ -17,7 +17,7 @@ from tests.lab.test_lab import labs
 pytestmark = pytest.mark.lab
 
 
-@labs((3, 2))
+@labs((3, 2, 2))
 def test_the_custom_data_that_up_sends_is_the_document_that_booted_the_labs_nodes(
     cluster: BootedLab, operator: Operator
 ) -> None:

@@ -36,16 +36,19 @@ exec(compile(open("/etc/bootstrap/loader.py").read(), "loader.py", "exec"))
 """
 
 
+with_looks_and_without = labs((3, 20, 2), (3, 2, 2))
+
+
 def longest_outage_seconds(cluster: BootedLab) -> float:
-    """From a crash to the next active node, at worst: the promise, the next tick, an election."""
-    return cluster.times.promise_seconds + cluster.times.period_seconds
+    """From a crash to the next active node, at worst: the promise, the next look, an election."""
+    return cluster.times.promise_seconds + cluster.times.look_seconds + cluster.times.gap_seconds
 
 
-def runs_later(cluster: BootedLab, runs: int, *names: str) -> None:
-    """Wait until so many runs have ended on these nodes."""
-    later = time.time() + runs * cluster.period_seconds
-    seconds = (runs + 2) * cluster.period_seconds + 5
-    cluster.wait(f"{runs} runs later", lambda: cluster.has_run_since(later, names), seconds)
+def looks_later(cluster: BootedLab, looks: int, *names: str) -> None:
+    """Wait until so many looks have ended on these nodes."""
+    later = time.time() + looks * cluster.look_seconds
+    seconds = (looks + 2) * cluster.look_seconds + 5
+    cluster.wait(f"{looks} looks later", lambda: cluster.has_looked_since(later, names), seconds)
 
 
 def isolate(cluster: BootedLab, name: str) -> None:
@@ -54,7 +57,7 @@ def isolate(cluster: BootedLab, name: str) -> None:
             lab("cut", name, peer)
 
 
-@labs((3, 2))
+@with_looks_and_without
 @pytest.mark.parametrize("direction", ["both ways", "node1 to node2", "node2 to node1"])
 def test_the_link_of_node1_and_node2_is_cut_while_node3_sees_both(
     cluster: BootedLab, direction: str
@@ -62,26 +65,26 @@ def test_the_link_of_node1_and_node2_is_cut_while_node3_sees_both(
     began = time.time()
     pair = ("node2", "node1") if direction == "node2 to node1" else ("node1", "node2")
     lab("cut", *pair, *([] if direction == "both ways" else ["--one-way"]))
-    runs_later(cluster, 5, *cluster.nodes)
+    looks_later(cluster, 5, *cluster.nodes)
     assert cluster.active() == {"node1"}
     assert cluster.gap_seconds(since=began) < 1
 
 
-@labs((3, 2))
+@with_looks_and_without
 @pytest.mark.parametrize(("name", "active"), [("node1", "node2"), ("node2", "node1")])
 def test_an_isolated_node_is_not_active_and_the_others_have_one(
     cluster: BootedLab, name: str, active: str
 ) -> None:
     began = time.time()
     isolate(cluster, name)
-    runs_later(cluster, 5, *cluster.nodes)
+    looks_later(cluster, 5, *cluster.nodes)
     cluster.settles_on(active)
     assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
     lab("heal")
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_the_agent_is_killed_again_and_again(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "--no-block", "loader.timer")
@@ -93,7 +96,7 @@ def test_the_agent_is_killed_again_and_again(cluster: BootedLab) -> None:
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: BootedLab) -> None:
     began = time.time()
     cluster.hang("node1")
@@ -105,7 +108,7 @@ def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: BootedLab) -> 
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 @pytest.mark.parametrize("seconds", [1, 10, 45])
 def test_a_frozen_machine_thaws_beside_its_successor(cluster: BootedLab, seconds: float) -> None:
     cluster.freeze("node1")
@@ -115,7 +118,7 @@ def test_a_frozen_machine_thaws_beside_its_successor(cluster: BootedLab, seconds
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_apache_stops_on_the_active_node(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "apache2.service")
@@ -125,7 +128,7 @@ def test_apache_stops_on_the_active_node(cluster: BootedLab) -> None:
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_the_power_of_all_nodes_fails_and_returns(cluster: BootedLab) -> None:
     cluster.off(*cluster.nodes)
     cluster.settles_on()
@@ -137,7 +140,7 @@ def test_the_power_of_all_nodes_fails_and_returns(cluster: BootedLab) -> None:
     assert first - began < 2 * cluster.period_seconds + 15
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "loader.timer")
@@ -147,7 +150,7 @@ def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: BootedLab
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 @pytest.mark.parametrize("folder", ["/var/www/html", "/run/bootstrap"])
 def test_a_disk_is_full_on_the_active_node(cluster: BootedLab, folder: str) -> None:
     began = time.time()
@@ -164,7 +167,7 @@ def test_a_disk_is_full_on_the_active_node(cluster: BootedLab, folder: str) -> N
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_a_web_application_is_deployed_on_the_active_node(cluster: BootedLab) -> None:
     """Its owner gets the folder, sticky, and all in it; pages it does not have are deleted."""
     began = time.time()
@@ -173,7 +176,7 @@ def test_a_web_application_is_deployed_on_the_active_node(cluster: BootedLab) ->
     cluster.shell("node1", "sh", "-c", f"({grab}) > /dev/null 2>&1 &")
     cluster.shell("node1", "chown", "-R", "www-data:www-data", html, "/var/log/bootstrap")
     cluster.shell("node1", "chmod", "1555", html)
-    runs_later(cluster, 3, *cluster.nodes)
+    looks_later(cluster, 3, *cluster.nodes)
     assert cluster.active() == {"node1"}
     assert cluster.gap_seconds(since=began) < 1
     assert cluster.status("node1")["probe_expires"] is True
@@ -181,13 +184,13 @@ def test_a_web_application_is_deployed_on_the_active_node(cluster: BootedLab) ->
     assert [path.owner() for path in (log, log / "logfile.log")] == ["root", "root"]
     cluster.shell("node1", "find", html, "-name", "*.html", "!", "-name", "index.html", "-delete")
     cluster.shell("node1", "find", html, "-name", "*.json", "-delete")
-    runs_later(cluster, 2, *cluster.nodes)
+    looks_later(cluster, 2, *cluster.nodes)
     cluster.settles_on("node1")
     assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
     cluster.shell("node1", "sh", "-c", f"chmod 755 {html}; chown -R root:root {html}")
 
 
-@labs((3, 2))
+@with_looks_and_without
 @pytest.mark.parametrize("step", ["+300", "-300"])
 def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
     cluster: BootedLab, step: str
@@ -207,7 +210,7 @@ def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
     staged = root / "etc/faketime.tmp"
     staged.write_text(f"{step}\n")
     staged.replace(root / FAKETIME[1:])
-    runs_later(cluster, 5, "node2", "node3")
+    looks_later(cluster, 5, "node2", "node3")
     cluster.settles_on("node1")
     assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
     log = (root / "var/log/bootstrap/logfile.log").read_text()
@@ -219,18 +222,18 @@ def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
     cluster.settles_on("node1")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: BootedLab) -> None:
     began = time.time()
     process.kill("web-site")
     process.kill("metadata")
-    runs_later(cluster, 300 // cluster.period_seconds, *cluster.nodes)
+    looks_later(cluster, 300 // cluster.look_seconds, *cluster.nodes)
     assert cluster.active() == {"node1"}
     assert cluster.gap_seconds(since=began) < 1
     lab("up")
 
 
-@labs((3, 2))
+@with_looks_and_without
 def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: BootedLab) -> None:
     cluster.shell("node3", "systemctl", "stop", "loader.timer", "loader.service")
     epoch = cluster.epoch("node2")
@@ -253,18 +256,18 @@ def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: BootedLab) ->
     cluster.settles_on("node1")
 
 
-@labs((5, 2))
+@labs((5, 20, 2))
 def test_a_ring_of_five_has_its_first_node_active(cluster: BootedLab) -> None:
     names = list(cluster.nodes)
     for i, j in combinations(range(5), 2):
         if abs(i - j) not in (1, 4):
             lab("cut", names[i], names[j])
-    runs_later(cluster, 5, *names)
+    looks_later(cluster, 5, *names)
     cluster.settles_on("node1")
     lab("heal")
 
 
-@labs((5, 2))
+@labs((5, 20, 2))
 def test_only_node4_reaches_a_majority(cluster: BootedLab) -> None:
     began = time.time()
     for a, b in combinations(cluster.nodes, 2):

@@ -18,7 +18,7 @@ from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import CHECKOUT, BootedLab, fetch, lab
 
-three_nodes = pytest.mark.parametrize("machine", [(3, 2)], indirect=True, ids=["3 nodes, 2 s"])
+three_nodes = pytest.mark.parametrize("machine", [(3, 2, 2)], indirect=True, ids=["3 nodes, 2/2 s"])
 nothing = pytest.mark.parametrize("machine", [NO_LAB], indirect=True, ids=["no lab"])
 Test = Callable[..., None]
 

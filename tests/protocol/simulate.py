@@ -1,14 +1,16 @@
-"""Simulate clusters of the production agent: its `settle`, `decide` and marker parsing.
+"""Simulate clusters of the production agent: its `looks`, `settle`, `decide` and marker parsing.
 
 Only time, the network and the machine are made up: every GET, write and commit is an event of its
-own on a virtual clock. One seed drives all, is printed, and replays the run:
+own on a virtual clock, and processes start, end, die and are started again as systemd does it. One
+seed drives all, is printed, and replays the run:
 
     python tests/protocol/simulate.py --hours 20 --seed 7
-    python tests/protocol/simulate.py --hours 1000 --processes 2
+    python tests/protocol/simulate.py --hours 1000 --period-seconds 20 --look-seconds 2
 """
 
 import argparse
 import concurrent.futures
+import functools
 import heapq
 import logging
 import random
@@ -29,6 +31,7 @@ class TwoActive(AssertionError):  # noqa: N818 - the sentence that it says
     """Two nodes answered 200 at the same moment: what must never happen."""
 
 
+@functools.cache
 def load_agent(*mutations: tuple[str, str]) -> Any:
     """The agent as a module of its own, with each (found, replaced) text of its source swapped.
 
@@ -43,7 +46,23 @@ def load_agent(*mutations: tuple[str, str]) -> Any:
     logging.disable()  # what a node would log in a thousand hours
     module = types.ModuleType("simulated_loader")
     exec(compile(source, str(LOADER), "exec"), module.__dict__)  # noqa: S102 - our own file
+    module.parse_marker = parser_of(module)  # type: ignore[attr-defined]
     return module
+
+
+def parser_of(agent: Any) -> Callable[[Any, str, Any], Any]:
+    """The agent's parser of pages; a marker that was put on the wire as it is, is taken as it is.
+
+    Signing, writing and parsing pages is half of what a simulation costs: only some do it.
+    """
+    parse = agent.parse_marker
+
+    def parse_marker(members: Any, sender: str, answer: Any) -> Any:
+        if type(answer.body) is agent.Marker:
+            return answer.body
+        return parse(members, sender, answer)
+
+    return parse_marker
 
 
 @dataclass(frozen=True)
@@ -52,13 +71,17 @@ class Conditions:
 
     nodes: int = 3
     period_seconds: float = 20
-    tick_spread_seconds: float = 0.3  # nodes start their runs so far apart
+    look_seconds: float = 0  # from one look to the next; 0: one look a run, of the whole period
+    tick_spread_seconds: float = 0.3  # the wall clocks of two nodes are so far apart
     drift: float = 0.001  # each boot clock runs within this of real time, rho / 2 each way
     slow_share: float = 0.01  # requests that take up to two seconds
     lost_share: float = 0.002
     fence_late_seconds: float = 0.1  # systemd's accuracy, and the start of rm
     apache_refuses: bool = True  # Apache honours lease_until
     replayed_share: float = 0.0  # answers in whose place an older marker of the peer's comes
+    start_up_seconds: tuple[float, float] = (0.15, 0.3)  # Python and its imports
+    slow_start_share: float = 0.0  # start-ups that take up to a second and a half
+    pages: bool = False  # markers are written as pages, signed and parsed; else handed over
 
 
 @dataclass(frozen=True)
@@ -76,13 +99,16 @@ class Ailment:
     fails: Callable[[int, int, str], bool] = lambda *_: False
 
 
-@dataclass
+WELL = Ailment()
+
+
+@dataclass(eq=False)
 class Node:
     """One machine: its clocks, its disk, its memory, and the run that is under way."""
 
     name: str
     drift: float
-    skew: float
+    skew: float  # its wall clock is so far behind
     booted: float = 0.0
     up: bool = True
     frozen: bool = False
@@ -90,41 +116,62 @@ class Node:
     apache: bool = True
     wall_offset: float = 0.0
     life: int = 0  # counts boots: events of an earlier one are void
-    run_id: int = 0  # counts runs: events of a killed one are void
-    steps: Any = None
+    process: "Process | None" = None  # loader.service's
+    run: "Process | None" = None  # the one that holds the lock
+    limit_began: float = float("-inf")  # of the time in which loader.service's starts are counted
+    starts: int = 0
+    doomed: str = ""  # the next process dies in its "start-up", or when it would "exit"
+    late_seconds: float = 0.0  # the next process starts so late
     state: Any = None  # what /run holds
     bootup_clock: float = 0.0
-    markers: dict[str, str] = field(default_factory=dict)  # /var/www/html/<peer>.html
+    markers: dict[str, Any] = field(default_factory=dict)  # /var/www/html/<peer>.html
     probe: bool = False
     staged: bool = False
     lease_until: float = 0.0  # wall clock, for Apache
     fence_id: int = 0
-    asked: dict[str, int] = field(default_factory=dict)  # peer -> run_id of a request under way
-    late: dict[str, Any] = field(default_factory=dict)
-    untested: set[str] = field(default_factory=set)  # not reached in this run so far
-    poll: Any = None
-    waiting: list[Callable[[], None]] = field(default_factory=list)  # held back while frozen
+    waiting: list["Event"] = field(default_factory=list)  # held back while frozen
     promised_seconds: float = 0.0  # what the disk says of promises before this boot
-    ailment: Ailment = Ailment()
+    ailment: Ailment = WELL
     ailing_runs: int = 0
-    effects: int = 0  # of the run under way
 
     def boot_clock(self, now: float) -> float:
         """Seconds since boot, by this node's own clock."""
         return (now - self.booted) * (1 + self.drift)
+
+    def wall_clock(self, now: float) -> float:
+        """Seconds of the wall clock, as this node reads it."""
+        return now + self.wall_offset - self.skew
 
     def real_delay(self, seconds: float) -> float:
         """How long so many seconds of this node's clock really are."""
         return seconds / (1 + self.drift)
 
 
-@dataclass
-class Poll:
-    """One poll under way."""
+@dataclass(eq=False)
+class Process:
+    """One process of the agent, from its fork to its end, and what is in its memory."""
 
-    wait_for: set[str]
-    replies: dict[str, Any]
-    done: bool = False
+    node: Node
+    began: float
+    leaving: bool = False  # `loader.py leave`
+    alive: bool = True
+    stalled: bool = False  # stopped by a signal
+    steps: Any = None  # None until it holds the lock
+    effects: int = 0
+    untested: set[str] = field(default_factory=set)  # peers not reached so far
+    asked: set[str] = field(default_factory=set)  # of whom an answer is still to be taken in
+    late: dict[str, Any] = field(default_factory=dict)  # answers that no poll waited for
+    wait_for: frozenset[str] = frozenset()  # by the poll under way
+    replies: dict[str, Any] | None = None  # to the poll under way
+    poll_id: int = 0  # counts polls
+
+
+Event = tuple[Callable[[], None], "Process | None"]
+
+EXIT_SECONDS = (0.02, 0.1)  # from the last look's end to the end of the process
+RESTART_SECONDS = 0.1  # systemd's default
+KILL_SECONDS = 1.0  # TimeoutStopSec=
+START_LIMIT, START_LIMIT_PERIODS = 4, 0.9
 
 
 class Simulation:
@@ -132,10 +179,16 @@ class Simulation:
 
     def __init__(self, conditions: Conditions, seed: int, agent: Any, times: Any = None) -> None:
         self.conditions, self.agent, self.random = conditions, agent, random.Random(seed)
-        self.times = times or agent.timing(conditions.period_seconds, conditions.period_seconds)
+        period = conditions.period_seconds
+        look = conditions.look_seconds or period
+        self.times = times or agent.timing(period, look, conditions.pause_seconds)
         self.now = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], None], Any, int, Any]] = []
         self._count = 0
+        self._do = {
+            getattr(agent, kind): getattr(self, f"_do_{kind.lower()}")
+            for kind in ("Poll", "Save", "Show", "Drop", "Serve", "Pause", "Outcome")
+        }
         self.order = tuple(f"node{index + 1}" for index in range(conditions.nodes))
         spread, half = conditions.tick_spread_seconds, conditions.drift / 2
         self.nodes = {
@@ -145,61 +198,78 @@ class Simulation:
         self.members = {
             name: agent.Members(name, self.order, KEY, self.times) for name in self.order
         }
-        self.left: set[str] = set()
-        self.leaving: set[str] = set()  # the next run hands over, and is the last
-        self.shown: dict[tuple[str, str], list[str]] = {}  # every marker, where some come again
+        self.left: set[str] = set()  # their timer is stopped
+        self.shown: dict[tuple[str, str], list[Any]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
         self.elections: list[tuple[float, str]] = []  # when somebody became active, and who
         self.losses: list[tuple[float, str]] = []
+        self.refusals: list[tuple[float, str]] = []  # renewed after Apache refused the probe
         self.double: list[tuple[float, str, str]] = []
         self.samples = self.samples_without = 0  # while some node could reach a majority
         self.without = self.longest_without = 0  # samples in a row
         self.at(0.5, self._sample)
         for name in self.order:
             self.boot(name, booted=self.random.uniform(-2, 0))
-            self._tick_later(name, 0, conditions.period_seconds)
+            self._tick_later(name, 0, period)
 
     # ------------------------------------------------ time
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Do `action` at real time `when`."""
+    def at(
+        self,
+        when: float,
+        action: Callable[[], None],
+        node: Node | None = None,
+        process: Process | None = None,
+    ) -> None:
+        """Do `action` at real time `when`.
+
+        On a node: void after a crash, held back while it is frozen. Of a process: void after its
+        end, held back while it hangs.
+        """
         self._count += 1
-        heapq.heappush(self._events, (max(when, self.now), self._count, action))
+        life = node.life if node else 0
+        event = (max(when, self.now), self._count, action, node, life, process)
+        heapq.heappush(self._events, event)
+
+    def _soon(self, process: Process, delay: float, action: Callable[[], None]) -> None:
+        self._count += 1
+        node = process.node
+        event = (self.now + delay, self._count, action, node, node.life, process)
+        heapq.heappush(self._events, event)
 
     def run_until(self, when: float) -> None:
         """Let everything happen that happens until then. Raises `TwoActive`."""
-        while self._events and self._events[0][0] <= when:
-            self.now, _, action = heapq.heappop(self._events)
-            action()
+        events, pop = self._events, heapq.heappop
+        while events and events[0][0] <= when:
+            self.now, _, action, node, life, process = pop(events)
+            if node is None:
+                action()
+            elif node.life != life or (process and not process.alive):
+                continue
+            elif node.frozen or (process and (node.hung or process.stalled)):
+                node.waiting.append((action, process))
+            else:
+                action()
         self.now = when
 
     def run_for(self, seconds: float) -> None:
         """As `run_until`, from now."""
         self.run_until(self.now + seconds)
 
-    def _at_node(self, node: Node, when: float, action: Callable[[], None], *, agent: bool) -> None:
-        """An event on a node: void after a crash or a kill, held back while it is frozen."""
-        life, run_id = node.life, node.run_id
-
-        def guarded() -> None:
-            if node.life != life or (agent and node.run_id != run_id):
-                return
-            if node.frozen or (agent and node.hung):
-                node.waiting.append(guarded)
-            else:
-                action()
-
-        self.at(when, guarded)
-
     def _tick_later(self, name: str, number: int, period: float) -> None:
-        start = number * period + self.nodes[name].skew + self.random.uniform(0.05, 0.25)
+        start = number * period + self.nodes[name].skew + self.random.uniform(0.001, 0.02)
         self.at(start, lambda: self._tick(name))
         self.at((number + 1) * period, lambda: self._tick_later(name, number + 1, period))
+
+    def _tick(self, name: str) -> None:
+        node = self.nodes[name]
+        if node.up:
+            self.at(self.now, lambda: self._start(node), node)
 
     def set_period(self, names: Iterable[str], period: float) -> None:
         """Give some nodes another, shorter period: their timers and what their agents read."""
         for name in names:
-            times = self.agent.timing(period, period)
+            times = self.agent.timing(period, period, 0)
             self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 
@@ -210,12 +280,12 @@ class Simulation:
         node = self.nodes[name]
         node.booted = self.now if booted is None else booted
         node.up, node.frozen, node.hung, node.apache = True, False, False, True
-        node.life += 1
-        node.run_id += 1
-        node.steps = node.state = node.poll = None
+        node.state = None
+        self._end_life(node)
+        node.limit_began, node.doomed, node.late_seconds = float("-inf"), "", 0.0
         node.probe = node.staged = False
         node.lease_until = 0.0
-        node.markers, node.asked, node.late, node.waiting = {}, {}, {}, []
+        node.markers, node.waiting = {}, []
         node.bootup_clock = node.boot_clock(self.now)
         node.fence_id += 1
 
@@ -224,10 +294,15 @@ class Simulation:
         node = self.nodes[name]
         self._note_loss(node)
         node.up = False
-        node.life += 1
-        node.run_id += 1
-        node.steps = None
+        self._end_life(node)
         node.frozen = node.hung = False
+
+    def _end_life(self, node: Node) -> None:
+        node.life += 1
+        for process in (node.process, node.run):
+            if process:
+                process.alive = False
+        node.process = node.run = None
 
     def freeze(self, name: str) -> None:
         """The whole machine stops; its clocks go on."""
@@ -235,26 +310,34 @@ class Simulation:
         self.nodes[name].frozen = True
 
     def hang(self, name: str) -> None:
-        """The agent alone stops."""
+        """The agent alone stops, and whichever process of it systemd starts."""
         self.nodes[name].hung = True
 
+    def stall(self, name: str) -> None:
+        """The process of the agent stops, until its time limit; the next one is well."""
+        if process := self.nodes[name].process:
+            process.stalled = True
+
     def thaw(self, name: str) -> None:
-        """Frozen or hung: goes on where it was. What was due meanwhile happens in a moment."""
+        """Frozen, hung or stalled: goes on. What was due meanwhile happens in a moment."""
         node = self.nodes[name]
         was_frozen, node.frozen, node.hung = node.frozen, False, False
+        for process in (node.process, node.run):
+            if process:
+                process.stalled = False
         waiting, node.waiting = node.waiting, []
         self.random.shuffle(waiting)
-        for action in waiting:
-            self.at(self.now + self.random.uniform(0.0, 0.05), action)
+        for action, process in waiting:
+            self.at(self.now + self.random.uniform(0.0, 0.05), action, node, process)
         if was_frozen and node.up:
             self.note_served(node)
 
-    def kill_agent(self, name: str) -> None:
-        """The run under way ends, as with SIGKILL."""
+    def kill_agent(self, name: str, *, restarted: bool = True) -> None:
+        """Its process ends, as with SIGKILL; systemd starts the next one at once, or the timer."""
         node = self.nodes[name]
-        node.run_id += 1
-        node.steps = None
-        node.asked = {}
+        for process in (node.process, node.run):
+            if process and process.alive:
+                self._ended(process, failed=restarted)
 
     def lose_state(self, name: str) -> None:
         """/run/bootstrap/state.json vanishes without a reboot."""
@@ -275,24 +358,36 @@ class Simulation:
         """Whether the node's Apache would answer 200 for the probe now."""
         if not (node.up and node.apache and node.probe) or node.frozen:
             return False
-        return not self.conditions.apache_refuses or self.now + node.wall_offset < node.lease_until
+        return not self.conditions.apache_refuses or node.wall_clock(self.now) < node.lease_until
 
     def active(self) -> list[str]:
         """The nodes that answer 200 now."""
-        return [name for name in self.order if self.served(self.nodes[name])]
+        return [name for name, node in self.nodes.items() if node.probe and self.served(node)]
+
+    def is_well(self, name: str) -> bool:
+        """Whether the node is up, answers, and its agent is not stopped."""
+        node = self.nodes[name]
+        stalled = any(process and process.stalled for process in (node.process, node.run))
+        return node.up and node.apache and not (node.frozen or node.hung or stalled)
 
     def _sample(self) -> None:
         """Count the moments without an active node although a majority was connected."""
-        well = [n for n, node in self.nodes.items() if node.up and node.apache]
-        well = [n for n in well if not (self.nodes[n].frozen or self.nodes[n].hung)]
-        mutual = {
-            name: sum((name, p) not in self.cuts and (p, name) not in self.cuts for p in well)
-            for name in well
-        }
-        if mutual and max(mutual.values()) > len(self.order) // 2:
+        active = self.active()
+        well = [name for name in self.order if self.is_well(name)]
+        if active or not self.cuts:
+            most = len(well)
+        else:
+            most = max(
+                (
+                    sum((a, b) not in self.cuts and (b, a) not in self.cuts for b in well)
+                    for a in well
+                ),
+                default=0,
+            )
+        if most > len(self.order) // 2:
             self.samples += 1
-            self.samples_without += not self.active()
-            self.without = 0 if self.active() else self.without + 1
+            self.samples_without += not active
+            self.without = 0 if active else self.without + 1
             self.longest_without = max(self.longest_without, self.without)
         self.at(self.now + self.conditions.period_seconds / 40, self._sample)
 
@@ -310,166 +405,251 @@ class Simulation:
     def _note_loss(self, node: Node) -> None:
         """Called before the probe goes; Apache may have refused it a little earlier."""
         if node.up and node.apache and node.probe and not node.frozen:
-            refused = node.lease_until - node.wall_offset
+            refused = node.lease_until - node.wall_offset + node.skew
             when = min(self.now, refused) if self.conditions.apache_refuses else self.now
             self.losses.append((when, node.name))
 
-    # ------------------------------------------------ one run of the agent
+    # ------------------------------------------------ the agent's processes, as systemd has them
 
-    def _tick(self, name: str) -> None:
+    def start(self, name: str) -> None:
+        """Somebody starts the agent by hand: systemd knows nothing of that process."""
         node = self.nodes[name]
-        if not node.up or node.frozen or node.hung or node.steps is not None:
-            return
-        if name in self.left:
-            return
-        node.run_id += 1
-        node.ailing_runs += 1
-        late_seconds = (
-            self.random.uniform(*node.ailment.late_periods) * self.conditions.period_seconds
-        )
-        self._at_node(
-            node, self.now + late_seconds, lambda: self._start(node, late_seconds), agent=True
-        )
+        if node.up and not node.frozen:
+            self._fork(Process(node, self.now))
 
-    def _start(self, node: Node, late_seconds: float) -> None:
-        """A run, `late_seconds` after the tick: its end counts from there, as systemd's limit."""
-        name = node.name
-        leaving = name in self.leaving
-        self.left |= {name} & self.leaving
-        node.asked, node.late, node.effects = {}, {}, 0
+    def leave(self, name: str) -> None:
+        """A planned stop: the timer's end, the run's, and then `loader.py leave`."""
+        node = self.nodes[name]
+        self.left.add(name)
+        if node.process:
+            self._terminate(node.process)
+        self._fork(Process(node, self.now, leaving=True))
+
+    def _start(self, node: Node) -> None:
+        """By the timer, or again after a failure: never beside one that is alive, nor too often."""
+        period = self.members[node.name].times.period_seconds
+        if node.process or node.name in self.left:
+            return
+        if self.now > node.limit_began + START_LIMIT_PERIODS * period:
+            node.limit_began, node.starts = self.now, 0
+        node.starts += 1
+        if node.starts > START_LIMIT:
+            return
+        node.process = process = Process(node, self.now)
+        self.at(self.now + node.real_delay(period), lambda: self._time_limit(process), node)
+        self._fork(process)
+
+    def _fork(self, process: Process) -> None:
+        node, rough = process.node, self.conditions
+        node.ailing_runs += 1
+        late = self.random.uniform(*node.ailment.late_periods) * rough.period_seconds
+        late, node.late_seconds = late + node.late_seconds, 0.0
+        usual = self.random.random() >= rough.slow_start_share
+        start_up = self.random.uniform(*(rough.start_up_seconds if usual else (0.6, 1.5)))
+        if node.doomed == "start-up":
+            node.doomed = ""
+            self._soon(process, late + start_up / 2, lambda: self._ended(process, failed=True))
+        self._soon(process, late + start_up, lambda: self._lock(process))
+
+    def _lock(self, process: Process) -> None:
+        """Its imports are done. One run at a time: another one goes away, a handover waits."""
+        node, times = process.node, self.members[process.node.name].times
+        if node.run and process.leaving:
+            self._soon(process, 0.1, lambda: self._lock(process))
+        elif node.run or (process.leaving and not node.probe):
+            self._ended(process, failed=False)
+        elif process.leaving:
+            node.run = process
+            wait = times.look_seconds - node.wall_clock(self.now) % times.look_seconds
+            left = min(times.end_seconds, 1.5 * times.look_seconds - wait - times.connect_seconds)
+            begins = node.real_delay(wait + 0.002)
+            self._soon(process, begins, lambda: self._look(process, lambda now: now + left))
+        else:
+            node.run = process
+            began, now = node.boot_clock(process.began), self._moment(node)
+            self._look(process, lambda _: self.agent.run_end_seconds(times, began, now))
+
+    def _look(self, process: Process, until_of: Callable[[float], float]) -> None:
+        """The first look of a run, which the others follow."""
+        node, moment = process.node, self._moment(process.node)
+        members = self.members[node.name]
         if node.state is None:
             epoch = f"{self.random.getrandbits(64):016x}"
             known = node.bootup_clock == node.bootup_clock
-            now = node.boot_clock(self.now)
-            start = node.bootup_clock if known else now
-            times = self.members[name].times
-            node.state = self.agent.first_state(epoch, start, times, node.promised_seconds)
-        members, moment = self.members[name], self._moment(node)
-        until = moment.boot_seconds + members.times.end_seconds - late_seconds
-        node.steps = self.agent.settle(members, node.state, moment, until, leaving=leaving)
-        node.untested = set(self.order)
-        limit = node.real_delay(0.95 * members.times.period_seconds - late_seconds)
-        run_id = node.run_id
-        self.at(self.now + limit, lambda: self._time_limit(node, run_id))
-        self._step(node, lambda: next(node.steps))
+            start = node.bootup_clock if known else moment.boot_seconds
+            times, promised = members.times, node.promised_seconds
+            node.state = self.agent.first_state(epoch, start, times, promised)
+        until = until_of(moment.boot_seconds)
+        leaving, process.untested = process.leaving, set(self.order)
+        process.steps = self.agent.looks(members, node.state, moment, until, leaving=leaving)
+        self._step(process, lambda: next(process.steps))
 
-    def _time_limit(self, node: Node, run_id: int) -> None:
-        """systemd kills a run at the time limit of its unit, a hung one too."""
-        if node.run_id == run_id and node.steps is not None and not node.frozen:
-            self.kill_agent(node.name)
+    def _time_limit(self, process: Process) -> None:
+        if process.alive:
+            self._terminate(process)
+
+    def _terminate(self, process: Process) -> None:
+        """SIGTERM ends it at once, and SIGKILL what does not heed it."""
+        self._soon(process, 0.0, lambda: self._kill(process))
+        self.at(self.now + KILL_SECONDS, lambda: self._kill(process), process.node)
+
+    def _kill(self, process: Process) -> None:
+        if process.alive:
+            self._ended(process, failed=True)
+
+    def _ended(self, process: Process, *, failed: bool) -> None:
+        """The process is gone; one that failed is started again."""
+        node, process.alive = process.node, False
+        if node.run is process:
+            node.run = None
+        if node.process is process:
+            node.process = None
+            if failed:
+                self.at(self.now + RESTART_SECONDS, lambda: self._start(node), node)
+
+    # ------------------------------------------------ one run of the agent
 
     def _moment(self, node: Node, value: Any = None) -> Any:
-        clock, wall = node.boot_clock(self.now), self.now + node.wall_offset
+        clock, wall = node.boot_clock(self.now), node.wall_clock(self.now)
         return self.agent.Moment(clock, wall, node.probe, value)
 
-    def _answer(self, node: Node, value: Any = None, delay: float = 0.0) -> None:
-        resume = lambda: self._step(node, lambda: node.steps.send(self._moment(node, value)))  # noqa: E731
-        self._at_node(node, self.now + delay, resume, agent=True)
+    def _go_on(self, process: Process, value: Any = None) -> None:
+        moment = self._moment(process.node, value)
+        self._step(process, lambda: process.steps.send(moment))
 
-    def _step(self, node: Node, proceed: Callable[[], Any]) -> None:
+    def _answer(self, process: Process, value: Any = None, delay: float = 0.0) -> None:
+        self._soon(process, delay, lambda: self._go_on(process, value))
+
+    def _step(self, process: Process, proceed: Callable[[], Any]) -> None:
         try:
             effect = proceed()
         except StopIteration:
-            node.steps = None  # what it saved stays in node.state
+            self._exit(process)
             return
-        kind, ailment, node.effects = type(effect).__name__, node.ailment, node.effects + 1
-        told = (node.ailing_runs, node.effects - 1, kind)
+        node = process.node
+        ailment, kind = node.ailment, type(effect)
+        if ailment is WELL:
+            self._do[kind](process, effect)
+            return
+        told = (node.ailing_runs, process.effects, kind.__name__)
+        process.effects += 1
         if ailment.killed(*told):
             self.kill_agent(node.name)
-        elif kind not in ("Poll", "Pause") and ailment.fails(*told):
-            self._do_fail(node, kind)
+        elif kind.__name__ in ("Save", "Show", "Serve", "Drop") and ailment.fails(*told):
+            self._do_fail(process, kind.__name__)
         else:
             slow = self.random.uniform(*ailment.slow_seconds)
-            do = getattr(self, f"_do_{kind.lower()}")
-            self._at_node(node, self.now + slow, lambda: do(node, effect), agent=True)
+            self._soon(process, slow, lambda: self._do[kind](process, effect))
 
-    def _do_fail(self, node: Node, kind: str) -> None:
+    def _exit(self, process: Process) -> None:
+        """Its last look is over; what was saved stays in the node's state."""
+        node, seconds = process.node, self.random.uniform(*EXIT_SECONDS)
+        dies, node.doomed = node.doomed == "exit", node.doomed.replace("exit", "")
+        if process.leaving:
+            node.state = node.state._replace(finished=True, began_seconds=0.0)
+        self._soon(process, seconds, lambda: self._ended(process, failed=dies))
+
+    def _do_fail(self, process: Process, kind: str) -> None:
+        node = process.node
         if kind == "Drop":  # it answers whether the probe is gone, and Apache refuses it
             node.lease_until = 0.0
-            self._answer(node, not node.probe, delay=self._write_seconds())
+            self._answer(process, not node.probe, delay=self._write_seconds())
             return
         error = OSError(f"{kind} fails")
-        throw = lambda: self._step(node, lambda: node.steps.throw(error))  # noqa: E731
-        self._at_node(node, self.now + self._write_seconds(), throw, agent=True)
+        throw = lambda: self._step(process, lambda: process.steps.throw(error))  # noqa: E731
+        self._soon(process, self._write_seconds(), throw)
 
     def _write_seconds(self) -> float:
-        return self.random.uniform(0.0002, 0.002)
+        return 0.0002 + 0.0018 * self.random.random()
 
-    def _do_pause(self, node: Node, effect: Any) -> None:
-        self._answer(node, delay=node.real_delay(effect.seconds))
+    def _do_outcome(self, process: Process, _: Any) -> None:
+        """Report: status.json, and sometimes a trace."""
+        self._answer(process, delay=2 * self._write_seconds())
 
-    def _do_save(self, node: Node, effect: Any) -> None:
+    def _do_pause(self, process: Process, effect: Any) -> None:
+        self._answer(process, delay=process.node.real_delay(effect.seconds))
+
+    def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
-            node.state = effect.state
-            self._answer(node, delay=self._write_seconds())
+            process.node.state = effect.state
+            self._go_on(process)
 
-        self._at_node(node, self.now + self._write_seconds(), save, agent=True)
+        self._soon(process, 2 * self._write_seconds(), save)
 
-    def _do_show(self, node: Node, effect: Any) -> None:
-        when = self.now
+    def _do_show(self, process: Process, effect: Any) -> None:
+        delay = 0.0
         for peer, marker in effect.markers.items():
-            when += self._write_seconds()
+            delay += self._write_seconds()
+            self._soon(process, delay, functools.partial(self._write, process, peer, marker))
+        self._answer(process, delay=delay + self._write_seconds())
 
-            def write(peer: str = peer, marker: Any = marker) -> None:
-                if marker is None:
-                    node.markers.pop(peer, None)
-                else:
-                    members = self.members[node.name]
-                    node.markers[peer] = self.agent.format_marker(members, marker)
-                    if self.conditions.replayed_share:
-                        self.shown.setdefault((node.name, peer), []).append(node.markers[peer])
+    def _write(self, process: Process, peer: str, marker: Any) -> None:
+        node = process.node
+        if marker is None:
+            node.markers.pop(peer, None)
+            return
+        if self.conditions.pages:
+            marker = self.agent.format_marker(self.members[node.name], marker).encode()
+        node.markers[peer] = marker
+        if self.conditions.replayed_share:
+            self.shown.setdefault((node.name, peer), []).append(marker)
 
-            self._at_node(node, when, write, agent=True)
-        self._answer(node, delay=when - self.now + self._write_seconds())
+    def _do_drop(self, process: Process, _: Any) -> None:
+        node = process.node
 
-    def _do_drop(self, node: Node, _: Any) -> None:
         def drop() -> None:
             self._note_loss(node)
             node.probe = node.staged = False
             node.lease_until = 0.0
             node.fence_id += 1
-            self._answer(node, True, delay=self._write_seconds())
+            self._answer(process, True, delay=self._write_seconds())
 
-        self._at_node(node, self.now + self._write_seconds(), drop, agent=True)
+        self._soon(process, self._write_seconds(), drop)
 
-    def _do_serve(self, node: Node, effect: Any) -> None:
+    def _do_serve(self, process: Process, effect: Any) -> None:
+        node = process.node
+
         def arm() -> None:
             left = effect.until_seconds - node.boot_clock(self.now)
             if left <= 0:
-                self._answer(node, False)
+                self._answer(process, False)
                 return
             node.fence_id += 1
             fence_id = node.fence_id
             late = self.random.uniform(0, self.conditions.fence_late_seconds)
             when = self.now + node.real_delay(left) + late
-            self._at_node(node, when, lambda: self._fence(node, fence_id), agent=False)
-            self._at_node(node, self.now + self._write_seconds(), stage, agent=True)
+            self.at(when, lambda: self._fence(node, fence_id), node)
+            self._soon(process, self._write_seconds(), stage)
 
         def stage() -> None:
             left = effect.until_seconds - node.boot_clock(self.now)
-            node.lease_until = float(int(self.now + node.wall_offset + left))
+            wall = node.wall_clock(self.now)
+            if node.probe and wall >= node.lease_until > 0:
+                self.refusals.append((self.now, node.name))
+                node.lease_until = 0.0
+            node.lease_until = float(int(wall + left))
             if not effect.commit:
-                self._answer(node, node.probe, delay=self._write_seconds())
+                self._answer(process, node.probe, delay=self._write_seconds())
                 return
             node.staged = True
-            self._at_node(node, self.now + self._write_seconds(), commit, agent=True)
+            self._soon(process, self._write_seconds(), commit)
 
         def commit() -> None:
             if node.boot_clock(self.now) >= effect.until_seconds:
-                self._answer(node, False)
+                self._answer(process, False)
                 return
-            self._at_node(node, self.now + self._write_seconds(), rename, agent=True)
+            self._soon(process, self._write_seconds(), rename)
 
         def rename() -> None:
             if not node.staged:  # the fence came first: the rename fails
                 error = OSError("no staged probe")
-                self._step(node, lambda: node.steps.throw(error))
+                self._step(process, lambda: process.steps.throw(error))
                 return
             node.staged, node.probe = False, True
             self.note_served(node)
-            self._answer(node, True, delay=self._write_seconds())
+            self._answer(process, True, delay=self._write_seconds())
 
-        self._at_node(node, self.now + self.random.uniform(0.008, 0.03), arm, agent=True)
+        self._soon(process, self.random.uniform(0.002, 0.03), arm)
 
     def _fence(self, node: Node, fence_id: int) -> None:
         if node.fence_id == fence_id:
@@ -478,92 +658,94 @@ class Simulation:
 
     # ------------------------------------------------ the network
 
-    def _do_poll(self, node: Node, effect: Any) -> None:
-        poll = Poll(set(effect.wait_for), {})
-        node.poll = poll
-        poll.replies.update(node.late)
-        node.late.clear()
+    def _do_poll(self, process: Process, effect: Any) -> None:
+        times, name = self.times, process.node.name
         for peer in self.order:
-            if peer != node.name and peer not in node.asked:
-                node.asked[peer] = node.run_id
-                untested, times = peer in node.untested, self.times
+            if peer != name and peer not in process.asked:
+                process.asked.add(peer)
+                untested = peer in process.untested
                 patience = times.connect_seconds if untested else times.timeout_seconds
-                self._get(node, peer, patience, page=untested)
-        timeout = node.real_delay(self.times.timeout_seconds)
-        self._at_node(node, self.now + timeout, lambda: self._poll_over(node, poll), agent=True)
-        self._poll_answered(node, poll)
+                self._get(process, peer, patience, page=untested)
+        process.poll_id += 1
+        poll_id, process.wait_for, process.replies = process.poll_id, effect.wait_for, {}
+        late, process.late = process.late, {}
+        for peer, reply in late.items():
+            self._take_in(process, peer, reply)
+        if effect.wait_for <= process.replies.keys():
+            self._poll_over(process, poll_id)
+        else:
+            timeout = process.node.real_delay(times.timeout_seconds)
+            self._soon(process, timeout, lambda: self._poll_over(process, poll_id))
 
     def _latency(self) -> float:
         kind = self.random.random()
         if kind < self.conditions.slow_share:
             return self.random.uniform(0.05, 2.0)
-        return self.random.uniform(0.0015, 0.03)
+        return 0.0015 + 0.0285 * self.random.random()
 
-    def _get(self, node: Node, peer: str, patience: float, *, page: bool) -> None:
+    def _get(self, process: Process, peer: str, patience: float, *, page: bool) -> None:
         """One GET; of the front page at first, then of the marker about us."""
-        out, back = self._latency(), self._latency()
+        node, out, back = process.node, self._latency(), self._latency()
         lost_share = max(self.conditions.lost_share, node.ailment.lost_share)
         lost = self.random.random() < lost_share or out + back > patience
-        sent, target, run_id = self.now, self.nodes[peer], node.run_id
+        sent, target = self.now, self.nodes[peer]
 
         def arrive() -> None:
-            if node.run_id != run_id:
+            if not process.alive:
                 return  # who asked is gone
-            silent = lost or (node.name, peer) in self.cuts or not target.up or target.frozen
-            if silent:
-                when, answer = sent + node.real_delay(patience), self._refused
+            refused, goes_on = self._refused(), False
+            if lost or (node.name, peer) in self.cuts or not target.up or target.frozen:
+                when, answer = sent + node.real_delay(patience), refused
             elif not target.apache:
-                when, answer = self.now + back, self._refused
+                when, answer = self.now + back, refused
             else:
-                content = self._content(target, node)
-                when, answer = self.now + back, lambda: self._reply_of(content)
-            goes_on = page and not silent and target.apache
+                when, answer, goes_on = self.now + back, self._read(target, node), page
 
             def arrived() -> None:
                 if goes_on:
-                    self._get(node, peer, self.times.timeout_seconds, page=False)
+                    self._get(process, peer, self.times.timeout_seconds, page=False)
                 else:
-                    self._finish(node, peer, answer())
+                    self._finish(process, peer, answer)
 
-            self._at_node(node, when, arrived, agent=True)
+            self.at(when, arrived, node, process)
 
         self.at(self.now + min(out, patience), arrive)
 
-    def _content(self, target: Node, reader: Node) -> str | None:
+    def _content(self, target: Node, reader: Node) -> Any:
         """The marker as the reader gets it: now and then one that was recorded before."""
-        recorded = self.shown.get((target.name, reader.name), [])
-        if recorded and self.random.random() < self.conditions.replayed_share:
-            return self.random.choice(recorded)
+        if self.conditions.replayed_share:
+            recorded = self.shown.get((target.name, reader.name), [])
+            if recorded and self.random.random() < self.conditions.replayed_share:
+                return self.random.choice(recorded)
         return target.markers.get(reader.name)
 
-    def _finish(self, node: Node, peer: str, reply: Any) -> None:
-        node.asked.pop(peer, None)
-        if reply.connected:
-            node.untested.discard(peer)
-        if node.poll is None or node.poll.done:
-            node.late[peer] = reply
-        else:
-            node.poll.replies[peer] = reply
-            self._poll_answered(node, node.poll)
-
-    def _reply_of(self, content: str | None) -> Any:
-        answer = self.agent.Answer(
-            404 if content is None else 200, (content or "").encode(), {}, True
-        )
-        return self.agent.Reply(True, answer)
+    def _read(self, target: Node, reader: Node) -> Any:
+        content = self._content(target, reader)
+        status, body = (404, b"") if content is None else (200, content)
+        return self.agent.Reply(True, self.agent.Answer(status, body, {}, True))
 
     def _refused(self) -> Any:
         return self.agent.Reply(False, why="no connection")
 
-    def _poll_answered(self, node: Node, poll: Poll) -> None:
-        if not poll.done and poll.wait_for <= set(poll.replies):
-            self._poll_over(node, poll)
-
-    def _poll_over(self, node: Node, poll: Poll) -> None:
-        if poll.done:
+    def _finish(self, process: Process, peer: str, reply: Any) -> None:
+        if process.replies is None:
+            process.late[peer] = reply
             return
-        poll.done = True
-        self._answer(node, poll.replies)
+        self._take_in(process, peer, reply)
+        if process.wait_for <= process.replies.keys():
+            self._poll_over(process, process.poll_id)
+
+    def _take_in(self, process: Process, peer: str, reply: Any) -> None:
+        assert process.replies is not None
+        process.asked.discard(peer)
+        if reply.connected:
+            process.untested.discard(peer)
+        process.replies[peer] = reply
+
+    def _poll_over(self, process: Process, poll_id: int) -> None:
+        if process.poll_id == poll_id and process.replies is not None:
+            replies, process.replies = process.replies, None
+            self._go_on(process, replies)
 
 
 # ------------------------------------------------ faults
@@ -583,6 +765,9 @@ class Faults:
         ]
         if simulation.conditions.apache_refuses:
             self.kinds.append(self.freeze)
+        if simulation.times.look_seconds < simulation.times.period_seconds:
+            self.kinds += [self.die_at_exit, self.die_in_start_up, self.start_late]
+            self.kinds += [self.start_twice, self.kill_for_a_period, self.stall]
 
     def start(self) -> None:
         """A fault about every `every_seconds`, until `stop`."""
@@ -599,8 +784,10 @@ class Faults:
             self._later()
 
     def _undo(self, action: Callable[[], None]) -> None:
+        times = self.simulation.times
         longest = self.random.choice([0.1, 1, 3])
-        wait = self.random.uniform(0, longest * 2 * self.simulation.conditions.period_seconds)
+        unit = self.random.choice([times.period_seconds, times.look_seconds])
+        wait = self.random.uniform(0, longest * 2 * unit)
         self.simulation.at(self.simulation.now + wait, action)
 
     def stop(self) -> None:
@@ -610,6 +797,7 @@ class Faults:
         simulation.heal()
         for name, node in simulation.nodes.items():
             node.apache = True
+            node.doomed, node.late_seconds = "", 0.0
             if not node.up:
                 simulation.boot(name)
             simulation.thaw(name)
@@ -690,8 +878,38 @@ class Faults:
             self.simulation.thaw(name)
 
     def kill(self, name: str) -> None:
-        """The run under way is killed."""
+        """The run under way is killed, and started again at once."""
         self.simulation.kill_agent(name)
+
+    def kill_for_a_period(self, name: str) -> None:
+        """The run under way is killed, and not started again before the next tick."""
+        self.simulation.kill_agent(name, restarted=False)
+
+    def die_at_exit(self, name: str) -> None:
+        """Killed in the gap, after the last look of the run."""
+        self.simulation.nodes[name].doomed = "exit"
+
+    def die_in_start_up(self, name: str) -> None:
+        """Killed in the gap, before the first look of the next run."""
+        self.simulation.nodes[name].doomed = "start-up"
+
+    def start_late(self, name: str) -> None:
+        """The next run starts so late that the gap is longer than it should be."""
+        longest = self.random.choice([1, 3])
+        late_seconds = self.random.uniform(0, longest * self.simulation.times.look_seconds)
+        self.simulation.nodes[name].late_seconds = late_seconds
+
+    def start_twice(self, name: str) -> None:
+        """Somebody starts the agent by hand, now, or when the next tick does."""
+        period = self.simulation.times.period_seconds
+        to_the_tick = period - self.simulation.now % period + self.random.uniform(-0.7, 0.7)
+        wait = self.random.choice([0.0, max(0.0, to_the_tick)])
+        self.simulation.at(self.simulation.now + wait, lambda: self.simulation.start(name))
+
+    def stall(self, name: str) -> None:
+        """The process under way stands still, until its time limit or before."""
+        self.simulation.stall(name)
+        self._undo(lambda: self._thaw(name))
 
     def stop_apache(self, name: str) -> None:
         """Nobody gets an answer, the agent goes on."""
@@ -733,39 +951,74 @@ class Result:
     failure: str = ""
 
 
-def conditions_of(seed: int) -> Conditions:
-    """The conditions of a seed: sizes, periods and clocks take turns."""
+PACES = (*4 * ((20, 2),), (20, 20), (2, 2), (10, 5), (60, 2))
+"""Periods and looks in seconds, the default most often."""
+
+
+def conditions_of(seed: int, pace: tuple[float, float] | None = None) -> Conditions:
+    """The conditions of a seed: sizes, paces and clocks take turns; or those of one pace."""
     draw = random.Random(seed)
-    period = draw.choice([20, 20, 20, 2])
+    drawn = draw.choice(PACES)
+    period, look = pace or drawn
     return Conditions(
         nodes=draw.choice([3, 5]),
         period_seconds=period,
-        tick_spread_seconds=draw.choice([0.3, 2.0 if period == 20 else 0.6]),
+        look_seconds=look,
+        tick_spread_seconds=draw.choice([0.3, 2.0 if look == 20 else 0.6]),
         apache_refuses=draw.choice([True, True, False]),
-        fence_late_seconds=draw.choice([0.1, 0.6 if period == 20 else 0.15]),
+        fence_late_seconds=draw.choice([0.1, 0.6 if look == 20 else 0.15]),
+        start_up_seconds=draw.choice([(0.15, 0.3), (0.15, 0.6)]),
+        slow_start_share=draw.choice([0.0, 0.01]),
+        pages=draw.random() < 1 / 16,
     )
 
 
-def recovered(simulation: Simulation) -> bool:
-    """Whether the most preferred node is active within eight periods of the last fault."""
-    for _ in range(32):
-        simulation.run_for(simulation.conditions.period_seconds / 4)
-        if simulation.active() == ["node1"]:
-            return True
-    return False
+def ready_seconds(simulation: Simulation, node: Node) -> float:
+    """How long it may take at most until a node looks: at once, or from its next tick on."""
+    times = simulation.times
+    latest: float = (
+        2.0 + KILL_SECONDS
+    )  # a slow start-up; before it, what stands still may be killed
+    if node.process:  # in its start-up it is as late as any fault makes it
+        return latest if node.process.steps else latest + 3.0 * float(times.look_seconds)
+    period = simulation.conditions.period_seconds
+    to_the_tick = period - simulation.now % period + node.skew
+    counted = node.limit_began + START_LIMIT_PERIODS * period
+    if node.starts >= START_LIMIT and counted > simulation.now + to_the_tick:
+        to_the_tick += period
+    return to_the_tick + latest
+
+
+def unrecovered(simulation: Simulation) -> str:
+    """What is wrong after the faults are over, "" where nothing is.
+
+    Somebody must be active within the time that the agent states for a failover, counted from when
+    all nodes look; and the most preferred one five looks later, the time in which a node that was
+    in trouble is preferred again (`looks_to_prefer`).
+    """
+    agent, times = simulation.agent, simulation.times
+    all_look = simulation.now + max(ready_seconds(simulation, n) for n in simulation.nodes.values())
+    anybody_by = all_look + agent.worst_failover_seconds(times)
+    preferred_by = anybody_by + 5 * times.look_seconds + times.gap_seconds
+    anybody = False
+    while simulation.active() != ["node1"]:
+        anybody = anybody or bool(simulation.active())
+        if simulation.now > anybody_by and not anybody:
+            return f"nobody active {agent.worst_failover_seconds(times):g} s after all nodes look"
+        if simulation.now > preferred_by:
+            return f"active after recovery: {simulation.active() or 'nobody'}"
+        simulation.run_for(times.look_seconds / 20)
+    return ""
 
 
 def simulate(
     seed: int, mutations: tuple[tuple[str, str], ...] = (), conditions: Conditions | None = None
 ) -> Result:
-    """Half an hour of faults (three minutes at a period of 2 s), then the time to recover.
-
-    Afterwards exactly the most preferred node must be active.
-    """
+    """Three times 30 periods of faults, each with the time to recover afterwards."""
     conditions = conditions or conditions_of(seed)
-    agent = load_agent(*mutations)
-    simulation = Simulation(conditions, seed, agent)
-    faults = Faults(simulation, every_seconds=1.25 * conditions.period_seconds)
+    simulation = Simulation(conditions, seed, load_agent(*mutations))
+    times = simulation.times
+    faults = Faults(simulation, every_seconds=0.625 * (times.period_seconds + times.look_seconds))
     failure = ""
     try:
         simulation.run_for(3 * conditions.period_seconds)
@@ -773,8 +1026,7 @@ def simulate(
             faults.start()
             simulation.run_for(30 * conditions.period_seconds)
             faults.stop()
-            if not recovered(simulation):
-                failure = f"active after recovery: {simulation.active() or 'nobody'}"
+            if failure := unrecovered(simulation):
                 break
     except TwoActive as error:
         failure = str(error)
@@ -784,13 +1036,20 @@ def simulate(
     return Result(seed, conditions, simulation.now, successions, losses, without, failure)
 
 
-def simulate_many(seeds: Iterable[int], hours: float, processes: int) -> list[Result]:
-    """Simulate seed after seed until so many hours are through."""
+def simulate_many(
+    seeds: Iterable[int],
+    hours: float,
+    processes: int,
+    pace: tuple[float, float] | None = None,
+) -> list[Result]:
+    """Simulate seed after seed until so many hours are through, at one pace where one is given."""
     results: list[Result] = []
     total, seeds = 0.0, iter(seeds)
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         while total < hours * 3600:
-            batch = list(pool.map(simulate, [next(seeds) for _ in range(8 * processes)]))
+            drawn = [next(seeds) for _ in range(8 * processes)]
+            conditions = [conditions_of(seed, pace) for seed in drawn]
+            batch = list(pool.map(simulate, drawn, len(drawn) * [()], conditions))
             results += batch
             total += sum(result.seconds for result in batch)
             if any(result.failure for result in batch):
@@ -804,14 +1063,19 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=1.0, help="simulated time in all")
     parser.add_argument("--seed", type=int, default=1, help="the first seed; each adds one")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--period-seconds", type=float, help="with --look-seconds: these alone")
+    parser.add_argument("--look-seconds", type=float)
     parser.add_argument("--only", action="store_true", help="this one seed, to replay it")
     asked = parser.parse_args()
+    if (asked.period_seconds is None) != (asked.look_seconds is None):
+        parser.error("--period-seconds and --look-seconds: both, or none")
+    pace = (asked.period_seconds, asked.look_seconds) if asked.look_seconds else None
     began = time.monotonic()
     if asked.only:
-        results = [simulate(asked.seed)]
+        results = [simulate(asked.seed, conditions=conditions_of(asked.seed, pace))]
     else:
         seeds = iter(range(asked.seed, sys.maxsize))
-        results = simulate_many(seeds, asked.hours, asked.processes)
+        results = simulate_many(seeds, asked.hours, asked.processes, pace)
     hours = sum(result.seconds for result in results) / 3600
     failures = [result for result in results if result.failure]
     print(
@@ -825,7 +1089,8 @@ def main() -> int:
     )
     for result in failures:
         print(f"seed {result.seed}: {result.failure} ({result.conditions})")
-        print(f"  replay: python tests/protocol/simulate.py --only --seed {result.seed}")
+        again = f" --period-seconds {pace[0]:g} --look-seconds {pace[1]:g}" if pace else ""
+        print(f"  replay: python tests/protocol/simulate.py --only --seed {result.seed}{again}")
     print("never two active, always one again" if not failures else "FAILED")
     return 1 if failures else 0
 

@@ -107,7 +107,7 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
     None
 ):
     """Whether or not the one that it voted for has noticed."""
-    voter = AGENT.Members("node3", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20, 20))
+    voter = AGENT.Members("node3", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20, 20, 0))
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=1)
 
     def votes_at(now: float, good_runs: int) -> Any:
@@ -259,7 +259,7 @@ def answers_with_its_past(agent: Any, seed: int) -> Simulation:
     simulation = Simulation(calm(replayed_share=1e-9), seed, agent)
     simulation.run_until(40 * PERIOD)
     recorded = {
-        peer: [page for page in simulation.shown["node1", peer] if '"candidate": true' in page]
+        peer: [marker for marker in simulation.shown["node1", peer] if marker.candidate]
         for peer in ("node2", "node3")
     }
     simulation.crash("node1")
@@ -270,7 +270,7 @@ def answers_with_its_past(agent: Any, seed: int) -> Simulation:
     impostor, began, honest = simulation.nodes["node1"], simulation.now, simulation._content
     impostor.up, impostor.hung, impostor.probe = True, True, False
 
-    def content(target: Any, reader: Any) -> str | None:
+    def content(target: Any, reader: Any) -> Any:
         """Each for a second and a half, oldest first."""
         past = recorded.get(reader.name, []) if target is impostor else []
         number = int((simulation.now - began) / 1.5)
@@ -294,7 +294,9 @@ def test_markers_that_need_not_answer_a_request_would_let_the_past_stop_the_clus
 
 def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -> None:
     """Else a replayed marker of the other boot frees a voter while the first one still serves."""
-    members = AGENT.Members("node2", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20, 20))
+    members = AGENT.Members(
+        "node2", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20, 20, 0)
+    )
     now = 1000.0
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=999_000)
     for epoch, released in (("now", 0), ("before", 0), ("before", 10**6)):
@@ -338,7 +340,7 @@ def voters_reboot_with_a_shorter_period(agent: Any, kept_seconds: float) -> None
 
 
 def test_a_node_with_another_period_holds_its_vote_for_what_it_promised_before_its_boot() -> None:
-    voters_reboot_with_a_shorter_period(AGENT, AGENT.timing(20, 20).promise_seconds)
+    voters_reboot_with_a_shorter_period(AGENT, AGENT.timing(20, 20, 0).promise_seconds)
     with pytest.raises(TwoActive):
         voters_reboot_with_a_shorter_period(AGENT, 0.0)
 
@@ -372,5 +374,5 @@ def test_a_shorter_promise_is_noted_only_when_no_vote_binds_longer(
     paths.promised.write_text("27")
     vote = AGENT.Vote("node1", "an epoch", 1, now + bound_seconds, 4.5)
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, vote=vote)
-    AGENT.keep_promised(paths, state, AGENT.timing(2, 2), now)
+    AGENT.keep_promised(paths, state, AGENT.timing(2, 2, 0), now)
     assert paths.promised.read_text() == noted

@@ -37,7 +37,9 @@ def outcome_of_graph(case: tuple[int, frozenset[tuple[int, int]], bool]) -> str:
     """What is wrong with the cluster of this graph after a while, "" if nothing."""
     count, missing, running = case
     conditions = Conditions(nodes=count, slow_share=0, lost_share=0)
-    coarse = AGENT.timing(20, 20)._replace(poll_seconds=1.0)  # a quarter of the polls, same rules
+    coarse = AGENT.timing(20, 20, 0)._replace(
+        poll_seconds=1.0
+    )  # a quarter of the polls, same rules
     simulation = Simulation(conditions, seed=len(missing), agent=AGENT, times=coarse)
     if running:
         simulation.run_for(70)
@@ -180,14 +182,14 @@ def test_state_lost_without_a_reboot_holds_the_vote() -> None:
     lost_at = simulation.now
     simulation.run_for(120)
     assert simulation.active() == ["node2"]
-    assert simulation.elections[-1][0] > lost_at + AGENT.timing(20, 20).promise_seconds
+    assert simulation.elections[-1][0] > lost_at + AGENT.timing(20, 20, 0).promise_seconds
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_planned_stop_hands_over_within_one_tick(seed: int) -> None:
     """To whoever sees first that node1 gives up; the preferred one has it two runs later."""
     simulation = started(seed=seed)
-    simulation.leaving.add("node1")
+    simulation.leave("node1")
     simulation.run_for(30)
     assert simulation.active() in (["node2"], ["node3"])
     assert simulation.elections[-1][0] - simulation.losses[-1][0] < 4
