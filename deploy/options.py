@@ -26,6 +26,8 @@ HELP = {
     "look_seconds": "Seconds between two looks of a run, a divisor of the period; if that is odd,"
     " the default is 3, or else 5.",
     "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
+    "scheduled_events": "Whether a node makes way before what Azure announces for its machine, and"
+    " approves it: true or false.",
 }
 
 
@@ -35,7 +37,7 @@ def settings_options(command: Command) -> Command:
         many = isinstance(field.default, tuple)
         command = click.option(
             f"--{field.name.replace('_', '-')}",
-            type=int if isinstance(field.default, int) else str,
+            type=type("" if many else field.default),
             multiple=many,
             default=None,
             help=HELP[field.name] + shown(field.default),
@@ -50,4 +52,5 @@ def settings_options(command: Command) -> Command:
 def shown(default: object) -> str:
     """A default as `--help` prints it."""
     text = ", ".join(default) if isinstance(default, tuple) else str(default)
+    text = text.lower() if isinstance(default, bool) else text
     return f"  [{text}]" if text else ""

@@ -89,6 +89,7 @@ class Plan:
     period_seconds: int
     look_seconds: int
     tags: tuple[tuple[str, str], ...]  # of every resource, beside our own
+    scheduled_events: bool
 
 
 def plan_of(
@@ -116,6 +117,7 @@ def plan_of(
         period_seconds=settings.period_seconds,
         look_seconds=settings.look_seconds,
         tags=tuple(tag(text) for text in settings.tags),
+        scheduled_events=settings.scheduled_events,
     )
     check_cluster(plan)
     check_nodes(plan)

@@ -84,6 +84,7 @@ def user_data(
     period_seconds: int,
     look_seconds: int,
     peer_address: str,
+    scheduled_events: bool,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
@@ -96,6 +97,7 @@ def user_data(
     conf = (
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
         f"peer_address = {peer_address}\nbootstrap_url = {bootstrap_url}\n"
+        f"scheduled_events = {'true' if scheduled_events else 'false'}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),

@@ -65,6 +65,9 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
     type=int,
     show_default=f"{Settings.look_seconds}; of an odd period 3, or else 5",
 )
+@click.option(
+    "--scheduled-events", type=bool, default=Settings.scheduled_events, show_default="true"
+)
 def user_data_command(
     node: str,
     nodes_info: Path,
@@ -73,6 +76,7 @@ def user_data_command(
     period_seconds: int,
     *,
     look_seconds: int | None,
+    scheduled_events: bool,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
     document = user_data(
@@ -83,6 +87,7 @@ def user_data_command(
         period_seconds=period_seconds,
         look_seconds=look_of(period_seconds, look_seconds),
         peer_address=Settings.peer_address,
+        scheduled_events=scheduled_events,
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)

@@ -142,6 +142,7 @@ class AzureCluster:
             period_seconds=self.plan.period_seconds,
             look_seconds=self.plan.look_seconds,
             peer_address=self.plan.peer_address,
+            scheduled_events=self.plan.scheduled_events,
         )
 
 

@@ -258,6 +258,7 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
             period_seconds=lab.plan.period_seconds,
             look_seconds=lab.plan.look_seconds,
             peer_address=lab.plan.peer_address,
+            scheduled_events=lab.plan.scheduled_events,
         )
         node.install(each, lower, document)
         node.power_on(each)

@@ -69,6 +69,7 @@ class FirstBoot:
             period_seconds=20,
             look_seconds=2,
             peer_address="public",
+            scheduled_events=True,
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
         self.front = self.files["/etc/bootstrap/index.html"]
@@ -268,6 +269,7 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         period_seconds=20,
         look_seconds=2,
         peer_address="public",
+        scheduled_events=True,
     )
     (command,) = yaml.safe_load(document)["bootcmd"]
     marks = tmp_path / "var/lib/cloud/instance/sem"
