@@ -1,0 +1,122 @@
+"""What Azure announces, on real nodes at the default settings, as the load balancer's clients see it.
+
+The fixture asserts at the end of each that never two nodes answered 200.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import pytest
+
+from deploy.lab import METADATA
+from deploy.lab.cloud import probe_seconds
+from deploy.lab.events import NOTICE_SECONDS
+from deploy.lab.state import lab_plan
+from tests.lab.cluster import BootedLab, lab
+from tests.lab.sampler import LOAD_BALANCER, Sample
+from tests.lab.test_lab import labs
+
+pytestmark = pytest.mark.lab
+
+at_the_default_settings = labs((3, 20, 2))
+EVENTS = f"http://{METADATA}/metadata/scheduledevents?api-version=2020-07-01"
+PAUSE_SECONDS = 10.0
+
+
+@pytest.fixture
+def announcing(cluster: BootedLab) -> Iterator[BootedLab]:
+    """The lab, in which nothing is announced any more at the end."""
+    yield cluster
+    for name in cluster.nodes:
+        lab("withdraw", name)
+
+
+def told(cluster: BootedLab, name: str) -> list[dict[str, Any]]:
+    """The events that the node is told."""
+    said = cluster.shell(name, "curl", "--silent", "--header", "Metadata: true", EVENTS)
+    return list(json.loads(said)["Events"])
+
+
+def just_after_a_tick(cluster: BootedLab) -> float:
+    """The worst moment for news: the run has asked already; the moment when it was."""
+    time.sleep((1 - time.time()) % cluster.period_seconds)
+    return time.time()
+
+
+def served(cluster: BootedLab, since: float, until: float) -> list[Sample]:
+    """What clients of the load balancer got in that time."""
+    samples = list(cluster.sampler.samples[LOAD_BALANCER])
+    return [sample for sample in samples if since <= sample.began and sample.ended <= until]
+
+
+def outages_seconds(samples: list[Sample]) -> list[float]:
+    """For how long clients got no 200, each time."""
+    rows = [list(row) for bad, row in groupby(samples, lambda s: s.status != 200) if bad]
+    return [row[-1].ended - row[0].began for row in rows]
+
+
+def handover_seconds(cluster: BootedLab) -> float:
+    """A look in which nobody has taken over yet, and the probes that have to notice."""
+    plan = lab_plan(cluster.period_seconds, cluster.look_seconds, count=cluster.count)
+    return 1.5 * cluster.look_seconds + 2 * probe_seconds(plan)
+
+
+@at_the_default_settings
+def test_a_freeze_that_was_announced_costs_clients_nothing_but_the_handover(
+    announcing: BootedLab,
+) -> None:
+    cluster = announcing
+    began = just_after_a_tick(cluster)
+    lab("announce", "node1", "Freeze")
+    cluster.wait("served by node2", lambda: cluster.served() == "node2")
+    cluster.wait("approved", lambda: told(cluster, "node1")[0]["EventStatus"] == "Started")
+    approved_seconds = time.time() - began
+    cluster.freeze("node1")
+    frozen = time.time()
+    cluster.wait("a pause", lambda: time.time() > frozen + PAUSE_SECONDS)
+    thawed = time.time()
+    cluster.thaw("node1")
+    found = outages_seconds(served(cluster, began, time.time()))
+    print(f"approved after {approved_seconds:.1f} s; clients without an answer 200: {found} s")
+    assert approved_seconds < 2 * cluster.period_seconds
+    assert {sample.active for sample in served(cluster, frozen, thawed)} == {"node2"}
+    assert len(found) == 1
+    assert found[0] < handover_seconds(cluster)
+    lab("withdraw", "node1")
+    cluster.settles_on("node1")
+
+
+@at_the_default_settings
+def test_the_thirty_seconds_of_a_preemption_are_enough(announcing: BootedLab) -> None:
+    cluster = announcing
+    began = just_after_a_tick(cluster)
+    lab("announce", "node1", "Preempt")
+    gone = began + NOTICE_SECONDS["Preempt"]
+    cluster.wait("served by node2", lambda: cluster.served() == "node2", gone - time.time())
+    handed_over_seconds = time.time() - began
+    cluster.wait("taken away", lambda: time.time() >= gone)
+    cluster.off("node1")
+    cluster.wait("a while", lambda: time.time() >= gone + PAUSE_SECONDS)
+    found = outages_seconds(served(cluster, began, time.time()))
+    print(f"served by node2 after {handed_over_seconds:.1f} s; without an answer 200: {found} s")
+    assert {sample.active for sample in served(cluster, gone, time.time())} == {"node2"}
+    assert len(found) == 1
+    assert found[0] < handover_seconds(cluster)
+
+
+@at_the_default_settings
+def test_of_two_nodes_at_once_the_third_serves_until_it_is_over(announcing: BootedLab) -> None:
+    cluster = announcing
+    lab("announce", "node1", "Reboot", "--not-before", "0")
+    lab("announce", "node2", "Redeploy")
+    cluster.wait("served by node3", lambda: cluster.served() == "node3")
+    cluster.settles_on("node3")
+    assert "makes way: Azure announces Reboot" in cluster.status("node1")["reason"]
+    assert "makes way: Azure announces Redeploy" in cluster.status("node2")["reason"]
+    cluster.wait("approved", lambda: told(cluster, "node2")[0]["EventStatus"] == "Started")
+    lab("withdraw", "node1")
+    lab("withdraw", "node2")
+    cluster.settles_on("node1")
