@@ -1,4 +1,4 @@
-"""What Azure announces, on real nodes at the default settings, as the load balancer's clients see it.
+"""What Azure announces, on real nodes at the default settings, as clients of the cluster see it.
 
 The fixture asserts at the end of each that never two nodes answered 200.
 """
