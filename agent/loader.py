@@ -1626,6 +1626,8 @@ def count_grants(members: Members, state: State, view: View) -> State:
         newest = grants.get(voter, (state.released, 0.0))[0]
         if mine and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
+        elif not mine:  # its promise to us is over, whatever our clocks say
+            grants.pop(voter, None)
     return state._replace(grants=grants)
 
 
@@ -2136,7 +2138,9 @@ class Fence:
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
-            if int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic():  # else it has fired, and its unit is gone
+            if (
+                int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic()
+            ):  # else it has fired, and its unit is gone
                 call_systemd(self._paths, "StopUnit", ("s", name), ("s", "fail"))
 
     def _base_microseconds(self) -> int:

@@ -30,7 +30,7 @@ from deploy.settings import Settings, times_of
 
 TIMEOUT_SECONDS = 2.0
 LIMIT_BYTES = 65_536  # the status of a node with a hundred peers is about 10 KB
-ONE_LOOK = times_of(Settings.period_seconds, Settings.period_seconds)
+ONE_LOOK = times_of(Settings.period_seconds, Settings.period_seconds, 0)
 """For what an agent from before there were looks does not say: of one look a run."""
 
 
@@ -171,6 +171,8 @@ class NodeView:
     age_seconds: float | None = None
     period_seconds: float = ONE_LOOK.period_seconds
     look_seconds: float | None = None
+    pause_seconds: float | None = None
+    host_clock: bool | None = None  # reads a clock that goes on while the host pauses it
     version: str | None = None  # of its agent; its generation, where there is none beside it
     generation: str | None = None
     reachable: tuple[str, ...] | None = None
@@ -251,6 +253,8 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
         age_seconds=max(0.0, age),
         period_seconds=period,
         look_seconds=_number(said.get("look_seconds")),
+        pause_seconds=_number(said.get("pause_seconds")),
+        host_clock=said["host_clock"] if isinstance(said.get("host_clock"), bool) else None,
         version=_word(said.get("version")),
         generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),

@@ -25,6 +25,8 @@ HELP = {
     "period_seconds": "Seconds between two runs of the agent, a divisor of 60.",
     "look_seconds": "Seconds between two looks of a run, a divisor of the period; if that is odd,"
     " the default is 3, or else 5.",
+    "pause_seconds": "For so many seconds the host may pause a machine, clocks and all, and nobody"
+    " else be active meanwhile: 0 to 60. Failover takes so much longer.",
     "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
     "scheduled_events": "Whether a node makes way before what Azure announces for its machine, and"
     " approves it: true or false.",

@@ -38,7 +38,7 @@ RULE_NAMES = frozenset(
 """Every name that a firewall rule of a plan may have."""
 
 TAG_NAME = re.compile(r"[^<>%&\\?/\x00-\x1f]{1,128}")
-OWN_TAGS = frozenset({"key", "look-seconds", "made-by", "nodes", "period-seconds"})
+OWN_TAGS = frozenset({"key", "look-seconds", "made-by", "nodes", "pause-seconds", "period-seconds"})
 MOST_TAGS = 50 - len(OWN_TAGS)
 
 
@@ -88,6 +88,7 @@ class Plan:
     peer_address: str
     period_seconds: int
     look_seconds: int
+    pause_seconds: int
     tags: tuple[tuple[str, str], ...]  # of every resource, beside our own
     scheduled_events: bool
 
@@ -116,6 +117,7 @@ def plan_of(
         peer_address=settings.peer_address,
         period_seconds=settings.period_seconds,
         look_seconds=settings.look_seconds,
+        pause_seconds=settings.pause_seconds,
         tags=tuple(tag(text) for text in settings.tags),
         scheduled_events=settings.scheduled_events,
     )
@@ -248,7 +250,7 @@ def check_cluster(plan: Plan) -> None:
         raise Refusal(f"image {plan.image!r}: use PUBLISHER:OFFER:SKU:VERSION.")
     if plan.peer_address not in ("public", "private"):
         raise Refusal(f"peer address {plan.peer_address!r}: use public or private.")
-    times_of(plan.period_seconds, plan.look_seconds)
+    times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
     names = [name.lower() for name, _ in plan.tags]
     if len(set(names)) < len(names) or len(names) > MOST_TAGS:
         raise Refusal(

@@ -41,6 +41,7 @@ class Settings:
     peer_address: str = "public"
     period_seconds: int = 20
     look_seconds: int = 2  # of a file or options that give none: `look_of` the period
+    pause_seconds: int = 5
     tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
     scheduled_events: bool = True
 
@@ -51,18 +52,22 @@ RSA_BITS = 2048
 SSH_KEYS = ("~/.ssh/id_ed25519.pub", "~/.ssh/id_rsa.pub")
 
 
+USUAL_LOOK = f"{Settings.look_seconds}; if the period is odd 3, or else 5"
+"""What `look_of` makes of no answer, in words."""
+
+
 def look_of(period_seconds: int, look_seconds: int | None) -> int:
     """The time between two looks that was asked for, or the usual one of that period."""
     return int(usual_look_seconds(period_seconds)) if look_seconds is None else look_seconds
 
 
-def times_of(period_seconds: int, look_seconds: int) -> Timing:
-    """Every length of time that follows from the two that a cluster is set to.
+def times_of(period_seconds: int, look_seconds: int, pause_seconds: int) -> Timing:
+    """Every length of time that follows from the three that a cluster is set to.
 
     Raises `Refusal` for what breaks an inequality of docs/protocol.md section 2.
     """
     try:
-        return timing(period_seconds, look_seconds, 5)
+        return timing(period_seconds, look_seconds, pause_seconds)
     except BadInput as error:
         raise Refusal(str(error)) from error
 

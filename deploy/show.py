@@ -31,13 +31,15 @@ def print_plan(plan: Plan, console: Console) -> None:
         source = "your own address" if is_url(rule.source) else rule.source
         rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
     console.print(rules)
-    longest_seconds = worst_failover_seconds(times_of(plan.period_seconds, plan.look_seconds))
+    times = times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
+    longest_seconds = worst_failover_seconds(times)
     console.print(
         f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
         f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
         f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
         f" other's {plan.peer_address} address every {plan.look_seconds} s, in runs of the agent"
         f" that begin every {plan.period_seconds} s."
+        f" Pauses of a machine are absorbed up to {plan.pause_seconds} s."
         f" They {'heed' if plan.scheduled_events else 'do not heed'} Azure's scheduled events."
         f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
         highlight=False,
@@ -71,7 +73,16 @@ def picture(view: View) -> RenderableType:
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
         sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
-    return Group(table, reasons, "", sentence)
+    return Group(table, reasons, "", sentence, *_pauses(view))
+
+
+def _pauses(view: View) -> list[Text]:
+    """What becomes of a host's pauses, where a node reads no clock that goes on meanwhile."""
+    without = [node.pause_seconds or 0 for node in view.nodes if node.host_clock is False]
+    if not without:
+        return []
+    longer = f"Beyond {min(without):g} s pauses are noticed when the clock is stepped."
+    return [Text(longer, "dim")]
 
 
 def _cells(node: NodeView, *, served: bool) -> list[Text]:

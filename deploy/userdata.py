@@ -19,7 +19,8 @@ from deploy.settings import times_of
 KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = (
     *("bootup.service", "loader.service", "loader.timer"),
-    *("fence.service", "handover.service", "rollback.service", "rollback.timer"),
+    *("fence.service", "fence-clock.timer", "handover.service"),
+    *("rollback.service", "rollback.timer"),
 )
 """Nodes get these as they are; what depends on the period stands beside them."""
 
@@ -83,6 +84,7 @@ def user_data(
     cluster_key: str,
     period_seconds: int,
     look_seconds: int,
+    pause_seconds: int,
     peer_address: str,
     scheduled_events: bool,
 ) -> str:
@@ -93,10 +95,11 @@ def user_data(
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
-    times_of(period_seconds, look_seconds)
+    times_of(period_seconds, look_seconds, pause_seconds)
     conf = (
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
-        f"peer_address = {peer_address}\nbootstrap_url = {bootstrap_url}\n"
+        f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
+        f"bootstrap_url = {bootstrap_url}\n"
         f"scheduled_events = {'true' if scheduled_events else 'false'}\n"
     )
     files = {

@@ -24,7 +24,7 @@ from deploy.options import settings_options
 from deploy.plan import plan_of
 from deploy.publish import publish
 from deploy.release import release_files
-from deploy.settings import Settings, look_of, settings_of
+from deploy.settings import USUAL_LOOK, Settings, look_of, settings_of
 from deploy.show import picture, print_plan, watch_lines, watch_live
 from deploy.userdata import user_data
 
@@ -63,8 +63,9 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
 @click.option(
     "--look-seconds",
     type=int,
-    show_default=f"{Settings.look_seconds}; of an odd period 3, or else 5",
+    show_default=USUAL_LOOK,
 )
+@click.option("--pause-seconds", type=int, default=Settings.pause_seconds, show_default=True)
 @click.option(
     "--scheduled-events", type=bool, default=Settings.scheduled_events, show_default="true"
 )
@@ -76,6 +77,7 @@ def user_data_command(
     period_seconds: int,
     *,
     look_seconds: int | None,
+    pause_seconds: int,
     scheduled_events: bool,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
@@ -86,6 +88,7 @@ def user_data_command(
         cluster_key=read_cluster_key(key_file) if key_file else secrets.token_hex(32),
         period_seconds=period_seconds,
         look_seconds=look_of(period_seconds, look_seconds),
+        pause_seconds=pause_seconds,
         peer_address=Settings.peer_address,
         scheduled_events=scheduled_events,
     )

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from deploy import Refusal
 from deploy.lab import STATE
+from deploy.lab import machine as virtual_machine
 from deploy.lab.state import TOOLS
 from tests.lab.cluster import CHECKOUT, BootedLab, lab
 
@@ -69,9 +71,18 @@ def why_no_lab() -> str:
     return f"the lab needs {', '.join(missing)}" if missing else ""
 
 
+def skip_without_machines() -> None:
+    """Skip what needs a virtual machine where there can be none, with the reason."""
+    try:
+        virtual_machine.require()
+    except Refusal as refusal:
+        pytest.skip(str(refusal))
+
+
 @pytest.fixture(scope="session")
 def machine(request: pytest.FixtureRequest) -> Iterator[BootedLab | None]:
-    """This machine with the lab of (nodes, period, look in seconds), or with none: its parameter.
+    """This machine with the lab of (nodes, period, look in seconds[, names of those that are
+    virtual machines]), or with none: its parameter.
 
     Tests that ask for the same one in a row share it.
     """
@@ -83,6 +94,8 @@ def machine(request: pytest.FixtureRequest) -> Iterator[BootedLab | None]:
             yield None
         else:
             cluster = BootedLab(*request.param)
+            if cluster.machines:
+                skip_without_machines()
             cluster.up()
             yield cluster
     finally:

@@ -6,10 +6,11 @@ CDPATH="" cd -- "$(dirname "$0")/.."
 . deploy/setup.sh
 
 lab="python3-venv spin gcc systemd-container mmdebstrap nftables iproute2 util-linux curl apache2-bin"
-# Ubuntu has Chromium as a snap alone: there the browser test uses the one that is installed.
-browser=$(sed -n 's/^ID=debian$/chromium/p' /etc/os-release)
+# Ubuntu has Chromium as a snap alone: there the browser test uses the one that is installed. A node
+# that is a virtual machine needs Debian's kernel.
+debian=$(sed -n 's/^ID=debian$/chromium qemu-system-x86 e2fsprogs openssh-client/p' /etc/os-release)
 # shellcheck disable=SC2086 - one word a package
-set_up test $lab $browser
+set_up test $lab $debian
 if [ "$(id -u)" = 0 ] && [ -e /run/azure-active-passive-cluster/lab ]; then
     echo "The lab that is up makes room for the tests' own; deploy/try.sh brings it back."
     "$python" -m deploy lab down

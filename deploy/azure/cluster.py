@@ -38,6 +38,7 @@ from deploy.azure.words import code_of
 from deploy.nodes_info import nodes_info
 from deploy.plan import Node, Plan, with_public_addresses
 from deploy.release import release_files
+from deploy.settings import Settings
 from deploy.userdata import user_data
 
 WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
@@ -141,6 +142,7 @@ class AzureCluster:
             cluster_key=key,
             period_seconds=self.plan.period_seconds,
             look_seconds=self.plan.look_seconds,
+            pause_seconds=self.plan.pause_seconds,
             peer_address=self.plan.peer_address,
             scheduled_events=self.plan.scheduled_events,
         )
@@ -361,6 +363,7 @@ def fixed(plan: Plan) -> dict[str, str]:
         "nodes": str(len(plan.nodes)),
         "period-seconds": str(plan.period_seconds),
         "look-seconds": str(plan.look_seconds),
+        "pause-seconds": str(plan.pause_seconds),
     }
 
 
@@ -492,8 +495,13 @@ def refuse_unsound(cluster: AzureCluster, *, adopt: bool) -> None:
         refuse_foreign(cluster, adopt=adopt)
         return
     tags = cluster.group["tags"]
-    # Without this tag it was made before there were looks: its nodes look once a run.
-    made_with = {"look-seconds": tags.get("period-seconds"), **tags}
+    # Without these tags it was made before there were such settings. Its nodes look once a run, and
+    # their agent absorbs what is usual, because nothing there says otherwise.
+    usual = {
+        "look-seconds": tags.get("period-seconds"),
+        "pause-seconds": f"{Settings.pause_seconds}",
+    }
+    made_with = {**usual, **tags}
     for name, value in fixed(cluster.plan).items():
         if (known := made_with.get(name)) != value:
             raise Refusal(

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
@@ -23,12 +24,13 @@ from deploy.lab import (
     cloud,
     container,
     events,
+    kernel,
+    machine,
     network,
     node,
     process,
     rootfs,
 )
-from deploy.lab.container import command_inside
 from deploy.lab.mounts import remove_tree
 from deploy.lab.state import (
     Lab,
@@ -41,13 +43,15 @@ from deploy.lab.state import (
     save_endpoints,
 )
 from deploy.nodes_info import nodes_info, read_nodes
-from deploy.plan import Node, Plan
+from deploy.plan import Node
 from deploy.publish import publish
 from deploy.release import release_files
-from deploy.settings import Settings, look_of
+from deploy.settings import USUAL_LOOK, Settings, look_of
 from deploy.userdata import user_data
 
 BOOT_SECONDS = 120.0
+MOST_SECONDS = 3600
+LOG = "/var/log/bootstrap/logfile.log"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -73,10 +77,24 @@ def lab_command() -> None:
 @click.option(
     "--look-seconds",
     type=int,
-    help="Between two looks of a run; divides the period"
-    f" [default: {Settings.look_seconds}; if the period is odd 3, or else 5].",
+    help=f"Between two looks of a run; divides the period [default: {USUAL_LOOK}].",
 )
-def up(count: int | None, period_seconds: int | None, look_seconds: int | None) -> None:
+@click.option(
+    "--pause-seconds",
+    type=int,
+    help="The host may pause a node for so long, and nobody else be active"
+    f" [default: {Settings.pause_seconds}].",
+)
+@click.option(
+    "--vm", "machines", metavar="NODE", multiple=True, help="A virtual machine; again for more."
+)
+def up(
+    count: int | None,
+    period_seconds: int | None,
+    look_seconds: int | None,
+    pause_seconds: int | None,
+    machines: tuple[str, ...],
+) -> None:
     """Make this machine the cloud, or repair the lab that is up.
 
     Ends when every node has booted. Run again it starts what is missing and powers on every node,
@@ -84,7 +102,7 @@ def up(count: int | None, period_seconds: int | None, look_seconds: int | None) 
     """
     began = time.monotonic()
     with lock(), stopped_by_terminate(), ExitStack() as unless_it_succeeds:
-        lab = wanted_lab(count, period_seconds, look_seconds)
+        lab = wanted_lab(count, period_seconds, look_seconds, pause_seconds, machines)
         if running_lab() is None:
             tear_down()  # what a crashed `lab up` left
             unless_it_succeeds.callback(tear_down)
@@ -200,13 +218,31 @@ def withdraw(name: str) -> None:
     console.print(f"{name}: {count} scheduled events are over.")
 
 
+@lab_command.command("pause")
+@click.argument("name", metavar="NODE")
+@click.argument("seconds", metavar="SECONDS", type=click.FloatRange(0, MOST_SECONDS))
+@click.option(
+    "--step-clock-after",
+    metavar="SECONDS",
+    type=click.FloatRange(0, MOST_SECONDS),
+    help="Set its wall clock right so long after it goes on; 0: at once [default: never].",
+)
+def pause(name: str, seconds: float, step_clock_after: float | None) -> None:
+    """Let a virtual machine stand still, and its clocks with it, for SECONDS."""
+    with changed_lab() as lab, stopped_by_terminate():
+        box = node.box(lab.node(name))
+        began, ended = machine.pause(box, seconds, step_clock_after)
+    moments = [datetime.fromtimestamp(moment, timezone.utc) for moment in (began, ended)]
+    first, last = (moment.isoformat(timespec="milliseconds") for moment in moments)
+    console.print(f"{name} stood still from {first} to {last}.")
+
+
 @lab_command.command("shell", context_settings={"ignore_unknown_options": True})
 @click.argument("name", metavar="NODE")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def shell(name: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in the node as root, or a shell; its exit code is passed on."""
-    box = node.box(require_lab().node(name))
-    line = command_inside(box, command or ("bash", "--login"))
+    line = node.command_inside(require_lab().node(name), command or ("bash", "--login"))
     os.execvp(line[0], line)  # noqa: S606 - there is no shell to fool
 
 
@@ -215,14 +251,24 @@ def shell(name: str, command: tuple[str, ...]) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows.")
 def logs(name: str, follow: bool) -> None:
     """Print the log of the node's agent, /var/log/bootstrap/logfile.log."""
-    log = node.box(require_lab().node(name)).root / "var/log/bootstrap/logfile.log"
-    if not log.exists():
+    of = require_lab().node(name)
+    tail = ["tail", "--lines=+1", *(["--follow=name", "--retry"] if follow else [])]
+    if machine.is_machine(node.box(of)):  # its file system is its own
+        line = node.command_inside(of, [*tail, LOG])
+    elif (log := node.box(of).root / LOG.lstrip("/")).exists():
+        line = [*tail, str(log)]
+    else:
         raise Refusal(f"{name} has no log yet: its agent did not run so far.")
-    how = ["--follow=name", "--retry"] if follow else []
-    os.execvp("tail", ["tail", "--lines=+1", *how, str(log)])  # noqa: S606
+    os.execvp(line[0], line)  # noqa: S606
 
 
-def wanted_lab(count: int | None, period_seconds: int | None, look_seconds: int | None) -> Lab:
+def wanted_lab(
+    count: int | None,
+    period_seconds: int | None,
+    look_seconds: int | None,
+    pause_seconds: int | None,
+    machines: tuple[str, ...] = (),
+) -> Lab:
     """The lab to bring up: as asked, else as it is up, else as the checkout has it.
 
     Raises `Refusal` if another one is up: its nodes have their disks and settings already.
@@ -233,12 +279,16 @@ def wanted_lab(count: int | None, period_seconds: int | None, look_seconds: int 
     if existing and period_seconds in (None, existing.plan.period_seconds):
         period = existing.plan.period_seconds
         look = existing.plan.look_seconds if look_seconds is None else look_seconds
+    pause = existing.plan.pause_seconds if existing else Settings.pause_seconds
+    pause = pause if pause_seconds is None else pause_seconds
     if count is not None:
-        plan = lab_plan(period, look, count=count)
+        plan = lab_plan(period, look, pause, count=count)
     else:
         nodes = existing.plan.nodes if existing else read_nodes(NODES_FILE)
-        plan = lab_plan(period, look, nodes)
-    lab = Lab(plan)
+        plan = lab_plan(period, look, pause, nodes)
+    lab = Lab(plan, machines=frozenset(machines) or (existing or Lab(plan)).machines)
+    for name in lab.machines:
+        lab.node(name)
     if existing and existing != lab:
         raise Refusal(f"{existing} from {existing.checkout} is up: `lab down` first.")
     return lab
@@ -247,13 +297,18 @@ def wanted_lab(count: int | None, period_seconds: int | None, look_seconds: int 
 def bring_up(lab: Lab) -> None:
     """Make what is not there: root file system, network, services, nodes; wait for the nodes."""
     network.refuse_taken_routes(lab.plan)
+    if lab.machines:
+        machine.require()
     lower = rootfs.path()
     if not lower.exists():
         with step(f"Building the root file system ({rootfs.codename()}, once)"):
             rootfs.build()
+    if lab.machines and not kernel.path().exists():
+        with step("Building what virtual machines boot (once)"):
+            kernel.build()
     save(lab)
     with step("Network"):
-        make_network(lab.plan)
+        make_network(lab)
     with step("Metadata service, web site, load balancer"):
         publish(cloud.SITE, release_files(nodes_info(lab.plan)))
         cloud.start_metadata(lab.checkout)
@@ -265,8 +320,9 @@ def bring_up(lab: Lab) -> None:
     save_endpoints()
 
 
-def make_network(plan: Plan) -> None:
+def make_network(lab: Lab) -> None:
     """Make what is not there; what lived in a namespace that is gone starts anew in the new one."""
+    plan = lab.plan
     there = network.namespaces()
     if network.FABRIC not in there:
         container.stop_all()
@@ -276,7 +332,7 @@ def make_network(plan: Plan) -> None:
     for each in plan.nodes:
         if network.namespace(each) not in there:
             process.kill(each.name)
-            network.make_node(plan, each)
+            network.make_node(plan, each, machine=each.name in lab.machines)
 
 
 def boot_nodes(lab: Lab, lower: Path) -> None:
@@ -290,10 +346,14 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
             cluster_key=key,
             period_seconds=lab.plan.period_seconds,
             look_seconds=lab.plan.look_seconds,
+            pause_seconds=lab.plan.pause_seconds,
             peer_address=lab.plan.peer_address,
             scheduled_events=lab.plan.scheduled_events,
         )
-        node.install(each, lower, document)
+        if each.name in lab.machines:
+            node.install_machine(each, lab.plan, document)
+        else:
+            node.install(each, lower, document)
         node.power_on(each)
     wait_for_boot(lab.plan.nodes)
 

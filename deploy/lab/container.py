@@ -22,6 +22,12 @@ NSPAWN = [
     *("--resolv-conf=off", "--timezone=off", "--link-journal=no"),
 ]
 
+ENVIRONMENT = [
+    *("env", "-i", "HOME=/root", "LANG=C.UTF-8"),
+    "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+]
+"""Begins a command in a node: nothing of this machine's is in its environment."""
+
 
 @dataclass(frozen=True)
 class Container:
@@ -86,10 +92,8 @@ def command_inside(container: Container, command: Sequence[str]) -> list[str]:
     Raises `Refusal` if nothing runs in the box.
     """
     namespaces = "--mount --uts --ipc --net --pid --cgroup"
-    environment = [f"TERM={os.environ.get('TERM', 'dumb')}", "HOME=/root", "LANG=C.UTF-8"]
-    environment.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     enter = ["nsenter", f"--target={_leader(container)}", *namespaces.split()]
-    return [*enter, "env", "-i", *environment, *command]
+    return [*enter, *ENVIRONMENT, f"TERM={os.environ.get('TERM', 'dumb')}", *command]
 
 
 def require_running(container: Container) -> None:

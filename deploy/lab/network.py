@@ -2,7 +2,9 @@
 
 As on Azure a node knows its private address alone. The fabric translates its public address, in
 both directions and between two nodes as well, and the firewall of the plan (a network security
-group: stateful, first match) stands in front of each node.
+group: stateful, first match) stands in front of each node. A container lives in its node's
+namespace; a virtual machine behind it, as behind a host that forwards what is for it, so each rule
+stands where packets come in and where they are forwarded.
 """
 
 import ipaddress
@@ -27,6 +29,10 @@ PREFIX = "aap-"
 FABRIC = f"{PREFIX}fabric"
 HOST_LINK = f"{PREFIX}host"
 BRIDGE = "nodes"
+TAP = "machine"
+"""Where a virtual machine's network card ends in its node's namespace."""
+MACHINE_HOST = "192.0.2.1"
+"""The namespace's own address towards its machine: no firewall and no cut is between them."""
 
 
 def namespace(node: Node) -> str:
@@ -61,7 +67,6 @@ def refuse_taken_routes(plan: Plan) -> None:
 
 def make_fabric(plan: Plan) -> None:
     """Make the fabric: the nodes' gateway, the services' addresses, the way to this machine."""
-    gateway = _gateway(plan)
     _ip(f"netns add {FABRIC}")
     _set(FABRIC, 1, "ip_forward")
     # Two nodes talk through the gateway on purpose: no redirect to the direct way.
@@ -78,7 +83,7 @@ def make_fabric(plan: Plan) -> None:
     _ip(
         "link set lo up",
         f"link add {BRIDGE} type bridge",
-        f"address add {gateway}/{plan.network.split('/')[1]} dev {BRIDGE}",
+        f"address add {gateway(plan)}/{prefix_length(plan)} dev {BRIDGE}",
         f"link set {BRIDGE} up",
         "link set host up",
         *services,
@@ -90,7 +95,7 @@ def make_fabric(plan: Plan) -> None:
     _nft(FABRIC, translation(plan))
 
 
-def make_node(plan: Plan, node: Node) -> None:
+def make_node(plan: Plan, node: Node, *, machine: bool) -> None:
     """Make the node's namespace: its address, its way to the gateway, its firewall."""
     inside = namespace(node)
     port = f"port{node.private_ip.rpartition('.')[2]}"
@@ -102,13 +107,12 @@ def make_node(plan: Plan, node: Node) -> None:
         f" peer name {port} netns {FABRIC}",
     )
     _ip(f"link set {port} master {BRIDGE} up", inside=FABRIC)
-    _ip(
-        "link set lo up",
-        f"address add {node.private_ip}/{plan.network.split('/')[1]} dev eth0",
-        "link set eth0 up",
-        f"route add default via {_gateway(plan)}",
-        inside=inside,
-    )
+    own = _forwarding(plan, node) if machine else _address(plan, node)
+    _ip("link set lo up", "link set eth0 up", *own, inside=inside)
+    _ip(f"route add default via {gateway(plan)} dev eth0", inside=inside)
+    if machine:
+        _set(inside, 1, "ip_forward", "conf/eth0/proxy_arp", f"conf/{TAP}/proxy_arp")
+        _set(inside, 0, "neigh/eth0/proxy_delay", f"neigh/{TAP}/proxy_delay")
     _nft(inside, firewall(plan))
 
 
@@ -152,13 +156,21 @@ def firewall(plan: Plan) -> str:
     rules = sorted(plan.firewall, key=lambda rule: rule.priority)
     return f"""
         table inet firewall {{
-            chain input {{
-                type filter hook input priority 0; policy drop;
+            chain allowed {{
                 ct state established,related accept
-                iif lo accept
                 {"; ".join(_accept(rule) for rule in rules)}
                 ip saddr {plan.network} accept comment "AllowVNetInBound"
                 ip saddr {PROBE_SOURCE} accept comment "AllowAzureLoadBalancerInBound"
+            }}
+            chain input {{
+                type filter hook input priority 0; policy drop;
+                iif lo accept
+                jump allowed
+            }}
+            chain forward {{
+                type filter hook forward priority 0; policy drop;
+                iifname "{TAP}" accept
+                jump allowed
             }}
         }}"""
 
@@ -167,6 +179,7 @@ def power(node: Node, on: bool) -> None:
     """Let the node's packets through, or none at all: a machine that is off sends no resets."""
     silence = """
             chain input { type filter hook input priority -300; policy drop; }
+            chain forward { type filter hook forward priority -300; policy drop; }
             chain output { type filter hook output priority -300; policy drop; }"""
     _replace(namespace(node), "power", "" if on else silence)
 
@@ -189,14 +202,13 @@ def heal(node: Node) -> None:
 
 def _drop(sender: Node, receiver: Node, *, began_only: bool) -> None:
     began = "ct direction original " if began_only else ""
+    drop = f"{began}ip saddr {{ {sender.private_ip}, {sender.public_ip} }} drop"
     _nft(
         namespace(receiver),
         f"""
         table inet cuts {{
-            chain input {{
-                type filter hook input priority -150;
-                {began}ip saddr {{ {sender.private_ip}, {sender.public_ip} }} drop
-            }}
+            chain input {{ type filter hook input priority -150; {drop}; }}
+            chain forward {{ type filter hook forward priority -150; {drop}; }}
         }}""",
     )
 
@@ -207,8 +219,29 @@ def _accept(rule: FirewallRule) -> str:
     return f'{source}{what} accept comment "{rule.name}"'
 
 
-def _gateway(plan: Plan) -> str:
+def gateway(plan: Plan) -> str:
+    """The address that the nodes send through."""
     return str(ipaddress.ip_network(plan.network)[1])
+
+
+def prefix_length(plan: Plan) -> str:
+    """How many bits of an address name the nodes' network."""
+    return plan.network.split("/")[1]
+
+
+def _address(plan: Plan, node: Node) -> list[str]:
+    return [f"address add {node.private_ip}/{prefix_length(plan)} dev eth0"]
+
+
+def _forwarding(plan: Plan, node: Node) -> list[str]:
+    """As Azure's network does: every question for an address is answered by who forwards to it."""
+    return [
+        f"tuntap add dev {TAP} mode tap",
+        f"address add {MACHINE_HOST}/32 dev {TAP}",
+        f"link set {TAP} up",
+        f"route add {node.private_ip}/32 dev {TAP}",
+        f"route add {plan.network} dev eth0",
+    ]
 
 
 def _ip(*commands: str, inside: str | None = None) -> None:

@@ -17,7 +17,7 @@ from deploy.lab.process import output_of, tail
 PACKAGES = [
     *("systemd", "systemd-sysv", "dbus", "cloud-init", "netbase", "tzdata", "ca-certificates"),
     *("apache2", "haproxy", "logrotate", "python3", "python3-requests"),
-    *("curl", "iproute2", "iputils-ping", "libfaketime", "procps"),
+    *("curl", "iproute2", "iputils-ping", "libfaketime", "procps", "openssh-server"),
 ]
 
 SOURCES = (
@@ -35,11 +35,13 @@ cloud_config_modules: [runcmd]
 cloud_final_modules: [package-update-upgrade-install, scripts-user, final-message]
 """
 
-# Nothing that would ask a network that is not there; HAProxy is the load balancer's alone.
+# Nothing that would ask a network that is not there; HAProxy is the load balancer's alone, and ssh
+# is for virtual machines, which have a unit of their own for it.
 MASKED = [
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "motd-news.timer"),
     *("systemd-networkd.service", "systemd-networkd-wait-online.service"),
     *("systemd-resolved.service", "systemd-timesyncd.service", "haproxy.service"),
+    *("ssh.service", "ssh.socket"),
 ]
 
 HOOKS = (
@@ -51,7 +53,7 @@ HOOKS = (
     ' ln -s /dev/null "$1/etc/systemd/system-generators/$(basename "$generator")"; done',
     # Empty, not "uninitialized": the latter would enable every unit at first boot.
     ': > "$1/etc/machine-id"',
-    'rm -f "$1/etc/hostname" "$1/etc/resolv.conf"',
+    'rm -f "$1/etc/hostname" "$1/etc/resolv.conf" "$1"/etc/ssh/ssh_host_*',
 )
 
 BUILD_SECONDS = 1200
@@ -63,7 +65,7 @@ def path() -> Path:
         [
             codename(),
             platform.machine(),
-            _sources().read_text(encoding="utf-8"),
+            sources().read_text(encoding="utf-8"),
             *PACKAGES,
             *HOOKS,
         ]
@@ -88,7 +90,7 @@ def build() -> Path:
     command += [f"--customize-hook={hook}" for hook in HOOKS]
     try:
         output_of(
-            [*command, codename(), str(building), str(_sources())],
+            [*command, codename(), str(building), str(sources())],
             seconds=BUILD_SECONDS,
             group="rootfs",
         )
@@ -106,7 +108,8 @@ def codename() -> str:
     return name
 
 
-def _sources() -> Path:
+def sources() -> Path:
+    """The package sources of this computer; raises `Refusal` where there are none."""
     for candidate in SOURCES:
         if candidate.exists() and "deb" in candidate.read_text(encoding="utf-8"):
             return candidate

@@ -27,6 +27,7 @@ class Lab:
 
     plan: Plan
     checkout: Path = CHECKOUT
+    machines: frozenset[str] = frozenset()  # the nodes that are virtual machines
 
     def node(self, name: str) -> Node:
         """The node of that name; raises `Refusal` with the names there are."""
@@ -38,15 +39,17 @@ class Lab:
 
     def __str__(self) -> str:
         plan = self.plan
+        machines = f" ({', '.join(sorted(self.machines))} as virtual machine)" * bool(self.machines)
         return (
-            f"a lab of {len(plan.nodes)} nodes with a period of {plan.period_seconds} s"
-            f" and a look every {plan.look_seconds} s"
+            f"a lab of {len(plan.nodes)} nodes{machines} with a period of {plan.period_seconds} s"
+            f", a look every {plan.look_seconds} s and pauses of {plan.pause_seconds} s absorbed"
         )
 
 
 def lab_plan(
     period_seconds: int,
     look_seconds: int,
+    pause_seconds: int,
     nodes: tuple[Node, ...] = (),
     *,
     count: int = Settings.nodes,
@@ -57,6 +60,7 @@ def lab_plan(
         ssh_from=(f"{OPERATOR}/32",),
         period_seconds=period_seconds,
         look_seconds=look_seconds,
+        pause_seconds=pause_seconds,
     )
     return plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
 
@@ -66,7 +70,9 @@ def save(lab: Lab) -> None:
     settings = {
         "period_seconds": lab.plan.period_seconds,
         "look_seconds": lab.plan.look_seconds,
+        "pause_seconds": lab.plan.pause_seconds,
         "checkout": str(lab.checkout),
+        "machines": sorted(lab.machines),
     }
     write_json(STATE / "settings.json", settings)
     write_nodes_info(STATE / "nodes_info.json", nodes_info(lab.plan))
@@ -94,7 +100,10 @@ def running_lab() -> Lab | None:
         period_seconds = int(said["period_seconds"])
         # A lab from before there were looks: its nodes look once a run.
         look_seconds = int(said.get("look_seconds", period_seconds))
-        return Lab(lab_plan(period_seconds, look_seconds, nodes), Path(said["checkout"]))
+        # One from before pauses were absorbed: its nodes' agent, once it is ours, does as usual.
+        pause_seconds = int(said.get("pause_seconds", Settings.pause_seconds))
+        plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes)
+        return Lab(plan, Path(said["checkout"]), frozenset(said.get("machines", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 

@@ -13,6 +13,7 @@ import yaml
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
+from agent import loader
 from tests.azure.fake_azure.azure import SUBSCRIPTION
 from tests.azure.fake_azure.model import Body, Request
 from tests.azure.fake_azure.operator import CHECKOUT, NAME, SSH_KEY, Operator
@@ -58,6 +59,12 @@ def made_before_looks(operator: Operator) -> None:
     """Its nodes look once a run, and no tag of the group says so."""
     made(operator, "--look-seconds", "20")
     del operator.azure.groups[NAME]["tags"]["look-seconds"]
+
+
+def made_before_pauses(operator: Operator) -> None:
+    """Its nodes absorb what their agent does by itself, and no tag of the group says so."""
+    made(operator)
+    del operator.azure.groups[NAME]["tags"]["pause-seconds"]
 
 
 def group_being_deleted(operator: Operator) -> None:
@@ -133,6 +140,8 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (made, ["--period-seconds", "10"], "with period-seconds = 20, not 10"),  # type: ignore[list-item]
     (made, ["--look-seconds", "5"], "with look-seconds = 2, not 5"),  # type: ignore[list-item]
     (made_before_looks, [], "with look-seconds = 20, not 2: of nodes that differ in it several"),
+    (made, ["--pause-seconds", "0"], "with pause-seconds = 5, not 0"),  # type: ignore[list-item]
+    (made_before_pauses, ["--pause-seconds", "8"], "with pause-seconds = 5, not 8: of nodes that"),
     (made, ["--region", "northeurope"], "is in westeurope, not in northeurope"),  # type: ignore[list-item]
     (lost_key, [], "cluster.key: missing; copy the file from the computer that made the cluster"),
     (other_key, [], "cluster.key: not the key of this cluster"),
@@ -171,7 +180,9 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (setting(), ["--period-seconds", "7"], "period_seconds = 7: use a divisor of 60"),
     (setting(), ["--look-seconds", "3"], "look_seconds = 3: use a divisor of period_seconds = 20"),
     (setting(look_seconds="2"), [], "look_seconds = '2': use a whole number"),
+    (setting(), ["--pause-seconds", "61"], "pause_seconds = 61: use 0 to 60"),
     (setting(tags={"look-seconds": "2"}), [], "tag 'look-seconds=2': use KEY=VALUE"),
+    (setting(tags={"pause-seconds": "5"}), [], "tag 'pause-seconds=5': use KEY=VALUE"),
     (setting(tags={"made-by": "me"}), [], "tag 'made-by=me': use KEY=VALUE"),
     (setting(), ["--tags", "team"], "tag 'team': use KEY=VALUE"),
     (setting(), ["--tags", "a/b=c"], "tag 'a/b=c': use KEY=VALUE"),
@@ -244,6 +255,17 @@ def test_a_new_node_of_a_cluster_from_before_looks_looks_once_a_run_as_the_other
     made(operator)
     assert "\nlook_seconds = 20\n" in settings_of_node(operator, "node2")
     assert settings_of_node(operator, "node2") == settings_of_node(operator, "node1")
+
+
+def test_a_new_node_of_a_cluster_from_before_pauses_absorbs_what_the_others_agent_does(
+    operator: Operator,
+) -> None:
+    made_before_pauses(operator)
+    assert operator.run("plan").code == 0
+    del operator.azure.resources[operator.azure.body_of("virtualMachines", "node2")["id"].lower()]
+    made(operator)
+    usual = loader.Settings().times.pause_seconds
+    assert f"\npause_seconds = {usual}\n" in settings_of_node(operator, "node2")
 
 
 # ---------------------------------------------------------------- plan, and what up changes

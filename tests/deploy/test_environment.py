@@ -97,6 +97,7 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
         cluster_key=KEY,
         period_seconds=20,
         look_seconds=2,
+        pause_seconds=5,
         peer_address="public",
         scheduled_events=True,
     )

@@ -68,6 +68,7 @@ class FirstBoot:
             cluster_key=KEY,
             period_seconds=20,
             look_seconds=2,
+            pause_seconds=5,
             peer_address="public",
             scheduled_events=True,
         )
@@ -142,10 +143,10 @@ def test_first_boot_installs_what_is_missing_and_says_so_last(boot: FirstBoot) -
     assert ran.calls[-1] == "touch installed"
     asked = [call for call in ran.calls if call.startswith("systemctl")]
     assert asked == [
-        "systemctl --no-reload enable bootup.service loader.timer rollback.timer",
+        "systemctl --no-reload enable bootup.service fence-clock.timer loader.timer rollback.timer",
         "systemctl start bootup.service",
         "systemctl restart apache2.service",
-        "systemctl start loader.timer handover.service rollback.timer",
+        "systemctl start fence-clock.timer loader.timer handover.service rollback.timer",
     ]
 
 
@@ -268,6 +269,7 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         cluster_key=KEY,
         period_seconds=20,
         look_seconds=2,
+        pause_seconds=5,
         peer_address="public",
         scheduled_events=True,
     )

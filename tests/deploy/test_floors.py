@@ -171,9 +171,9 @@ def test_a_name_or_an_address_stands_in_one_place(fact: str, place: str) -> None
     assert places(fact) == [place]
 
 
-def test_the_default_period_and_looks_stand_in_one_place_and_are_the_agents(tmp_path: Path) -> None:
-    period, look = Settings.period_seconds, Settings.look_seconds
-    for default, word in ((period, "period"), (look, "look_seconds")):
+def test_the_default_times_stand_in_one_place_and_are_the_agents(tmp_path: Path) -> None:
+    period, look, pause = Settings.period_seconds, Settings.look_seconds, Settings.pause_seconds
+    for default, word in ((period, "period"), (look, "look_seconds"), (pause, "pause_seconds")):
         number = re.compile(rf"(?<![\w.]){default}(?![\w.])")
         found = [
             name for name, words, value in FACTS if word in words and number.search(str(value))
@@ -182,6 +182,7 @@ def test_the_default_period_and_looks_stand_in_one_place_and_are_the_agents(tmp_
     without = loader.read_settings(tmp_path / "loader.conf")
     assert (without.times.period_seconds, without.peer_address) == (period, Settings.peer_address)
     assert without.times.look_seconds == loader.usual_look_seconds(period) == look
+    assert without.times.pause_seconds == pause
 
 
 def test_how_old_news_may_be_is_the_agents_to_say() -> None:

@@ -317,11 +317,32 @@ def test_the_worst_case_failover_is_said_under_the_table(cluster: Sites) -> None
     assert "Worst-case failover 29.5 s." in cluster.status().output
 
 
+def test_where_a_node_has_no_clock_of_its_host_status_says_once_how_pauses_are_noticed(
+    cluster: Sites,
+) -> None:
+    said = "Beyond 5 s pauses are noticed when the clock is stepped."
+    for name in NODES:
+        cluster.says(name, "passive", pause_seconds=5, host_clock=True)
+    assert "pauses" not in cluster.status().output
+    for name in ("node1", "node2"):
+        cluster.says(name, "passive", pause_seconds=5, host_clock=False)
+    assert cluster.status().output.count(said) == 1
+    told = [(node["pause_seconds"], node["host_clock"]) for node in cluster.view()["nodes"]]
+    assert told == [(5, False), (5, False), (5, True)]
+
+
+def test_of_an_agent_that_says_nothing_of_pauses_nothing_is_said(cluster: Sites) -> None:
+    assert "pauses" not in cluster.status().output
+    told = [(node["pause_seconds"], node["host_clock"]) for node in cluster.view()["nodes"]]
+    assert told == [(None, None)] * 3
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_the_table_fits_a_terminal_of(columns: int, cluster: Sites) -> None:
     reason = "Node node1 reachability reach quorum and is preferred, set as active"
     vote = {"candidate": "node1", "seconds": 26.1}
-    cluster.says("node1", "active", reason=reason, vote=vote, version="3f2a90c1d2e4")
+    more = {"version": "3f2a90c1d2e4", "pause_seconds": 5, "host_clock": False}
+    cluster.says("node1", "active", reason=reason, vote=vote, **more)
     cluster.balancer.pages["/stats;csv"] = Page(STATS)
     lines = cluster.status(columns=columns).output.splitlines()
     assert max(map(len, lines)) <= columns
@@ -340,13 +361,13 @@ def test_values_of_the_wrong_kind_are_shown_as_missing(cluster: Sites) -> None:
     fields = {
         "zone": 7, "version": ["x"], "generation": 7, "vote": "node1", "lease_seconds": "long",
         "reachable": 3, "holding_seconds": float("nan"), "period_seconds": -1,
-        "look_seconds": True, "fresh_seconds": "long",
+        "look_seconds": True, "fresh_seconds": "long", "pause_seconds": "5", "host_clock": 0,
     }  # fmt: skip
     cluster.says("node1", "active", **fields)
     node = cluster.view()["nodes"][0]
     assert node["role"] == "active"
     names = ("vote", "lease_seconds", "holding_seconds", "version", "generation", "look_seconds")
-    assert [node[name] for name in names] == [None] * 6
+    assert [node[name] for name in (*names, "pause_seconds", "host_clock")] == [None] * 8
     assert (node["zone"], node["period_seconds"], node["reachable"]) == ("1", 20, None)
 
 

@@ -64,7 +64,7 @@ def test_the_plan_says_how_often_a_node_looks_and_what_failover_takes_then() -> 
     for look in (2, 20):
         said = plan_in_words("--look-seconds", str(look))
         assert f"public address every {look} s, in runs of the agent that begin every 20 s." in said
-        longest_seconds = worst_failover_seconds(timing(20, look, 0))
+        longest_seconds = worst_failover_seconds(timing(20, look, 5))
         assert f"Worst-case failover {longest_seconds:.1f} s," in said
 
 
@@ -86,6 +86,27 @@ def test_what_azure_announces_is_heeded_unless_file_or_option_say_otherwise(
     assert plan_json(*words)["scheduled_events"] is heeded
     said = plan_in_words(*words)
     assert f"They {'heed' if heeded else 'do not heed'} Azure's scheduled events." in said
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "pause"),
+    [
+        ("", [], 5),
+        ("pause_seconds = 0", [], 0),
+        ("pause_seconds = 30", ["--pause-seconds", "8"], 8),
+        ("", ["--pause-seconds", "0"], 0),
+    ],
+)
+def test_the_plan_says_which_pauses_are_absorbed_and_how_much_longer_failover_takes_for_it(
+    tmp_path: Path, text: str, options: list[str], pause: int
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text + "\n")
+    words = ["--config", str(file), *options]
+    said, longest_seconds = plan_in_words(*words), worst_failover_seconds(timing(20, 2, pause))
+    assert f"Pauses of a machine are absorbed up to {pause} s." in said
+    assert f"Worst-case failover {longest_seconds:.1f} s," in said
+    assert plan_json(*words)["pause_seconds"] == pause
 
 
 def test_a_file_with_looks_that_its_period_has_no_whole_number_of_is_refused(
@@ -114,6 +135,7 @@ def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
         ("nodes = true", "nodes = True: use a whole number"),
         ("look_seconds = 2.5", "look_seconds = 2.5: use a whole number"),
         ("scheduled_events = 0", "scheduled_events = 0: use true or false"),
+        ('pause_seconds = "5"', "pause_seconds = '5': use a whole number"),
         ("region = 1", 'region = 1: use text in "quotes"'),
         ("http_from = []", 'use a list like \\["203.0.113.0/24"\\]'),
         ('peer = "public"', "unknown setting 'peer'"),

@@ -185,10 +185,21 @@ def test_who_stops_the_timer_stops_the_run_and_then_hands_over() -> None:
 
 
 def test_the_fence_removes_the_probe_and_the_staged_one_and_nothing_else() -> None:
-    name = next(name for name in UNITS if name.startswith("fence"))
     paths = loader.Paths()
-    command = unit(name)["Service"]["ExecStart"]
+    command = unit("fence.service")["Service"]["ExecStart"]
     assert command == f"/bin/rm -f {paths.probe} {paths.staged}"
+
+
+def test_a_step_of_the_wall_clock_starts_the_fence_as_often_as_it_happens() -> None:
+    timer = unit("fence-clock.timer")
+    assert dict(timer["Timer"]) == {"OnClockChange": "yes", "Unit": "fence.service"}
+    assert unit("fence.service")["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+def test_the_agent_may_read_the_hosts_clock_and_no_other_device() -> None:
+    service = unit("loader.service")["Service"]
+    assert (service["DevicePolicy"], service["DeviceAllow"]) == ("closed", "char-ptp r")
+    assert Path(loader.HOST_CLOCK).name.startswith("ptp")
 
 
 def test_the_agent_may_write_where_it_has_to_and_nowhere_else() -> None:
@@ -224,6 +235,7 @@ def test_bootup_comes_before_apache_and_the_timer_and_handing_over_before_apache
 def test_only_the_timers_and_what_runs_at_boot_are_enabled() -> None:
     assert [name for name in UNITS if unit(name).has_section("Install")] == [
         "bootup.service",
+        "fence-clock.timer",
         "install.service",
         "loader.timer",
         "rollback.timer",

@@ -30,8 +30,8 @@ Run = Callable[..., "tuple[int, str, str]"]
 def document(node: str = "node1", **changes: Any) -> str:
     options: dict[str, Any] = {
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
-        **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "peer_address": "public"},
-        "scheduled_events": True,
+        **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "pause_seconds": 5},
+        **{"peer_address": "public", "scheduled_events": True},
     }
     return user_data(node, **(options | changes))
 
@@ -84,11 +84,11 @@ def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
 
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"peer_address": "private", "scheduled_events": False}
-    found = files(document(period_seconds=15, look_seconds=5, **changes))
+    found = files(document(period_seconds=15, look_seconds=5, pause_seconds=7, **changes))
     for name in ("loader.conf", "cluster.key", "nodes_info.json"):
         (tmp_path / name).write_text(found[f"/etc/bootstrap/{name}"]["content"])
     settings = loader.read_settings(tmp_path / "loader.conf")
-    assert settings.times == loader.timing(15, 5, 0)
+    assert settings.times == loader.timing(15, 5, 7)
     assert (settings.peer_address, settings.scheduled_events) == ("private", False)
     assert settings.bootstrap_url == "http://203.0.113.10/bootstrap"
     assert loader.read_key(tmp_path / "cluster.key") == bytes.fromhex(KEY)
@@ -105,22 +105,24 @@ def test_the_period_of_the_units_is_the_period_of_the_agent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "period", "look"),
+    ("options", "period", "look", "pause"),
     [
-        ([], 20, 2),
-        (["--period-seconds", "15"], 15, 3),
-        (["--period-seconds", "5"], 5, 5),
-        (["--period-seconds", "10", "--look-seconds", "5"], 10, 5),
-        (["--look-seconds", "20"], 20, 20),
+        ([], 20, 2, 5),
+        (["--period-seconds", "15"], 15, 3, 5),
+        (["--period-seconds", "5"], 5, 5, 5),
+        (["--period-seconds", "10", "--look-seconds", "5"], 10, 5, 5),
+        (["--look-seconds", "20"], 20, 20, 5),
+        (["--pause-seconds", "0"], 20, 2, 0),
     ],
 )
-def test_a_nodes_settings_name_period_and_looks_whatever_was_asked_for(
-    options: list[str], period: int, look: int, run: Run
+def test_a_nodes_settings_name_period_looks_and_pauses_whatever_was_asked_for(
+    options: list[str], period: int, look: int, pause: int, run: Run
 ) -> None:
     code, printed, _ = run("user-data", "node1", *options)
     conf = files(printed)["/etc/bootstrap/loader.conf"]["content"]
     assert code == 0
-    assert conf.startswith(f"[loader]\nperiod_seconds = {period}\nlook_seconds = {look}\n")
+    times = f"period_seconds = {period}\nlook_seconds = {look}\npause_seconds = {pause}\n"
+    assert conf.startswith(f"[loader]\n{times}")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,14 @@ REFUSED = {
     "a plan with looks that do not divide the period": (
         ["plan", "--period-seconds", "15", "--look-seconds", "2"],
         "deploy: look_seconds = 2: use a divisor of period_seconds = 15, 2 or more.",
+    ),
+    "pauses of more than a minute": (
+        ["user-data", "node1", "--pause-seconds", "61"],
+        "deploy: pause_seconds = 61: use 0 to 60.",
+    ),
+    "a plan with pauses of less than nothing": (
+        ["plan", "--pause-seconds", "-1"],
+        "deploy: pause_seconds = -1: use 0 to 60.",
     ),
     "a node that is not there": (
         ["user-data", "node9"],

@@ -16,6 +16,7 @@ from agent.loader import (
     DRIFT,
     GAP_SECONDS,
     READY_LOOKS,
+    SLEW,
     Timing,
     tick_spread_seconds,
     timing,
@@ -25,8 +26,8 @@ from agent.loader import (
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = DOCS / "timeline.svg"
 PROTOCOL = DOCS / "protocol.md"
-SHOWN = ((20, 2), (20, 20), (2, 2))
-"""Period and look, in seconds: the default, and one look a run at both ends."""
+SHOWN = ((20, 2, 5), (20, 2, 0), (20, 20, 0))
+"""Period, look and pause, in seconds: the default, the same without pauses, and one look a run."""
 OPEN, CLOSE = "<!-- {}: by `python -m tests.docs.timeline` -->", "<!-- end of {} -->"
 
 
@@ -45,7 +46,7 @@ class Row(NamedTuple):
 
 
 def round_seconds(times: Timing) -> float:
-    """R: one round of requests, and the pause after it."""
+    """R: one round of requests, and the wait after it."""
     return times.timeout_seconds + times.poll_seconds
 
 
@@ -58,15 +59,17 @@ ROWS = (
         f"{GAP_SECONDS:g} if T < period else 0",
         lambda t: t.gap_seconds,
     ),
-    Row("D", "a vote binds the voter", "T + G + max(2.5, 0.35 T)", lambda t: t.promise_seconds),
-    Row("rho", "two boot clocks may drift", "", lambda _: 100 * DRIFT, " %"),
+    Row("P", "a host may pause a machine at no risk", "", lambda t: t.pause_seconds),
+    Row("D", "a vote binds the voter", "T + G + max(2.5, 0.35 T) + P", lambda t: t.promise_seconds),
+    Row("rho", "two raw clocks may drift", "", lambda _: 100 * DRIFT, " %"),
     Row(
         "L",
         "a grant lasts for the candidate, from its stamp",
-        "D (1 - rho) / (1 + rho)",
+        "D (1 - rho) / (1 + rho) - P",
         lambda t: t.lease_seconds,
     ),
-    Row("F", "fence to end of lease", "max(0.2, 0.05 T)", lambda t: t.margin_seconds),
+    Row("slew", "the fence's clock may be made to go slower", "", lambda _: 100 * SLEW, " %"),
+    Row("F", "fence to end of lease", "max(0.2, 0.05 T) + slew L", lambda t: t.margin_seconds),
     Row("timeout", "one request", "max(0.3, 0.05 T)", lambda t: t.timeout_seconds),
     Row(
         "connect",
@@ -74,8 +77,8 @@ ROWS = (
         "min(3, max(0.3, 0.15 T))",
         lambda t: t.connect_seconds,
     ),
-    Row("pause", "between two polls", "max(0.1, T / 80)", lambda t: t.poll_seconds),
-    Row("R", "a round: one request and a pause", "timeout + pause", round_seconds),
+    Row("wait", "between two polls", "max(0.1, T / 80)", lambda t: t.poll_seconds),
+    Row("R", "a round: one request and a wait", "timeout + wait", round_seconds),
     Row("W", "looks may be apart at no cost", "L - F - T - G - R", tick_spread_seconds, " s", 1),
     Row(
         "fresh",
@@ -103,13 +106,19 @@ def number(value: float, decimals: int = 2) -> str:
 
 def table_of_times() -> str:
     """Every time of the protocol for each of `SHOWN`, with what it is made of."""
-    lines = ["| | meaning | is | " + " | ".join(f"{p} / {t} s" for p, t in SHOWN) + " |"]
+    lines = ["| | meaning | is | " + " | ".join(f"{p} / {t} / {q} s" for p, t, q in SHOWN) + " |"]
     lines.append("|---|---|---|" + "---|" * len(SHOWN))
     for row in ROWS:
-        values = (number(row.value(timing(*both)), row.decimals) + row.unit for both in SHOWN)
+        values = (number(row.value(timing(*set_)), row.decimals) + row.unit for set_ in SHOWN)
         formula = f"`{row.formula}`" if row.formula else ""
         lines.append(f"| {row.symbol} | {row.meaning} | {formula} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def looks_and_pauses(period: float, look: float, pause: float) -> str:
+    """The other two settings in words."""
+    looks = f"a look every {look} s" if look < period else "one look a run"
+    return f"{looks}, pauses of {pause} s absorbed" if pause else f"{looks}, no pauses absorbed"
 
 
 def table_for_operators() -> str:
@@ -132,10 +141,10 @@ def table_for_operators() -> str:
             lambda t: f"{number(t.fresh_seconds)} s",
         ),
     )
-    heads = (f"{p} s, a look every {t} s" if t < p else f"{p} s, one look a run" for p, t in SHOWN)
+    heads = (f"{p} s, {looks_and_pauses(p, t, q)}" for p, t, q in SHOWN)
     lines = ["| at a period of | " + " | ".join(heads) + " |", "|---|" + "---|" * len(SHOWN)]
     for what, value in wanted:
-        lines.append(f"| {what} | {' | '.join(value(timing(*both)) for both in SHOWN)} |")
+        lines.append(f"| {what} | {' | '.join(value(timing(*set_)) for set_ in SHOWN)} |")
     return "\n".join(lines)
 
 
@@ -158,7 +167,7 @@ def with_tables(text: str) -> str:
 
 # ---- The picture
 
-LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 83, 1000, 480
+LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 60, 1000, 480
 
 COLOURS = """
   rect.page { fill: #ffffff; stroke: #d0d7de; } text { fill: #1f2328; } text.pale { fill: #59636e; }
@@ -228,22 +237,25 @@ def grid(times: Timing) -> list[str]:
     tick = look * (worst_failover_seconds(times) // look)  # at worst
     for at in range(0, end, int(look)):
         drawn += [upright(at, TOP, HEIGHT - 22, "tick")]
-        below = "look" if at != tick else "tick: the next run looks, up to G later"
+        below = "look" if at != tick else "tick: a new run, up to G later"
         drawn += [words(across(at), HEIGHT - 8, below, "pale", "middle")]
     return drawn
 
 
 def holder(times: Timing) -> list[str]:
-    """The active node: its lease, its fence, and Apache's limit."""
+    """The active node: its lease, a pause in it, its fence, and Apache's limit."""
     lease, fence = times.lease_seconds, times.lease_seconds - times.margin_seconds
+    paused = lease + times.pause_seconds
+    stands_still = f"P = {number(times.pause_seconds)} s: a pause, its clocks stand still"
     y, below = TOP + 10, TOP + 66
     return [
         named(y, "active node c", "its lease"),
-        bar(y, 0, fence, "lease", f"lease: L = {number(lease)} s from when the stamp was written"),
+        bar(y, 0, fence, "lease", f"lease: L = {number(lease)} s from the stamp on"),
         bar(y, fence, lease, "margin"),
         words(across(fence) + 4, y + 17, "F"),
         dot(y + 12, 0),
-        words(across(lease) + 10, y + 17, "the lease ends: its votes count no more"),
+        bar(y, lease, paused, "late", stands_still),
+        words(across(paused) + 10, y + 17, "its votes count no more"),
         named(below, "", "its probe.html"),
         bar(below, 0, fence - 1, "lease", "Apache answers 200 for it"),
         bar(below, fence - 1, fence, "margin"),
@@ -256,16 +268,18 @@ def holder(times: Timing) -> list[str]:
 def voter(times: Timing) -> list[str]:
     """The voter: when it reads the stamp, and for how long it is bound."""
     y, read = TOP + 136, round_seconds(times)
-    free, lease = read + times.promise_seconds, times.lease_seconds
+    free, over = read + times.promise_seconds, times.lease_seconds + times.pause_seconds
     promise = f"promise: D = {number(times.promise_seconds)} s from when it read the stamp"
     return [
         named(y, "its voter v", "its vote for c"),
         bar(y, read, free, "vote", promise),
         dot(y + 12, read),
-        upright(lease, TOP + 34, y + 40),
+        upright(over, TOP + 34, y + 24),
         upright(free, y, TOP + 336),
-        words(across(free) + 10, y + 8, "only now v may vote for another:"),
-        words(across(free) + 10, y + 25, "c's use of the vote is over"),
+        words(across(free) - 8, y + 42, "only now v may vote for another,", "", "end"),
+        words(
+            across(free) - 8, y + 59, "and c's use of the vote is over, paused or not", "", "end"
+        ),
     ]
 
 
@@ -292,7 +306,7 @@ def successor(times: Timing) -> list[str]:
     freed = round_seconds(times) + times.promise_seconds
     return [
         named(y, "next candidate d", "where c died at 0 s"),
-        bar(y, begin, worst, "run", "d looks"),
+        bar(y, begin, worst, "run", "looks"),
         dot(y + 12, freed),
         upright(worst, y - 6, y + 46, "fence"),
         words(across(worst) - 8, y + 46, "v is free; then two rounds R:", "", "end"),

@@ -1,19 +1,23 @@
 """The lab as a test sees it: its verbs, its nodes, and a sampler that watches all the time."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 from agent.loader import Timing, timing, utc
 from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
-from deploy.lab import STATE, WEB_SITE
+from deploy.lab import STATE, WEB_SITE, process
 from deploy.lab.state import lab_plan
+from deploy.settings import Settings
 from tests.lab.sampler import LOAD_BALANCER, Sampler, longest_gap_seconds, moments_with_two
 
 CHECKOUT = Path(__file__).parents[2]
@@ -43,6 +47,8 @@ class BootedLab:
     count: int
     period_seconds: int
     look_seconds: int
+    pause_seconds: int = Settings.pause_seconds
+    machines: tuple[str, ...] = ()  # the nodes that are virtual machines
     first_active_seconds: float = 0.0  # from `lab up` to the first answer 200
     _hung: set[str] = field(default_factory=set)
     _sampler: Sampler | None = None
@@ -50,12 +56,14 @@ class BootedLab:
     @property
     def nodes(self) -> dict[str, str]:
         """Node name -> public address, in order of preference."""
-        plan = lab_plan(self.period_seconds, self.look_seconds, count=self.count)
+        plan = lab_plan(
+            self.period_seconds, self.look_seconds, self.pause_seconds, count=self.count
+        )
         return {node.name: str(node.public_ip) for node in plan.nodes}
 
     @property
     def times(self) -> Timing:
-        return timing(self.period_seconds, self.look_seconds, 0)
+        return timing(self.period_seconds, self.look_seconds, self.pause_seconds)
 
     @property
     def patience_seconds(self) -> float:
@@ -66,7 +74,10 @@ class BootedLab:
     def options(self) -> list[str]:
         """Those of `lab up`."""
         period, look = str(self.period_seconds), str(self.look_seconds)
-        return ["--nodes", str(self.count), "--period-seconds", period, "--look-seconds", look]
+        machines = [word for name in self.machines for word in ("--vm", name)]
+        times = ["--period-seconds", period, "--look-seconds", look]
+        times += ["--pause-seconds", str(self.pause_seconds)]
+        return ["--nodes", str(self.count), *times, *machines]
 
     @property
     def sampler(self) -> Sampler:
@@ -108,6 +119,12 @@ class BootedLab:
     def thaw(self, name: str) -> None:
         lab("thaw", name)
         self._hung.discard(name)
+
+    def pause(self, name: str, seconds: float, *options: str) -> tuple[float, float]:
+        """Let a virtual machine stand still; from when to when, wall clock, seconds."""
+        said = lab("pause", name, str(seconds), *options)
+        began, ended = map(datetime.fromisoformat, re.findall(r"\d{4}-\S+\d\d:\d\d", said))
+        return began.timestamp(), ended.timestamp()
 
     def restore(self) -> None:
         """Undo whatever a test did, so that the most preferred node is active again."""
@@ -202,10 +219,18 @@ class BootedLab:
         """What every node and the sampler have to say, for a failing test."""
         parts = [f"active {sorted(self.active())}, served {self.served() or 'nobody'}"]
         for name in self.nodes:
-            log = self.root(name) / "var/log/bootstrap/logfile.log"
-            lines = log.read_text().splitlines() if log.exists() else ["no log"]
+            lines = self.log(name).splitlines()
             parts += [f"---- {name}: {self.sampler.latest(name)}", *lines[-60:]]
         return "\n".join(parts)
+
+    def log(self, name: str) -> str:
+        """The node's log; of a virtual machine that does not tell it, what its console says."""
+        if name in self.machines:
+            with contextlib.suppress(AssertionError):
+                return lab("logs", name)
+            return process.tail(self.root(name).with_name("console.log"))
+        log = self.root(name) / "var/log/bootstrap/logfile.log"
+        return log.read_text() if log.exists() else "no log"
 
 
 def fetch(address: str, path: str) -> str:

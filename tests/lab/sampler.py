@@ -96,18 +96,27 @@ def certainly_active(samples: Iterable[Sample]) -> Iterator[tuple[float, float]]
             yield answers[0].ended, answers[-1].began
 
 
-def moments_with_two(samples: Iterable[Sample]) -> list[str]:
-    """Every answer 200 that fell into a time in which another node certainly was active."""
+def answers_beside(samples: Iterable[Sample]) -> Iterator[tuple[Sample, str, float, float]]:
+    """Every answer 200 that fell into a time in which another node certainly was active.
+
+    With it that other node, and from when to when it was.
+    """
     by_node = defaultdict(list)
     for sample in samples:
         by_node[sample.target].append(sample)
+    for node, own in by_node.items():
+        for start, end in certainly_active(own):
+            for other, others in by_node.items():
+                for sample in others if other != node else ():
+                    if sample.status == 200 and start < sample.began and sample.ended < end:
+                        yield sample, node, start, end
+
+
+def moments_with_two(samples: Iterable[Sample]) -> list[str]:
+    """A sentence for each of them."""
     return [
-        f"{other} answered 200 at {sample.began:.2f}, {node} was active {start:.2f}-{end:.2f}"
-        for node, own in by_node.items()
-        for start, end in certainly_active(own)
-        for other, others in by_node.items()
-        for sample in others
-        if other != node and sample.status == 200 and start < sample.began and sample.ended < end
+        f"{late.target} answered 200 at {late.began:.2f}, {node} was active {start:.2f}-{end:.2f}"
+        for late, node, start, end in answers_beside(samples)
     ]
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from deploy.lab import METADATA
-from deploy.lab.cloud import probe_seconds
 from deploy.lab.events import NOTICE_SECONDS
-from deploy.lab.state import lab_plan
+from deploy.plan import Probe
 from tests.lab.cluster import BootedLab, lab
 from tests.lab.sampler import LOAD_BALANCER, Sample
 from tests.lab.test_lab import labs
@@ -60,8 +59,8 @@ def outages_seconds(samples: list[Sample]) -> list[float]:
 
 def handover_seconds(cluster: BootedLab) -> float:
     """A look in which nobody has taken over yet, and the probes that have to notice."""
-    plan = lab_plan(cluster.period_seconds, cluster.look_seconds, count=cluster.count)
-    return 1.5 * cluster.look_seconds + 2 * probe_seconds(plan)
+    probe = min(Probe.interval_seconds, cluster.period_seconds / 4)
+    return 1.5 * cluster.look_seconds + 2 * probe
 
 
 @at_the_default_settings

@@ -180,19 +180,22 @@ def lab_of(folder: Path, **settings: object) -> None:
     (folder / "endpoints.json").write_text("{}")
 
 
-def test_a_lab_that_is_up_keeps_its_period_and_looks_whatever_the_defaults_are(
+def test_a_lab_that_is_up_keeps_its_times_whatever_the_defaults_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state, "STATE", tmp_path)
-    lab_of(tmp_path, period_seconds=30, look_seconds=5)
-    for asked in ((None, None), (30, None), (None, 5), (30, 5)):
+    lab_of(tmp_path, period_seconds=30, look_seconds=5, pause_seconds=8)
+    for asked in ((None, None, None), (30, None, None), (None, 5, None), (30, 5, 8)):
         plan = wanted_lab(None, *asked).plan
-        assert (plan.period_seconds, plan.look_seconds) == (30, 5)
-    for others in ((20, None), (None, 2), (20, 5), (15, None)):
+        assert (plan.period_seconds, plan.look_seconds, plan.pause_seconds) == (30, 5, 8)
+    for others in ((20, None, None), (None, 2, None), (20, 5, 8), (15, None, None), (30, 5, 0)):
         with pytest.raises(Refusal) as refused:
             wanted_lab(None, *others)
         said = str(refused.value)
-        assert "a lab of 3 nodes with a period of 30 s and a look every 5 s from" in said
+        assert (
+            "a lab of 3 nodes with a period of 30 s, a look every 5 s and pauses of 8 s absorbed"
+            in said
+        )
         assert said.endswith("is up: `lab down` first.")
 
 
@@ -201,24 +204,38 @@ def test_a_lab_from_before_there_were_looks_looks_once_a_run(
 ) -> None:
     monkeypatch.setattr(state, "STATE", tmp_path)
     lab_of(tmp_path, period_seconds=20)
-    assert wanted_lab(None, None, None).plan.look_seconds == 20
-    with pytest.raises(Refusal, match="a period of 20 s and a look every 20 s"):
-        wanted_lab(None, None, 2)
+    assert wanted_lab(None, None, None, None).plan.look_seconds == 20
+    with pytest.raises(Refusal, match="a period of 20 s, a look every 20 s"):
+        wanted_lab(None, None, 2, None)
+
+
+def test_a_lab_from_before_pauses_absorbs_what_the_agent_does_that_it_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    lab_of(tmp_path, period_seconds=20, look_seconds=2)
+    assert wanted_lab(None, None, None, None).plan.pause_seconds == 5
+    with pytest.raises(Refusal, match="a look every 2 s and pauses of 5 s absorbed"):
+        wanted_lab(None, None, None, 0)
 
 
 @pytest.mark.parametrize(
-    ("asked", "period", "look"), [((None, None), 20, 2), ((15, None), 15, 3), ((4, 4), 4, 4)]
+    ("asked", "times"),
+    [
+        ((None, None, None), (20, 2, 5)),
+        ((15, None, None), (15, 3, 5)),
+        ((4, 4, 0), (4, 4, 0)),
+    ],
 )
-def test_a_new_lab_looks_as_often_as_asked_for_or_as_a_new_cluster(
-    asked: tuple[int | None, int | None],
-    period: int,
-    look: int,
+def test_a_new_lab_has_the_times_asked_for_or_those_of_a_new_cluster(
+    asked: tuple[int | None, int | None, int | None],
+    times: tuple[int, int, int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(state, "STATE", tmp_path)
     plan = wanted_lab(None, *asked).plan
-    assert (plan.period_seconds, plan.look_seconds) == (period, look)
+    assert (plan.period_seconds, plan.look_seconds, plan.pause_seconds) == times
 
 
 @without_a_lab
@@ -256,6 +273,7 @@ def test_two_commands_do_not_change_the_lab_at_once() -> None:
         (("up", "--period-seconds", "7"), "divisor of 60"),
         (("up", "--period-seconds", "0"), "divisor of 60"),
         (("up", "--look-seconds", "3"), "use a divisor of period_seconds = 20, 2 or more"),
+        (("up", "--pause-seconds", "61"), "pause_seconds = 61: use 0 to 60"),
         (("off", "node1"), "no lab is up"),
         (("shell", "node1"), "no lab is up"),
     ],

@@ -72,6 +72,9 @@ class Conditions:
     nodes: int = 3
     period_seconds: float = 20
     look_seconds: float = 0  # from one look to the next; 0: one look a run, of the whole period
+    pause_seconds: float = 0  # that the protocol absorbs
+    host_clock: bool = False  # the machine can read its host's, which goes on while it is paused
+    clock_fence: bool = True  # systemd drops the probe when the wall clock is stepped
     tick_spread_seconds: float = 0.3  # the wall clocks of two nodes are so far apart
     drift: float = 0.001  # each boot clock runs within this of real time, rho / 2 each way
     slow_share: float = 0.01  # requests that take up to two seconds
@@ -115,6 +118,15 @@ class Node:
     hung: bool = False
     apache: bool = True
     wall_offset: float = 0.0
+    slew: float = 0.0  # how much faster its time daemon makes boot and wall clock go
+    stopped: bool = False  # its host has paused it: all its clocks stand still
+    rates_since: float = 0.0  # real time; before it, the clocks had gained and lost:
+    boot_gained: float = 0.0
+    raw_gained: float = 0.0
+    pauses: list[tuple[float, float]] = field(default_factory=list)  # real end, length
+    excused_until: float = float("-inf")  # after more of a pause than what the protocol absorbs
+    looks_on: int = 0  # looks that were over since
+    stepped: float = float("-inf")  # when its wall clock was
     life: int = 0  # counts boots: events of an earlier one are void
     process: "Process | None" = None  # loader.service's
     run: "Process | None" = None  # the one that holds the lock
@@ -134,17 +146,37 @@ class Node:
     ailment: Ailment = WELL
     ailing_runs: int = 0
 
+    def gained(self, now: float) -> tuple[float, float]:
+        """How far the boot clock and the raw one are ahead of clocks that only drift."""
+        passed = now - self.rates_since
+        if self.stopped:
+            return self.boot_gained - passed, self.raw_gained - passed
+        return self.boot_gained + self.slew * passed, self.raw_gained
+
+    def set_rates(self, now: float, *, slew: float = 0.0, stopped: bool = False) -> None:
+        """From now on the clocks go like this."""
+        self.boot_gained, self.raw_gained = self.gained(now)
+        self.rates_since, self.slew, self.stopped = now, slew, stopped
+
     def boot_clock(self, now: float) -> float:
-        """Seconds since boot, by this node's own clock."""
-        return (now - self.booted) * (1 + self.drift)
+        """Seconds since boot, by this node's own clock; systemd's timers go by it."""
+        return (now - self.booted) * (1 + self.drift) + self.gained(now)[0]
+
+    def raw_clock(self, now: float) -> float:
+        """The clock that no time daemon slews."""
+        return (now - self.booted) * (1 + self.drift) + self.gained(now)[1]
 
     def wall_clock(self, now: float) -> float:
         """Seconds of the wall clock, as this node reads it."""
-        return now + self.wall_offset - self.skew
+        return now + self.wall_offset - self.skew + self.gained(now)[0]
+
+    def wrong_seconds(self, now: float) -> float:
+        """How far pauses and slews have moved its wall clock; whole minutes move no tick."""
+        return (self.wall_offset + self.gained(now)[0] + 30) % 60 - 30
 
     def real_delay(self, seconds: float) -> float:
-        """How long so many seconds of this node's clock really are."""
-        return seconds / (1 + self.drift)
+        """How long so many seconds of this node's clock really are, if nobody changes its rate."""
+        return seconds / (1 + self.drift + self.slew)
 
 
 @dataclass(eq=False)
@@ -158,6 +190,7 @@ class Process:
     stalled: bool = False  # stopped by a signal
     steps: Any = None  # None until it holds the lock
     effects: int = 0
+    clocks: Any = None  # as it read them last
     untested: set[str] = field(default_factory=set)  # peers not reached so far
     asked: set[str] = field(default_factory=set)  # of whom an answer is still to be taken in
     late: dict[str, Any] = field(default_factory=dict)  # answers that no poll waited for
@@ -206,6 +239,7 @@ class Simulation:
         self.losses: list[tuple[float, str]] = []
         self.refusals: list[tuple[float, str]] = []  # renewed after Apache refused the probe
         self.double: list[tuple[float, str, str]] = []
+        self.excused: list[tuple[float, str, str]] = []  # two, in the look after a long pause
         self.samples = self.samples_without = 0  # while some node could reach a majority
         self.without = self.longest_without = 0  # samples in a row
         self.at(0.5, self._sample)
@@ -258,7 +292,9 @@ class Simulation:
         self.run_until(self.now + seconds)
 
     def _tick_later(self, name: str, number: int, period: float) -> None:
-        start = number * period + self.nodes[name].skew + self.random.uniform(0.001, 0.02)
+        node = self.nodes[name]
+        start = number * period + node.skew - node.wrong_seconds(self.now)
+        start += self.random.uniform(0.001, 0.02)
         self.at(start, lambda: self._tick(name))
         self.at((number + 1) * period, lambda: self._tick_later(name, number + 1, period))
 
@@ -270,7 +306,7 @@ class Simulation:
     def set_period(self, names: Iterable[str], period: float) -> None:
         """Give some nodes another, shorter period: their timers and what their agents read."""
         for name in names:
-            times = self.agent.timing(period, period, 0)
+            times = self.agent.timing(period, period, self.conditions.pause_seconds)
             self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 
@@ -280,6 +316,9 @@ class Simulation:
         """Power on: bootup removes probe and markers, memory is empty, Apache comes up."""
         node = self.nodes[name]
         node.booted = self.now if booted is None else booted
+        node.wall_offset += node.gained(self.now)[0]
+        node.rates_since, node.boot_gained, node.raw_gained = self.now, 0.0, 0.0
+        node.slew, node.stopped = 0.0, False
         node.up, node.frozen, node.hung, node.apache = True, False, False, True
         node.state = None
         self._end_life(node)
@@ -310,6 +349,58 @@ class Simulation:
         self._note_loss(self.nodes[name])
         self.nodes[name].frozen = True
 
+    def pause(self, name: str, seconds: float, step_after: float | None) -> None:
+        """Its host stops the whole machine and its clocks for so long: to it nothing has happened.
+
+        `step_after`: so long after it goes on its wall clock is stepped to be right again.
+        """
+        node, resumes = self.nodes[name], self.now + seconds
+        if not node.up or node.frozen:
+            return
+        self._note_loss(node)
+        slew, node.frozen = node.slew, True
+        node.set_rates(self.now, stopped=True)
+        later = [
+            (when + seconds * (on is node), count, action, on, life, process)
+            for when, count, action, on, life, process in self._events
+        ]
+        self._events[:] = later
+        heapq.heapify(self._events)
+
+        def go_on() -> None:
+            node.set_rates(self.now, slew=slew)
+            node.frozen = False
+            node.pauses.append((self.now, seconds))
+            lately = self.now - self.times.promise_seconds - seconds
+            if (
+                sum(length for end, length in node.pauses if end > lately)
+                > self.times.pause_seconds
+            ):
+                node.excused_until, node.looks_on = self.now + self.times.lease_seconds, 0
+            self.note_served(node)
+            if step_after is not None:
+                self.at(self.now + step_after, lambda: self.right_clock(node), node)
+
+        self.at(resumes, lambda: go_on() if node.stopped else None)
+
+    def right_clock(self, node: Node) -> None:
+        """The wall clock is stepped by what it has lost; systemd starts the fence for that."""
+        period, before = self.conditions.period_seconds, node.wall_clock(self.now)
+        node.wall_offset, node.stepped = -node.gained(self.now)[0], self.now
+        if node.wall_clock(self.now) // period > before // period:
+            self._tick(node.name)  # a tick that was jumped over comes at once
+        if self.conditions.clock_fence:
+            late, fence = self.random.uniform(0.02, 0.2), lambda: self._fence(node, node.fence_id)
+            self.at(self.now + late, fence, node)
+        self.note_served(node)
+
+    def slew(self, name: str, rate: float, seconds: float) -> None:
+        """A time daemon makes boot and wall clock go faster by `rate` for so long, or slower."""
+        node = self.nodes[name]
+        if node.up and not node.stopped:
+            node.set_rates(self.now, slew=rate)
+            self.at(self.now + seconds, lambda: node.set_rates(self.now), node)
+
     def hang(self, name: str) -> None:
         """The agent alone stops, and whichever process of it systemd starts."""
         self.nodes[name].hung = True
@@ -322,6 +413,8 @@ class Simulation:
     def thaw(self, name: str) -> None:
         """Frozen, hung or stalled: goes on. What was due meanwhile happens in a moment."""
         node = self.nodes[name]
+        if node.stopped:
+            return  # only its host can let it go on
         was_frozen, node.frozen, node.hung = node.frozen, False, False
         for process in (node.process, node.run):
             if process:
@@ -398,6 +491,11 @@ class Simulation:
             return
         others = [name for name in self.active() if name != node.name]
         if others:
+            excused = max(self.nodes[name].excused_until for name in (node.name, *others))
+            if self.now < excused:
+                self.excused.append((self.now, node.name, others[0]))
+                self.at(excused, lambda: self.note_served(node))
+                return
             self.double.append((self.now, node.name, others[0]))
             raise TwoActive(f"{node.name} and {others[0]} are active at {self.now:.3f} s")
         if not self.elections or self.elections[-1][1] != node.name:
@@ -406,7 +504,7 @@ class Simulation:
     def _note_loss(self, node: Node) -> None:
         """Called before the probe goes; Apache may have refused it a little earlier."""
         if node.up and node.apache and node.probe and not node.frozen:
-            refused = node.lease_until - node.wall_offset + node.skew
+            refused = self.now + node.lease_until - node.wall_clock(self.now)
             when = min(self.now, refused) if self.conditions.apache_refuses else self.now
             self.losses.append((when, node.name))
 
@@ -467,20 +565,21 @@ class Simulation:
             self._soon(process, begins, lambda: self._look(process, lambda now: now + left))
         else:
             node.run = process
-            began, now = node.boot_clock(process.began), self._moment(node)
-            self._look(process, lambda _: self.agent.run_end_seconds(times, began, now))
+            wall, age = node.wall_clock(self.now), self.now - process.began
+            self._look(process, lambda now: now + self.agent.run_left_seconds(times, wall, age))
 
     def _look(self, process: Process, until_of: Callable[[float], float]) -> None:
         """The first look of a run, which the others follow."""
-        node, moment = process.node, self._moment(process.node)
-        members = self.members[node.name]
+        node, members = process.node, self.members[process.node.name]
+        process.clocks = node.state and node.state.clocks
+        moment = self._moment(process)
         if node.state is None:
             epoch = f"{self.random.getrandbits(64):016x}"
             known = node.bootup_clock == node.bootup_clock
-            start = node.bootup_clock if known else moment.boot_seconds
+            start = node.bootup_clock if known else moment.slow_seconds
             times, promised = members.times, node.promised_seconds
             node.state = self.agent.first_state(epoch, start, times, promised)
-        until = until_of(moment.boot_seconds)
+        until = until_of(moment.now_seconds)
         leaving, process.untested = process.leaving, set(self.order)
         announced = lambda: self.announced.get(node.name, "")  # noqa: E731
         process.steps = self.agent.looks(
@@ -513,12 +612,21 @@ class Simulation:
 
     # ------------------------------------------------ one run of the agent
 
-    def _moment(self, node: Node, value: Any = None) -> Any:
-        clock, wall = node.boot_clock(self.now), node.wall_clock(self.now)
-        return self.agent.Moment(clock, wall, node.probe, value)
+    def _clocks(self, process: Process) -> Any:
+        """The two clocks that the agent makes of its readings."""
+        boot, raw = process.node.boot_clock(self.now), process.node.raw_clock(self.now)
+        process.clocks = self.agent.advance(process.clocks, boot, raw)
+        return process.clocks
+
+    def _moment(self, process: Process, value: Any = None) -> Any:
+        node, clocks = process.node, self._clocks(process)
+        host = self.now - node.raw_clock(self.now) if self.conditions.host_clock else None
+        wall = node.wall_clock(self.now)
+        times = clocks.fast_seconds, clocks.slow_seconds, wall, host
+        return self.agent.Moment(*times, node.probe, value)
 
     def _go_on(self, process: Process, value: Any = None) -> None:
-        moment = self._moment(process.node, value)
+        moment = self._moment(process, value)
         self._step(process, lambda: process.steps.send(moment))
 
     def _answer(self, process: Process, value: Any = None, delay: float = 0.0) -> None:
@@ -568,6 +676,11 @@ class Simulation:
 
     def _do_outcome(self, process: Process, _: Any) -> None:
         """Report: status.json, and sometimes a trace."""
+        node = process.node
+        node.looks_on += 1
+        if node.looks_on == 2 and self.now < node.excused_until:  # a whole look since it went on
+            node.excused_until = self.now
+            self.note_served(node)
         self._answer(process, delay=2 * self._write_seconds())
 
     def _do_pause(self, process: Process, effect: Any) -> None:
@@ -575,7 +688,7 @@ class Simulation:
 
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
-            process.node.state = effect.state
+            process.node.state = effect.state._replace(clocks=self._clocks(process))
             self._go_on(process)
 
         self._soon(process, 2 * self._write_seconds(), save)
@@ -614,7 +727,7 @@ class Simulation:
         node = process.node
 
         def arm() -> None:
-            left = effect.until_seconds - node.boot_clock(self.now)
+            left = effect.until_seconds - self._clocks(process).fast_seconds
             if left <= 0:
                 self._answer(process, False)
                 return
@@ -622,11 +735,12 @@ class Simulation:
             fence_id = node.fence_id
             late = self.random.uniform(0, self.conditions.fence_late_seconds)
             when = self.now + node.real_delay(left) + late
-            self.at(when, lambda: self._fence(node, fence_id), node)
+            deadline = node.boot_clock(self.now) + left
+            self.at(when, lambda: self._fence_at(node, fence_id, deadline), node)
             self._soon(process, self._write_seconds(), stage)
 
         def stage() -> None:
-            left = effect.until_seconds - node.boot_clock(self.now)
+            left = effect.until_seconds - self._clocks(process).fast_seconds
             wall = node.wall_clock(self.now)
             if node.probe and wall >= node.lease_until > 0:
                 self.refusals.append((self.now, node.name))
@@ -639,7 +753,7 @@ class Simulation:
             self._soon(process, self._write_seconds(), commit)
 
         def commit() -> None:
-            if node.boot_clock(self.now) >= effect.until_seconds:
+            if self._clocks(process).fast_seconds >= effect.until_seconds:
                 self._answer(process, False)
                 return
             self._soon(process, self._write_seconds(), rename)
@@ -654,6 +768,15 @@ class Simulation:
             self._answer(process, True, delay=self._write_seconds())
 
         self._soon(process, self.random.uniform(0.002, 0.03), arm)
+
+    def _fence_at(self, node: Node, fence_id: int, deadline: float) -> None:
+        """The timer's deadline is one of the boot clock, whatever became of its rate."""
+        left = deadline - node.boot_clock(self.now)
+        if left > 1e-6:
+            when = self.now + node.real_delay(left)
+            self.at(when, lambda: self._fence_at(node, fence_id, deadline), node)
+        else:
+            self._fence(node, fence_id)
 
     def _fence(self, node: Node, fence_id: int) -> None:
         if node.fence_id == fence_id:
@@ -761,7 +884,6 @@ class Faults:
     def __init__(self, simulation: Simulation, every_seconds: float) -> None:
         self.simulation, self.every_seconds = simulation, every_seconds
         self.random = simulation.random
-        self.stepped: dict[str, float] = {}
         self.on = False
         self.kinds = [
             *(self.cut, self.cut_one_way, self.isolate, self.crash, self.reboot, self.hang),
@@ -769,6 +891,7 @@ class Faults:
         ]
         if simulation.conditions.apache_refuses:
             self.kinds.append(self.freeze)
+        self.kinds += [self.pause, self.pause_several, self.slew]
         if simulation.times.look_seconds < simulation.times.period_seconds:
             self.kinds += [self.die_at_exit, self.die_in_start_up, self.start_late]
             self.kinds += [self.start_twice, self.kill_for_a_period, self.stall]
@@ -802,9 +925,34 @@ class Faults:
         for name, node in simulation.nodes.items():
             node.apache = True
             node.doomed, node.late_seconds = "", 0.0
+            if node.stopped or node.slew:
+                node.set_rates(simulation.now)
             if not node.up:
                 simulation.boot(name)
             simulation.thaw(name)
+            if abs(node.wrong_seconds(simulation.now)) > 0.001:
+                right = functools.partial(simulation.right_clock, node)
+                simulation.at(simulation.now + 1, right, node)
+
+    def pause(self, name: str) -> None:
+        """By its host: all clocks of the machine stand still, and later one of them is righted."""
+        longest = self.random.choice([1.0, 5.0, 30.0])
+        self._pause(name, self.random.uniform(0, longest))
+
+    def pause_several(self, _: str) -> None:
+        """At once, and of different length."""
+        for name in self.random.sample(self.simulation.order, 2):
+            self._pause(name, self.random.uniform(0, 10))
+
+    def _pause(self, name: str, seconds: float) -> None:
+        step_after = self.random.choice([0.0, 1.0, 5.0, None])
+        self.simulation.pause(name, seconds, step_after)
+
+    def slew(self, name: str) -> None:
+        """A time daemon moves the clocks of one node, or of several, as fast as it may."""
+        for slewed in sorted({name, self.random.choice(self.simulation.order)}):
+            rate = self.random.choice([-1, 1]) * self.random.choice([0.0834, 0.1])
+            self.simulation.slew(slewed, rate, self.random.uniform(0, 30))
 
     def cut(self, name: str) -> None:
         """Both ways."""
@@ -871,7 +1019,7 @@ class Faults:
 
     def freeze(self, name: str) -> None:
         """The machine stands still; its clock was not moved in this lease (a known limit)."""
-        moved = self.stepped.get(name, float("-inf"))
+        moved = self.simulation.nodes[name].stepped
         node, period = self.simulation.nodes[name], self.simulation.conditions.period_seconds
         if node.up and not node.frozen and self.simulation.now - moved > 2 * period:
             self.simulation.freeze(name)
@@ -931,7 +1079,7 @@ class Faults:
         if self.simulation.nodes[name].frozen:
             return  # what a host does to a frozen machine's clock is a known limit
         self.simulation.nodes[name].wall_offset += self.random.choice([-60, 60])
-        self.stepped[name] = self.simulation.now
+        self.simulation.nodes[name].stepped = self.simulation.now
 
     def lose_state(self, name: str) -> None:
         """The promises vanish without a reboot, rarely."""
@@ -973,6 +1121,8 @@ def conditions_of(seed: int, pace: tuple[float, float] | None = None) -> Conditi
         fence_late_seconds=draw.choice([0.1, 0.6 if look == 20 else 0.15]),
         start_up_seconds=draw.choice([(0.15, 0.3), (0.15, 0.6)]),
         slow_start_share=draw.choice([0.0, 0.01]),
+        pause_seconds=draw.choice([0, 5, 5]),
+        host_clock=draw.choice([False, True]),
         pages=draw.random() < 1 / 16,
     )
 

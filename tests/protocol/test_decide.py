@@ -558,6 +558,11 @@ BROKEN: dict[str, tuple[str, str]] = {
         "== members.me and vote.epoch == state.epoch",
         "== members.me",
     ),
+    "who shows another vote is still counted": (
+        "        elif not mine:  # its promise to us is over, whatever our clocks say\n"
+        "            grants.pop(voter, None)\n",
+        "",
+    ),
     "what I gave up is counted again": (
         "grants.get(voter, (state.released, 0.0))[0]",
         "grants.get(voter, (0, 0.0))[0]",

@@ -1,0 +1,118 @@
+"""Pause the active node, a virtual machine, again and again: does a second one answer beside it?
+
+    python -m tests.lab.pauses --seconds 3 5 8 15 30 --phases 10 --step-clock-after 0 1 never
+
+Needs root and QEMU. Node1 stands still at random moments of the period (the seed is printed), and
+its wall clock is set right so long after it goes on. Every node is asked without a pause.
+"""
+
+import argparse
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.lab.cluster import BootedLab, lab
+from tests.lab.sampler import Sampler, answers_beside, longest_gap_seconds
+
+NEVER = "never"
+
+
+@dataclass(frozen=True)
+class Pause:
+    """What clients saw of one pause, in seconds."""
+
+    beside: float  # after it went on, until the paused node's last answer beside a successor
+    nobody: float  # the longest time without an active node
+
+
+@contextmanager
+def asked_without_a_pause(cluster: BootedLab) -> Iterator[Sampler]:
+    """A sampler of the nodes that asks again as soon as it has its answer."""
+    sampler = Sampler(cluster.nodes, interval_seconds=0)
+    sampler.start()
+    try:
+        yield sampler
+    finally:
+        sampler.stop()
+
+
+def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -> Pause:
+    """Pause node1, active, so long after a tick, and watch until all has settled again."""
+    options = [] if step == NEVER else ["--step-clock-after", step]
+    cluster.settles_on("node1")
+    cluster.wait_until(into_seconds)
+    with asked_without_a_pause(cluster) as sampler:
+        began, went_on = cluster.pause("node1", seconds, *options)
+        settled_by = time.time() + 3 * cluster.look_seconds
+        cluster.wait("three looks later", lambda: time.time() > settled_by)
+        cluster.settles_on("node1")
+    samples = sampler.of_nodes()
+    late = [sample.ended - went_on for sample, *_ in answers_beside(samples)]
+    return Pause(max(late, default=0.0), longest_gap_seconds(samples, began, time.time()))
+
+
+def measure(cluster: BootedLab, asked: argparse.Namespace, table: Table) -> bool:
+    """A row for each length and way of setting the clock; gives whether two were ever seen."""
+    draw = random.Random(asked.seed)
+    ever = False
+    for seconds in asked.seconds:
+        for step in asked.step_clock_after:
+            phases = [draw.uniform(0, cluster.period_seconds) for _ in range(asked.phases)]
+            found = [paused(cluster, phase, seconds, step) for phase in phases]
+            two = [pause.beside for pause in found if pause.beside]
+            ever = ever or bool(two)
+            nobody = max(pause.nobody for pause in found)
+            longest = f"{max(two, default=0):.2f} s"
+            row = (f"{seconds:g} s", step, str(len(found)), str(len(two)), longest)
+            table.add_row(*row, f"{nobody:.2f} s")
+            print(*row, flush=True)  # a long run tells how far it is
+    return ever
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description="Pause the active node of a lab.")
+    parser.add_argument("--period-seconds", type=int, default=20)
+    parser.add_argument("--look-seconds", type=int, default=2)
+    parser.add_argument("--pause-seconds", type=int, default=5, help="that the cluster absorbs")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[3, 5, 8, 15, 30])
+    parser.add_argument("--phases", type=int, default=10)
+    parser.add_argument("--step-clock-after", nargs="+", default=["0", "1", NEVER])
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Bring a lab up, pause its active node, take it down; 1 where two nodes answered 200."""
+    asked = arguments()
+    cluster = BootedLab(
+        3, asked.period_seconds, asked.look_seconds, asked.pause_seconds, ("node1",)
+    )
+    names = ("pause", "clock set after", "times", "two active in", "for at most", "nobody for")
+    table = Table(*names)
+    try:
+        cluster.up()
+        cluster.watch()
+        ever = measure(cluster, asked, table)
+        cluster.stop_watching()
+    finally:
+        lab("down")
+    console = Console(width=110)
+    console.print(
+        f"{' '.join(sys.argv[1:])}\n{os.cpu_count()} cores, {platform.system()}"
+        f" {platform.release()}, Python {platform.python_version()}, seed {asked.seed}."
+    )
+    console.print(table)
+    return 1 if ever else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
