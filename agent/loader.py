@@ -1353,7 +1353,7 @@ class Seen(NamedTuple):
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
     fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
-    announced: str = ""  # what Azure will do to this machine: it leaves if others can be active
+    announced: str = ""  # what Azure will do to this machine: it makes way if there is an heir
 
 
 class Reply(NamedTuple):
@@ -1435,7 +1435,7 @@ class View(NamedTuple):
     clock_stepped: bool
     started_seconds: float
     late: bool = False  # the look began too late to stand
-    announced: str = ""
+    announced: str = ""  # what this node makes way for
 
 
 def is_late(members: Members, seen: Seen) -> bool:
@@ -1450,12 +1450,13 @@ def heard_seconds(state: State, marker: Marker) -> float:
     return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
 
 
-def others_can(markers: Mapping[str, Marker]) -> bool:
-    """Whether another node is active, or could be: it has seen a majority for some looks.
+def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
+    """Who is to take over from a node that makes way: the first that has seen a majority lately.
 
     One that is about to go says that it has seen none: nobody hands over to it.
     """
-    return any(m.active or m.quorum_runs >= READY_LOOKS for m in markers.values())
+    able = {n for n, m in markers.items() if m.active or m.quorum_runs >= READY_LOOKS}
+    return next((markers[name] for name in members.order if name in able), None)
 
 
 def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
@@ -1478,9 +1479,11 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
         if seen.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    began, late, kinds = seen.started_seconds, is_late(members, seen), seen.announced
-    there, leaves = moment.probe_there, seen.leaving or bool(kinds and others_can(fresh))
-    return View(now, slow, fresh, live, changed, there, leaves, stepped, began, late, kinds)
+    began, late, there = seen.started_seconds, is_late(members, seen), moment.probe_there
+    heir = heir_of(members, fresh) if seen.announced else None
+    leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
+    kinds = seen.announced if heir else ""
+    return View(now, slow, fresh, live, changed, there, leaving, stepped, began, late, kinds)
 
 
 def failed(state: State, why: str) -> State:
@@ -1683,6 +1686,8 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     active = active_node(members, state, view)
     if active is None:
         return False
+    if view.announced:  # it goes on as a voter
+        return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
     calm = members.order.index(active) <= min(
@@ -1701,7 +1706,7 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     state, me, now = decision.state, members.me, view.slow_seconds
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
-    if view.leaving:
+    if view.announced or view.leaving:
         why = f"makes way: Azure announces {view.announced}" if view.announced else "is leaving"
         return f"Node {me} {why}, set as passive"
     if not len(view.markers) + 1 >= members.majority:
@@ -1740,7 +1745,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
         or outvoted(members, state, view)
         or deserted(members, state, view)
     )
-    kept_back = view.leaving or steps_down or bool(rests(members, state, view))
+    kept_back = view.leaving or steps_down or bool(view.announced or rests(members, state, view))
     wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
@@ -2570,13 +2575,13 @@ class Announced:
             self._events = [event for event in found if self._node in event.nodes]
         return ", ".join(sorted({event.kind for event in self._events}))
 
-    def approve(self, outcome: Outcome) -> None:
+    def approve(self, members: Members, outcome: Outcome) -> None:
         """Once a run: when another node is active that does not go as well, or none can be."""
         waiting = [event for event in self._events if event.scheduled]
         going = {name for event in waiting for name in event.nodes}
         markers = outcome.seen.markers
         active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
-        if waiting and (active or not others_can(markers)):
+        if waiting and (active or not heir_of(members, markers)):
             why = f"{active[0]} is active" if active else "no other node can be"
             self._events = [event._replace(scheduled=False) for event in self._events]
             paths = self._paths
@@ -2601,7 +2606,7 @@ def take_part(
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
-        announced.approve(outcome)
+        announced.approve(machine.members, outcome)
     if "approval" in background.busy:  # of a run of one look, which ends now
         background.take("approval", brief_seconds(times))
 

@@ -36,13 +36,13 @@ def looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def takes_over(world: World, peer: str) -> None:
-    """The peer serves once node1 has given its stamps up, and votes for it before that."""
+    """The peer asks once node1 does not, and serves once that has given its stamps up."""
 
     def page(_: Asked) -> Page:
-        shown = world.shown_to(peer)
-        free = shown is not None and shown.released > 0
-        vote = None if free else world.vote_of(peer)
-        return Page(world.signed(world.marker(peer, candidate=free, active=free, vote=vote)))
+        shown, vote = world.shown_to(peer), world.vote_of(peer)
+        asks, free = (shown and not shown.candidate, shown and shown.released)
+        fields = {"candidate": bool(asks), "active": bool(free), "vote": vote}
+        return Page(world.signed(world.marker(peer, **fields)))
 
     world.says(peer, page)
 
