@@ -2575,13 +2575,17 @@ class Announced:
             self._events = [event for event in found if self._node in event.nodes]
         return ", ".join(sorted({event.kind for event in self._events}))
 
-    def approve(self, members: Members, outcome: Outcome) -> None:
-        """Once a run: when another node is active that does not go as well, or none can be."""
+    def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
+        """Once a run: when another node is active that does not go as well, or none can be.
+
+        Who was active when the run began leaves it to the next one: the load balancer's probe has
+        to notice first.
+        """
         waiting = [event for event in self._events if event.scheduled]
         going = {name for event in waiting for name in event.nodes}
         markers = outcome.seen.markers
         active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
-        if waiting and (active or not heir_of(members, markers)):
+        if waiting and ((active and not was_active) or not heir_of(members, markers)):
             why = f"{active[0]} is active" if active else "no other node can be"
             self._events = [event._replace(scheduled=False) for event in self._events]
             paths = self._paths
@@ -2606,7 +2610,7 @@ def take_part(
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
-        announced.approve(machine.members, outcome)
+        announced.approve(machine.members, outcome, was_active=state.active)
     if "approval" in background.busy:  # of a run of one look, which ends now
         background.take("approval", brief_seconds(times))
 

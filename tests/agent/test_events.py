@@ -73,9 +73,12 @@ def test_before_what_is_announced_the_role_is_handed_over_and_then_it_is_approve
     world.announces(kind)
     ran = world.run()
     makes_way(world, ran, kind)
+    assert world.approved() == []  # the load balancer has to notice first
+    assert world.state()["vote"][0] == "node2"  # it goes on as a voter
+    ran = world.run()
+    makes_way(world, ran, kind)
     assert world.approved() == [f"the {kind}"]
     assert f"Azure may go on with its {kind}: node2 is active" in ran.journal
-    assert world.state()["vote"][0] == "node2"  # it goes on as a voter
 
 
 def test_it_is_approved_once_and_the_node_stays_passive_until_it_is_over(world: World) -> None:
@@ -112,6 +115,7 @@ def test_one_that_has_begun_without_a_word_is_made_way_for_and_needs_no_approval
 def test_a_second_one_is_approved_beside_a_first_that_was(world: World) -> None:
     world.announces("Freeze")
     world.run()
+    world.run()
     world.announces("Freeze", "Reboot")
     makes_way(world, world.run(), "Freeze, Reboot")
     world.run()
@@ -127,6 +131,7 @@ def test_an_approval_that_is_not_heard_is_sent_again_by_the_next_run(
     document = site.pages[EVENTS]
     assert isinstance(document, Page)
     world.metadata_says(EVENTS, lambda asked: answer if asked.content else document)
+    world.run()
     makes_way(world, world.run(), "Freeze")
     assert not world.paths.approved.exists()
     world.metadata_says(EVENTS, document)
@@ -144,6 +149,7 @@ def test_a_passive_node_approves_at_once_while_another_is_active(world: World) -
 
 
 def test_nothing_is_approved_before_another_node_is_active(world: World) -> None:
+    world.saw_its_peers()
     world.votes("node2")  # and does not take over
     world.announces("Freeze")
     makes_way(world, world.run(), "Freeze")
@@ -155,7 +161,8 @@ def test_nothing_is_approved_before_another_node_is_active(world: World) -> None
 
 def test_one_for_the_active_node_as_well_waits_until_that_one_has_made_way(world: World) -> None:
     world.announces("Freeze", Resources=["node1", "Node2"])
-    makes_way(world, world.run(), "Freeze")
+    for _ in range(2):
+        makes_way(world, world.run(), "Freeze")
     assert world.approved() == []
     world.votes("node2")
     world.leads("node3")
@@ -273,12 +280,11 @@ def test_an_answer_that_comes_late_counts_from_the_next_look_on(looking: World) 
     looking.metadata_says(EVENTS, late)
     makes_way(looking, looking.run(), "Freeze")
     assert len(looks) == 1
-    assert looking.approved() == ["the Freeze"]
 
 
-def test_it_is_asked_for_once_a_run_and_approved_in_the_run_that_hears_of_it(
-    looking: World,
-) -> None:
+def test_it_is_asked_for_once_a_run_and_approved_once(looking: World) -> None:
+    looking.saw_its_peers()
+    looking.leads("node2")
     looking.announces("Freeze")
     ran = looking.run()
     makes_way(looking, ran, "Freeze")
