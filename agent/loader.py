@@ -428,7 +428,7 @@ def check(times: Timing) -> Timing:
     return times
 
 
-GAP_SECONDS = 0.5
+GAP_SECONDS = 0.75
 """G: an old run's end, the start of Python and its imports on a busy machine of two cores
 (docs/measurements.md)."""
 
@@ -1209,7 +1209,9 @@ class Record(NamedTuple):
     """The newest marker seen of one boot of a peer: to know it, and an older one, again."""
 
     stamp: int
-    changed_seconds: float
+    changed_seconds: float  # when it was first read
+    read_seconds: float = 0.0  # when it was last read
+    age_seconds: float = 0.0  # how old it was at most when it was first read
 
 
 class State(NamedTuple):
@@ -1370,17 +1372,21 @@ def newer_records(
     """A peer's records after this marker. Raises `BadInput` for one older than another seen.
 
     Each boot's newest is kept for as long as one of its markers could count as fresh: no replay
-    of another boot makes this node forget it.
+    of another boot makes this node forget it. A stamp was not there when the one before was last
+    read; and it is no older than that one was, if both clocks went on by as much in between.
     """
-    before = known.get(marker.epoch)
-    if before and marker.stamp <= before.stamp:
+    before, age_seconds = known.get(marker.epoch), float("inf")
+    if before:
         if marker.stamp < before.stamp:
             raise BadInput("its marker is older than one already seen: replayed")
-        return known
+        if marker.stamp == before.stamp:
+            return {**known, marker.epoch: before._replace(read_seconds=now)}
+        drifted = now - before.changed_seconds - (marker.stamp - before.stamp) / 1000
+        age_seconds = max(0.0, min(now - before.read_seconds, before.age_seconds + drifted))
     horizon = now - members.times.fresh_seconds
     recent = sorted((r.changed_seconds, e) for e, r in known.items() if r.changed_seconds > horizon)
     kept = {epoch: known[epoch] for _, epoch in recent[-31:]}
-    return {**kept, marker.epoch: Record(marker.stamp, now)}
+    return {**kept, marker.epoch: Record(marker.stamp, now, now, age_seconds)}
 
 
 def times_in_vain(state: State, marker: Marker, slow: float) -> int:
@@ -1429,7 +1435,7 @@ class View(NamedTuple):
     # Two different stamps seen within this look; for whom I yielded to, since the one before, so
     # that the active node still reads of it when it looks for the first time.
     live: frozenset[str]
-    changed_seconds: Mapping[str, float]
+    asked_seconds: Mapping[str, float]  # no earlier than then its stamp was taken
     probe_there: bool
     leaving: bool
     clock_stepped: bool
@@ -1466,12 +1472,12 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
     this node's that is as new: so nothing that was recorded before speaks for a peer.
     """
     now, slow = moment.now_seconds, moment.slow_seconds
-    changed = {n: state.records[n][m.epoch].changed_seconds for n, m in seen.markers.items()}
+    records = {name: state.records[name][m.epoch] for name, m in seen.markers.items()}
     oldest = now - members.times.fresh_seconds
     fresh = {
         name: marker
         for name, marker in seen.markers.items()
-        if changed[name] >= oldest and heard_seconds(state, marker) >= oldest
+        if records[name].changed_seconds >= oldest and heard_seconds(state, marker) >= oldest
     }
     live = frozenset(
         name
@@ -1479,11 +1485,12 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
         if seen.first_stamps[name] != (m.epoch, m.stamp)
         or (name == state.yields_to and seen.last_stamps.get(name) != (m.epoch, m.stamp))
     )
-    began, late, there = seen.started_seconds, is_late(members, seen), moment.probe_there
+    late, started = is_late(members, seen), seen.started_seconds
+    asked = {name: record.changed_seconds - record.age_seconds for name, record in records.items()}
     heir = heir_of(members, fresh) if seen.announced else None
     leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
-    kinds = seen.announced if heir else ""
-    return View(now, slow, fresh, live, changed, there, leaving, stepped, began, late, kinds)
+    there, kinds = moment.probe_there, seen.announced if heir else ""
+    return View(now, slow, fresh, live, asked, there, leaving, stepped, started, late, kinds)
 
 
 def failed(state: State, why: str) -> State:
@@ -1544,13 +1551,6 @@ def outvoted(members: Members, state: State, view: View) -> bool:
     """Whether so many of my voters yield to somebody else that the rest is no majority."""
     lost = yielding(members, view) & set(state.grants)
     return bool(lost) and len(state.grants) - len(lost) < members.majority
-
-
-def deserted(members: Members, state: State, view: View) -> bool:
-    """Whether a majority shows that it votes for somebody else or nobody: no clock is needed."""
-    votes = [state.vote, *(marker.vote for marker in view.markers.values())]
-    mine = [vote for vote in votes if vote and vote[:2] == (members.me, state.epoch)]
-    return len(votes) - len(mine) >= members.majority
 
 
 class Claim(NamedTuple):
@@ -1619,18 +1619,19 @@ def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | 
 
 
 def count_grants(members: Members, state: State, view: View) -> State:
-    """Rule Count: the newest stamp of mine that each voter shows granted."""
-    grants = dict(state.grants)
-    shown = {name: m.vote for name, m in view.markers.items() if m.vote is not None}
-    if (own := state.vote) is not None:
-        shown[members.me] = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, 0.0)
+    """Rule Count: the newest stamp of mine that each voter shows granted.
+
+    The promise of who shows none for me is over, whatever my clocks say.
+    """
+    grants, own = dict(state.grants), state.vote
+    shown = {name: marker.vote for name, marker in view.markers.items()}
+    shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
-        mine = vote.candidate == members.me and vote.epoch == state.epoch
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if mine and newest < vote.stamp <= state.stamp:
-            grants[voter] = (vote.stamp, vote.promise_seconds)
-        elif not mine:  # its promise to us is over, whatever our clocks say
+        if vote is None or vote.candidate != members.me or vote.epoch != state.epoch:
             grants.pop(voter, None)
+        elif newest < vote.stamp <= state.stamp:
+            grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
 
@@ -1660,6 +1661,12 @@ class Decision(NamedTuple):
     reason: str = ""
 
 
+def renews(members: Members, state: State) -> bool:
+    """Whether it asks, and no majority has granted this look's stamp so far."""
+    covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
+    return state.candidate and covered < members.majority
+
+
 def active_node(members: Members, state: State, view: View) -> str | None:
     """The node that is active, as far as this one can see."""
     if state.active:
@@ -1670,14 +1677,12 @@ def active_node(members: Members, state: State, view: View) -> str | None:
 def is_content(members: Members, decision: Decision, view: View, active: str) -> bool:
     """Whether a passive node has given the active one what it needs for this tick."""
     state, marker = decision.state, view.markers[active]
-    unchanged_seconds = view.now_seconds - view.changed_seconds[active]
-    # A stamp of the look before does not do: who was elected late in it may look after us.
-    if unchanged_seconds > members.times.look_seconds / 4:
+    # A stamp of the look before does not do: who was late in it may look after us.
+    if view.now_seconds - view.asked_seconds[active] > members.times.look_seconds / 4:
         return False
     if state.yields_to or any(m.yields_to == members.me for m in view.markers.values()):
         return False
-    bound = state.vote is not None and state.vote.candidate == active
-    return not bound or state.granted.get(active) == (marker.epoch, marker.stamp)
+    return marker.candidate  # else it is about to leave; what it asks for was granted, if it could
 
 
 def is_settled(members: Members, decision: Decision, view: View) -> bool:
@@ -1739,13 +1744,10 @@ def decide(members: Members, state: State, view: View) -> Decision:
     has_quorum = electors >= members.majority
     higher = higher_candidates(members, state, view)
     steps_down = state.active and (
-        bool(higher)
-        or view.leaving
-        or view.clock_stepped
-        or outvoted(members, state, view)
-        or deserted(members, state, view)
+        bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
     )
-    kept_back = view.leaving or steps_down or bool(view.announced or rests(members, state, view))
+    kept_back = view.leaving or steps_down or bool(rests(members, state, view))
+    kept_back |= bool(view.announced) and not (state.active and renews(members, state))
     wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
@@ -1893,7 +1895,7 @@ def _drop() -> Generator[Effect, Moment, Moment]:
 
 
 def _begin(
-    members: Members, state: State, moment: Moment
+    members: Members, state: State, moment: Moment, *, leaving: bool
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
     missed = (
@@ -1917,7 +1919,7 @@ def _begin(
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
-        candidate=state.candidate and (stands or state.active),
+        candidate=state.candidate and (stands or state.active) and not leaving,
         finished=False,
         began_seconds=now,
     )
@@ -2038,9 +2040,9 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
 
 
 def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
-    state, moment = yield from _begin(members, state, moment)
+    state, moment = yield from _begin(members, state, moment, leaving=seen.leaving)
     times, tries = members.times, 0
-    slow = frozenset(members.peers) - frozenset(state.sees)  # nobody waits for who was silent
+    slow: frozenset[str] = frozenset()  # who comes back, or wakes, is seen in the first poll
     while True:
         moment = yield Poll(frozenset(members.peers) - slow)
         asleep_seconds = moment.now_seconds - seen.until_seconds
@@ -2143,10 +2145,10 @@ class Fence:
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
-            if (
-                int(name[6:-6].rpartition("-")[2]) / 1000 > time.monotonic()
-            ):  # else it has fired, and its unit is gone
-                call_systemd(self._paths, "StopUnit", ("s", name), ("s", "fail"))
+            deadline_seconds = int(name[6:-6].rpartition("-")[2]) / 1000
+            if deadline_seconds > time.monotonic():  # else it has fired, and its unit is gone
+                # "replace": the job that starts it may still be queued, and would stand against us.
+                call_systemd(self._paths, "StopUnit", ("s", name), ("s", "replace"))
 
     def _base_microseconds(self) -> int:
         if not Path("/run/systemd/container").exists():
@@ -2237,17 +2239,31 @@ class Machine:
         return drop_probe(self.paths)
 
     def pause(self, seconds: float) -> None:
-        """Wait."""
-        time.sleep(seconds)
+        """Wait; not to the end where the host has paused this machine meanwhile."""
+        before, until = self.now()[3], time.monotonic() + seconds
+        while (left_seconds := until - time.monotonic()) > 0:
+            if before is None:
+                time.sleep(left_seconds)
+            else:
+                time.sleep(min(left_seconds, PAUSE_NOTICED_SECONDS))
+                if abs((self.now()[3] or before) - before) > PAUSE_NOTICED_SECONDS:
+                    return
 
     def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
+        replies: dict[str, Reply] = {}
+        self.collect(replies, set())  # what came too late for the last poll
         for name in self.members.peers:
             if name not in self.asker.busy:
                 self.asker.ask(name, self.question(name))
-        replies: dict[str, Reply] = {}
+        self.collect(replies, set(wait_for))
+        for name in self.asker.busy:
+            self.silent[name] = self.silent.get(name) or "no answer yet"
+        return replies
+
+    def collect(self, replies: dict[str, Reply], waiting: set[str]) -> None:
+        """Take in the answers that are there, and wait for those of some peers."""
         deadline = time.monotonic() + self.members.times.timeout_seconds
-        waiting = set(wait_for)
         while found := self.asker.next(deadline if waiting else 0.0):
             name, outcome = found
             waiting.discard(name)
@@ -2256,9 +2272,6 @@ class Machine:
             self.silent[name] = replies[name].why
             if replies[name].connected:
                 self.untested.discard(name)
-        for name in self.asker.busy:
-            self.silent[name] = self.silent.get(name) or "no answer yet"
-        return replies
 
     def question(self, name: str) -> Question:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""

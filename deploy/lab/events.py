@@ -76,7 +76,7 @@ def start_requests(content: bytes) -> list[str] | None:
 class ScheduledEvents:
     """What each node is told; approvals last as long as the service does."""
 
-    def __init__(self, file: Path, enabling_seconds: float) -> None:
+    def __init__(self, file: Path, enabling_seconds: float = ENABLING_SECONDS) -> None:
         self._file, self._enabling_seconds = file, enabling_seconds
         self._lock = Lock()
         self._enabled: set[str] = set()

@@ -198,17 +198,9 @@ def scheduled_events(scheduled: ScheduledEvents, node: Node, content: bytes | No
     return 200, {}
 
 
-def server(
-    address: str,
-    port: int,
-    plan: Plan,
-    file: Path,
-    *,
-    enabling_seconds: float = events.ENABLING_SECONDS,
-) -> ThreadingHTTPServer:
-    """The service, listening; `serve_forever` runs it. `file`: where events are announced."""
+def server(address: str, port: int, plan: Plan, scheduled: ScheduledEvents) -> ThreadingHTTPServer:
+    """The service, listening; `serve_forever` runs it."""
     limit = RateLimit()
-    scheduled = ScheduledEvents(file, enabling_seconds)
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # seconds, on a connection that says nothing
@@ -248,7 +240,7 @@ def server(
 def main(nodes_info: Path) -> None:
     """Serve the metadata of the nodes in a `nodes_info.json`, until killed."""
     plan = plan_of(Settings(), read_nodes(nodes_info))
-    server(METADATA, 80, plan, events.FILE).serve_forever()
+    server(METADATA, 80, plan, ScheduledEvents(events.FILE)).serve_forever()
 
 
 if __name__ == "__main__":

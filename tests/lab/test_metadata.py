@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def port(file: Path) -> Iterator[int]:
-    with server("127.0.0.1", 0, PLAN, file, enabling_seconds=0.0) as service:
+    with server("127.0.0.1", 0, PLAN, events.ScheduledEvents(file, 0.0)) as service:
         thread = threading.Thread(target=service.serve_forever, args=(0.02,))
         thread.start()
         yield service.server_address[1]
@@ -250,7 +250,7 @@ def test_a_strangers_events_are_404(port: int) -> None:
 
 def test_the_first_answer_of_all_is_late_and_the_next_ones_are_not(file: Path) -> None:
     late_seconds = 0.5
-    with server("127.0.0.1", 0, PLAN, file, enabling_seconds=late_seconds) as service:
+    with server("127.0.0.1", 0, PLAN, events.ScheduledEvents(file, late_seconds)) as service:
         thread = threading.Thread(target=service.serve_forever, args=(0.02,))
         thread.start()
         took = []

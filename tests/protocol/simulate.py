@@ -126,6 +126,7 @@ class Node:
     pauses: list[tuple[float, float]] = field(default_factory=list)  # real end, length
     excused_until: float = float("-inf")  # after more of a pause than what the protocol absorbs
     looks_on: int = 0  # looks that were over since
+    due: bool = False  # a tick came while its clock stood still: to it, it is still to come
     stepped: float = float("-inf")  # when its wall clock was
     life: int = 0  # counts boots: events of an earlier one are void
     process: "Process | None" = None  # loader.service's
@@ -197,6 +198,8 @@ class Process:
     wait_for: frozenset[str] = frozenset()  # by the poll under way
     replies: dict[str, Any] | None = None  # to the poll under way
     poll_id: int = 0  # counts polls
+    pause_id: int = 0  # counts its own pauses
+    pausing: bool = False
 
 
 Event = tuple[Callable[[], None], "Process | None"]
@@ -300,7 +303,9 @@ class Simulation:
 
     def _tick(self, name: str) -> None:
         node = self.nodes[name]
-        if node.up:
+        if node.stopped:
+            node.due = True
+        elif node.up:
             self.at(self.now, lambda: self._start(node), node)
 
     def set_period(self, names: Iterable[str], period: float) -> None:
@@ -370,6 +375,14 @@ class Simulation:
         def go_on() -> None:
             node.set_rates(self.now, slew=slew)
             node.frozen = False
+            if node.due:
+                period = self.conditions.period_seconds
+                to_the_tick = period - node.wall_clock(self.now) % period
+                self.at(self.now + to_the_tick, lambda: self._tick(name))
+                node.due = False
+            if self.conditions.host_clock and (run := node.run) and run.pausing:
+                pause_id, soon = run.pause_id, self.random.uniform(0, 0.25)
+                self._soon(run, soon, lambda: self._pause_over(run, pause_id))
             node.pauses.append((self.now, seconds))
             lately = self.now - self.times.promise_seconds - seconds
             if (
@@ -684,7 +697,15 @@ class Simulation:
         self._answer(process, delay=2 * self._write_seconds())
 
     def _do_pause(self, process: Process, effect: Any) -> None:
-        self._answer(process, delay=process.node.real_delay(effect.seconds))
+        process.pause_id += 1
+        process.pausing, pause_id = True, process.pause_id
+        delay = process.node.real_delay(effect.seconds)
+        self._soon(process, delay, lambda: self._pause_over(process, pause_id))
+
+    def _pause_over(self, process: Process, pause_id: int) -> None:
+        if process.pausing and process.pause_id == pause_id:
+            process.pausing = False
+            self._go_on(process)
 
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
@@ -787,18 +808,19 @@ class Simulation:
 
     def _do_poll(self, process: Process, effect: Any) -> None:
         times, name = self.times, process.node.name
+        process.poll_id += 1
+        poll_id, process.wait_for, process.replies = process.poll_id, effect.wait_for, {}
+        late, process.late = process.late, {}
+        for peer, reply in late.items():
+            self._take_in(process, peer, reply)
         for peer in self.order:
             if peer != name and peer not in process.asked:
                 process.asked.add(peer)
                 untested = peer in process.untested
                 patience = times.connect_seconds if untested else times.timeout_seconds
                 self._get(process, peer, patience, page=untested)
-        process.poll_id += 1
-        poll_id, process.wait_for, process.replies = process.poll_id, effect.wait_for, {}
-        late, process.late = process.late, {}
-        for peer, reply in late.items():
-            self._take_in(process, peer, reply)
-        if effect.wait_for <= process.replies.keys():
+        process.wait_for = effect.wait_for & process.asked  # what came late is asked anew
+        if not process.wait_for:
             self._poll_over(process, poll_id)
         else:
             timeout = process.node.real_delay(times.timeout_seconds)
@@ -859,7 +881,8 @@ class Simulation:
             process.late[peer] = reply
             return
         self._take_in(process, peer, reply)
-        if process.wait_for <= process.replies.keys():
+        process.wait_for -= {peer}
+        if not process.wait_for:
             self._poll_over(process, process.poll_id)
 
     def _take_in(self, process: Process, peer: str, reply: Any) -> None:
