@@ -235,6 +235,7 @@ class Simulation:
             name: agent.Members(name, self.order, KEY, self.times) for name in self.order
         }
         self.left: set[str] = set()  # their timer is stopped
+        self.announced: dict[str, str] = {}  # node -> what Azure announces for it
         self.shown: dict[tuple[str, str], list[Any]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
         self.elections: list[tuple[float, str]] = []  # when somebody became active, and who
@@ -593,7 +594,10 @@ class Simulation:
             node.state = self.agent.first_state(epoch, start, times, promised)
         until = until_of(moment.now_seconds)
         leaving, process.untested = process.leaving, set(self.order)
-        process.steps = self.agent.looks(members, node.state, moment, until, leaving=leaving)
+        announced = lambda: self.announced.get(node.name, "")  # noqa: E731
+        process.steps = self.agent.looks(
+            members, node.state, moment, until, leaving=leaving, announced=announced
+        )
         self._step(process, lambda: next(process.steps))
 
     def _time_limit(self, process: Process) -> None:
