@@ -458,7 +458,7 @@ def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> 
             end_seconds=min(0.85 * look_seconds, 0.95 * look_seconds - round_seconds - 0.1),
             fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
             timeout_seconds=timeout_seconds,
-            connect_seconds=min(3.0, max(0.3, 0.15 * look_seconds)),
+            connect_seconds=min(3.0, max(0.3, 0.075 * look_seconds)),
         )
     )
 
