@@ -231,8 +231,7 @@ def chance(agent: Any, seed: int) -> None:
 
 
 VOTE_UNBOUND = (
-    "    shown[members.me] = own and "
-    "Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)"
+    "    shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)"
 )
 MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
     "no hold after boot": (
