@@ -236,6 +236,36 @@ def test_no_look_after_the_first_starts_a_thread_or_a_process(passive: World) ->
     process.communicate(timeout=PERIOD)
 
 
+# ------------------------------------------------ paused by its host
+
+
+def test_a_pause_of_which_the_hosts_clock_tells_ends_the_role_without_waiting_for_the_next_look(
+    world: World,
+) -> None:
+    """The stand-in for the clock: a file with how far it is ahead."""
+    clock = world.root / "ptp"
+    clock.write_text("0.0")
+    source = world.paths.loader.read_text()
+    for there, here in (
+        ("/dev/ptp_hyperv", str(clock)),
+        (
+            "time.clock_gettime((~number << 3) | 3)",
+            "time.clock_gettime(time.CLOCK_MONOTONIC_RAW) + float(os.read(number, 9))",
+        ),
+    ):
+        assert source.count(there) == 1
+        source = source.replace(there, here)
+    world.paths.loader.write_text(source)
+    process = world.start()
+    until(looked(world, 1), process)
+    assert world.status()["host_clock"]
+    clock.write_text("10.0")
+    told = time.monotonic()
+    until(lambda: any("paused for 10.0 s" in line for line in world.log()), process)
+    assert time.monotonic() - told < 0.5
+    process.communicate(timeout=2 * PERIOD)
+
+
 # ------------------------------------------------ stopped, handed over, started twice
 
 

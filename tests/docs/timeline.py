@@ -109,7 +109,7 @@ def table_of_times() -> str:
     lines = ["| | meaning | is | " + " | ".join(f"{p} / {t} / {q} s" for p, t, q in SHOWN) + " |"]
     lines.append("|---|---|---|" + "---|" * len(SHOWN))
     for row in ROWS:
-        values = (number(row.value(timing(*set_)), row.decimals) + row.unit for set_ in SHOWN)
+        values = (number(row.value(timing(*shown)), row.decimals) + row.unit for shown in SHOWN)
         formula = f"`{row.formula}`" if row.formula else ""
         lines.append(f"| {row.symbol} | {row.meaning} | {formula} | {' | '.join(values)} |")
     return "\n".join(lines)
@@ -144,7 +144,7 @@ def table_for_operators() -> str:
     heads = (f"{p} s, {looks_and_pauses(p, t, q)}" for p, t, q in SHOWN)
     lines = ["| at a period of | " + " | ".join(heads) + " |", "|---|" + "---|" * len(SHOWN)]
     for what, value in wanted:
-        lines.append(f"| {what} | {' | '.join(value(timing(*set_)) for set_ in SHOWN)} |")
+        lines.append(f"| {what} | {' | '.join(value(timing(*shown)) for shown in SHOWN)} |")
     return "\n".join(lines)
 
 
@@ -167,7 +167,7 @@ def with_tables(text: str) -> str:
 
 # ---- The picture
 
-LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 60, 1000, 480
+LEFT, TOP, SCALE, WIDTH, HEIGHT = 162, 84, 62, 1040, 480
 
 COLOURS = """
   rect.page { fill: #ffffff; stroke: #d0d7de; } text { fill: #1f2328; } text.pale { fill: #59636e; }
@@ -207,7 +207,7 @@ def bar(y: float, begin: float, end: float, fill: str, label: str = "") -> str:
     kind = "on" if fill in ("lease", "vote") else ""
     x, width = across(begin), round(across(end) - across(begin), 1)
     box = f'<rect x="{x}" y="{y}" width="{width}" height="24" class="{fill}"/>'
-    return box + (words(round(x + 12, 1), y + 17, label, kind) if label else "")
+    return box + (words(round(x + 9, 1), y + 17, label, kind) if label else "")
 
 
 def dot(y: float, at: float) -> str:
@@ -270,6 +270,7 @@ def voter(times: Timing) -> list[str]:
     y, read = TOP + 136, round_seconds(times)
     free, over = read + times.promise_seconds, times.lease_seconds + times.pause_seconds
     promise = f"promise: D = {number(times.promise_seconds)} s from when it read the stamp"
+    used_up = "and c's use of the vote is over, paused or not"
     return [
         named(y, "its voter v", "its vote for c"),
         bar(y, read, free, "vote", promise),
@@ -277,9 +278,7 @@ def voter(times: Timing) -> list[str]:
         upright(over, TOP + 34, y + 24),
         upright(free, y, TOP + 336),
         words(across(free) - 8, y + 42, "only now v may vote for another,", "", "end"),
-        words(
-            across(free) - 8, y + 59, "and c's use of the vote is over, paused or not", "", "end"
-        ),
+        words(across(free) - 8, y + 59, used_up, "", "end"),
     ]
 
 

@@ -194,8 +194,10 @@ class BootedLab:
         """When the node's last answer 200 was asked for, wall clock."""
         return max(s.began for s in self.sampler.samples[name] if s.status == 200)
 
-    def wait_until(self, into_seconds: float) -> None:
-        """Wait until the next time that it is so long after a tick."""
+    def wait_until(self, into_seconds: float, latest_seconds: float = 0) -> None:
+        """Wait until it is so long after a tick; not at all up to that latest moment after it."""
+        if into_seconds <= time.time() % self.period_seconds <= latest_seconds:
+            return
         left_seconds = (into_seconds - time.time()) % self.period_seconds
         tick = time.time() + left_seconds
         self.wait(f"{into_seconds:g} s after a tick", lambda: time.time() >= tick, left_seconds + 1)

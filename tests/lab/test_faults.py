@@ -36,6 +36,7 @@ exec(compile(open("/etc/bootstrap/loader.py").read(), "loader.py", "exec"))
 """
 
 
+at_the_default = labs((3, 20, 2))
 with_looks_and_without = labs((3, 20, 2), (3, 2, 2))
 
 
@@ -57,7 +58,7 @@ def isolate(cluster: BootedLab, name: str) -> None:
             lab("cut", name, peer)
 
 
-@with_looks_and_without
+@at_the_default
 @pytest.mark.parametrize("direction", ["both ways", "node1 to node2", "node2 to node1"])
 def test_the_link_of_node1_and_node2_is_cut_while_node3_sees_both(
     cluster: BootedLab, direction: str
@@ -108,7 +109,7 @@ def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: BootedLab) -> 
     cluster.settles_on("node1")
 
 
-@with_looks_and_without
+@at_the_default
 @pytest.mark.parametrize("seconds", [1, 10, 45])
 def test_a_frozen_machine_thaws_beside_its_successor(cluster: BootedLab, seconds: float) -> None:
     cluster.freeze("node1")
@@ -118,7 +119,7 @@ def test_a_frozen_machine_thaws_beside_its_successor(cluster: BootedLab, seconds
     cluster.settles_on("node1")
 
 
-@with_looks_and_without
+@at_the_default
 def test_apache_stops_on_the_active_node(cluster: BootedLab) -> None:
     began = time.time()
     cluster.shell("node1", "systemctl", "stop", "apache2.service")
@@ -150,7 +151,7 @@ def test_a_planned_reboot_of_the_active_node_hands_over_first(cluster: BootedLab
     cluster.settles_on("node1")
 
 
-@with_looks_and_without
+@at_the_default
 @pytest.mark.parametrize("folder", ["/var/www/html", "/run/bootstrap"])
 def test_a_disk_is_full_on_the_active_node(cluster: BootedLab, folder: str) -> None:
     began = time.time()
@@ -167,7 +168,7 @@ def test_a_disk_is_full_on_the_active_node(cluster: BootedLab, folder: str) -> N
     cluster.settles_on("node1")
 
 
-@with_looks_and_without
+@at_the_default
 def test_a_web_application_is_deployed_on_the_active_node(cluster: BootedLab) -> None:
     """Its owner gets the folder, sticky, and all in it; pages it does not have are deleted."""
     began = time.time()
@@ -190,7 +191,7 @@ def test_a_web_application_is_deployed_on_the_active_node(cluster: BootedLab) ->
     cluster.shell("node1", "sh", "-c", f"chmod 755 {html}; chown -R root:root {html}")
 
 
-@with_looks_and_without
+@at_the_default
 @pytest.mark.parametrize("step", ["+300", "-300"])
 def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
     cluster: BootedLab, step: str
@@ -222,7 +223,7 @@ def test_the_wall_clock_of_the_active_node_is_stepped_by_five_minutes(
     cluster.settles_on("node1")
 
 
-@with_looks_and_without
+@at_the_default
 def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: BootedLab) -> None:
     began = time.time()
     process.kill("web-site")
@@ -233,7 +234,7 @@ def test_web_site_and_metadata_are_gone_for_five_minutes(cluster: BootedLab) -> 
     lab("up")
 
 
-@with_looks_and_without
+@at_the_default
 def test_a_vote_that_a_stranger_forged_counts_for_nothing(cluster: BootedLab) -> None:
     cluster.shell("node3", "systemctl", "stop", "loader.timer", "loader.service")
     epoch = cluster.epoch("node2")

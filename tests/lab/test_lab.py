@@ -187,16 +187,21 @@ def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: BootedL
     cluster.settles_on("node1")
 
 
+HANGS = "loops in the run"
 BAD_AGENTS = {
     "ends with 0 at import": ("class BadInput(", "sys.exit(0)\n\n\n", False),
     "raises in the run": ("    identity = who_am_i(", "    raise RuntimeError('boom')\n", True),
-    "loops in the run": ("    identity = who_am_i(", "    while True: pass\n", True),
+    HANGS: ("    identity = who_am_i(", "    while True: pass\n", True),
     "kills its own process group": ("    identity = who_am_i(", "    os.kill(0, 9)\n", True),
 }
 
 
-@labs((3, 20, 2), (3, 2, 2))
-@pytest.mark.parametrize(("place", "line", "tried"), BAD_AGENTS.values(), ids=BAD_AGENTS)
+@pytest.mark.parametrize(
+    ("machine", "place", "line", "tried"),
+    [((3, 20, 2), *BAD_AGENTS[HANGS]), *(((3, 2, 2), *bad) for bad in BAD_AGENTS.values())],
+    indirect=["machine"],
+    ids=[f"{HANGS}, 20/2 s", *BAD_AGENTS],
+)
 def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
     cluster: BootedLab, place: str, line: str, *, tried: bool
 ) -> None:
@@ -221,6 +226,8 @@ def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
                 if tried
                 else all(said in path.read_text() for path in logs)
             ),
+            # The run that takes it, the next one until its time limit, and what is left of both.
+            seconds=3 * cluster.period_seconds + 15,
         )
         cluster.settles_on("node1")
         gap = cluster.gap_seconds(since=began)

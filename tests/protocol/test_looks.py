@@ -104,7 +104,7 @@ def test_a_run_that_starts_late_keeps_the_role_while_its_lease_lasts() -> None:
 
 
 def test_a_gap_that_is_not_counted_costs_the_role_of_a_run_that_starts_late() -> None:
-    uncounted = load_agent(("GAP_SECONDS = 0.5", "GAP_SECONDS = 0.0"))
+    uncounted = load_agent((f"GAP_SECONDS = {AGENT.GAP_SECONDS}", "GAP_SECONDS = 0.0"))
     assert all(late_by(LATEST, seed, uncounted).losses for seed in SEEDS)
 
 
