@@ -2097,6 +2097,7 @@ class Machine:
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
+        self.wall_offset_seconds = float("inf")  # as at the last poll
         self.clocks = read_clocks(clocks)
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
@@ -2191,6 +2192,7 @@ class Machine:
         if state.vote and (not self.vote or self.vote.candidate != state.vote.candidate):
             logging.info("Vote for %s (promise of %g s)", state.vote[0], state.vote.promise_seconds)
         self.vote = state.vote
+        self.wall_offset_seconds = state.wall_offset_seconds or self.wall_offset_seconds
         write_atomic(self.paths.state, json.dumps(state._replace(clocks=self.clocks)._asdict()))
         self.paths.booted.unlink(missing_ok=True)
 
@@ -2222,8 +2224,10 @@ class Machine:
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
             logging.info("Creating %s", self.paths.probe)
-        # The wall clock is read first: if time passes between the two, the limit is too early.
-        limit_seconds = time.time() - self.now()[0] + until_seconds
+        # The wall clock is read first: if time passes between the two, the limit is too early. So
+        # it is after a pause since the last poll, which stepped that clock ahead.
+        offset_seconds = time.time() - self.now()[0]
+        limit_seconds = min(offset_seconds, self.wall_offset_seconds) + until_seconds
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
         if not commit:

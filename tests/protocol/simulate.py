@@ -192,6 +192,7 @@ class Process:
     steps: Any = None  # None until it holds the lock
     effects: int = 0
     clocks: Any = None  # as it read them last
+    wall_offset: float = float("inf")  # as at the last poll
     untested: set[str] = field(default_factory=set)  # peers not reached so far
     asked: set[str] = field(default_factory=set)  # of whom an answer is still to be taken in
     late: dict[str, Any] = field(default_factory=dict)  # answers that no poll waited for
@@ -706,6 +707,7 @@ class Simulation:
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
             process.node.state = effect.state._replace(clocks=self._clocks(process))
+            process.wall_offset = effect.state.wall_offset_seconds or process.wall_offset
             self._go_on(process)
 
         self._soon(process, 2 * self._write_seconds(), save)
@@ -757,12 +759,12 @@ class Simulation:
             self._soon(process, self._write_seconds(), stage)
 
         def stage() -> None:
-            left = effect.until_seconds - self._clocks(process).fast_seconds
             wall = node.wall_clock(self.now)
+            offset = wall - self._clocks(process).fast_seconds
             if node.probe and wall >= node.lease_until > 0:
                 self.refusals.append((self.now, node.name))
                 node.lease_until = 0.0
-            node.lease_until = float(int(wall + left))
+            node.lease_until = float(int(effect.until_seconds + min(offset, process.wall_offset)))
             if not effect.commit:
                 self._answer(process, node.probe, delay=self._write_seconds())
                 return

@@ -315,8 +315,9 @@ def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -
             *("node1", "node2", epoch, 10**6, not released, 5, False, None, released, not released),
             *(None, {"mine": 999_000}, "", ""),
         )
-        seen = {"node1": marker}, frozenset(), {"node1": now}
-        view = AGENT.View(now, now, *seen, *3 * (False,), now)
+        view = AGENT.View(
+            now, now, {"node1": marker}, frozenset(), {"node1": now}, *3 * (False,), now
+        )
         state, _ = AGENT.cast_vote(members, state, view)
         now += 1
     assert state.vote.until_seconds == 1000.0 + members.times.promise_seconds

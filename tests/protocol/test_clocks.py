@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.protocol.simulate import Conditions, Simulation, TwoActive, load_agent
+from tests.protocol.simulate import Ailment, Conditions, Simulation, TwoActive, load_agent
 
 AGENT = load_agent()
 QUIET = functools.partial(Conditions, lost_share=0.0, slow_share=0.0)
@@ -84,6 +84,29 @@ def test_where_the_clock_is_stepped_at_once_nobody_is_second(seconds: float) -> 
     conditions = QUIET(period_seconds=20, look_seconds=2, pause_seconds=5)
     for seed in range(20):
         assert after_a_pause(conditions, seconds, 0.0, seed) == 0.0, seed
+
+
+def paused_while_it_renews(seed: int) -> float:
+    """How long two nodes answer 200 after the active one was paused in the midst of `Serve`."""
+    conditions = QUIET(period_seconds=20, look_seconds=2, pause_seconds=5)
+    simulation = settled(conditions, seed)
+    node = simulation.nodes["node1"]
+
+    def paused(_run: int, _before: int, kind: str) -> bool:
+        if kind == "Serve" and not node.pauses and not node.stopped:
+            soon = simulation.now + 0.001
+            simulation.at(soon, lambda: simulation.pause("node1", 15, step_after=0.0))
+        return False
+
+    node.ailment = Ailment(fails=paused)
+    found = seconds_with_two(simulation, 25)
+    assert node.pauses
+    return found
+
+
+def test_who_is_paused_while_it_renews_takes_no_limit_from_a_clock_that_was_stepped() -> None:
+    for seed in range(20):
+        assert paused_while_it_renews(seed) == 0.0, seed
 
 
 def test_voters_that_are_paused_only_vote_for_longer() -> None:
