@@ -684,10 +684,10 @@ class Simulation:
     def _write_seconds(self) -> float:
         return 0.0002 + 0.0018 * self.random.random()
 
-    def _do_outcome(self, process: Process, _: Any) -> None:
+    def _do_outcome(self, process: Process, outcome: Any) -> None:
         """Report: status.json, and sometimes a trace."""
         node = process.node
-        node.looks_on += 1
+        node.looks_on += outcome.seen.had_quorum  # else nobody told it what it slept through
         if node.looks_on == 2 and self.now < node.excused_until:  # a whole look since it went on
             node.excused_until = self.now
             self.note_served(node)
