@@ -460,7 +460,7 @@ def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> 
             end_seconds=min(0.85 * look_seconds, 0.95 * look_seconds - round_seconds - 0.1),
             fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
             timeout_seconds=timeout_seconds,
-            connect_seconds=min(3.0, max(0.3, 0.15 * look_seconds)),
+            connect_seconds=min(3.0, max(0.3, 0.075 * look_seconds)),
         )
     )
 
@@ -2204,6 +2204,7 @@ class Machine:
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
+        self.wall_offset_seconds = float("inf")  # as at the last poll
         self.clocks = read_clocks(clocks)
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
@@ -2298,6 +2299,7 @@ class Machine:
         if state.vote and (not self.vote or self.vote.candidate != state.vote.candidate):
             logging.info("Vote for %s (promise of %g s)", state.vote[0], state.vote.promise_seconds)
         self.vote = state.vote
+        self.wall_offset_seconds = state.wall_offset_seconds or self.wall_offset_seconds
         write_atomic(self.paths.state, json.dumps(state._replace(clocks=self.clocks)._asdict()))
         self.paths.booted.unlink(missing_ok=True)
 
@@ -2329,8 +2331,10 @@ class Machine:
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
             logging.info("Creating %s", self.paths.probe)
-        # The wall clock is read first: if time passes between the two, the limit is too early.
-        limit_seconds = time.time() - self.now()[0] + until_seconds
+        # The wall clock is read first: if time passes between the two, the limit is too early. So
+        # it is after a pause since the last poll, which stepped that clock ahead.
+        offset_seconds = time.time() - self.now()[0]
+        limit_seconds = min(offset_seconds, self.wall_offset_seconds) + until_seconds
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
         if not commit:

@@ -140,6 +140,7 @@ def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_
     spread_seconds = loader.tick_spread_seconds(times)
     assert times.fresh_seconds > apart_seconds + spread_seconds
     assert times.end_seconds + times.timeout_seconds < look
+    assert times.connect_seconds < spread_seconds  # a first request that is lost is made good
 
 
 WRONG_TIMES = {
