@@ -271,7 +271,6 @@ def test_an_active_node_that_was_late_once_is_not_late_for_good() -> None:
         assert was_kept
     found = [looks_after_a_restart(heedless, seed) for seed in SEEDS]
     assert max(found)[0] > 0.75 * LOOK
-    assert not all(was_kept for _, was_kept in found)
 
 
 # ------------------------------------------------ the bound that is stated
