@@ -5,6 +5,7 @@ systemd starts this file on every node at the same seconds of each minute. One r
 
  1. self-update: ask the web site for a newer `loader.py`, effective at the next run;
  2. identity: the instance metadata's name and private address, the load balancer's public one;
+    and what Azure announces for this machine: before that it makes way for another node;
  3. `nodes_info.json`: the nodes in order of preference, and how many are a majority;
  4. every peer at once: does its Apache answer, and what does its marker about us say?
  5. markers: `<peer>.html` here means "we see <peer>", and carries our vote;
@@ -31,7 +32,7 @@ Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/h
 #
 #   files, clocks, systemd  where everything lies, the one writer of files, the boot clock
 #   settings                every time, derived from the period; the nodes, the key
-#   HTTP                    one GET, and who asks without making the decision wait
+#   HTTP                    one request, and who asks without making the decision wait
 #   identity and update     the metadata service; a newer agent, checked before it is taken
 #   markers                 what one node tells another, signed
 #   state                   what this boot has promised and was promised
@@ -110,6 +111,7 @@ class Paths:
         self.promised = self.etc / "promise_seconds"
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
+        self.approved = self.run / "approved.json"  # ids of scheduled events
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
@@ -458,7 +460,7 @@ def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> 
             end_seconds=min(0.85 * look_seconds, 0.95 * look_seconds - round_seconds - 0.1),
             fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
             timeout_seconds=timeout_seconds,
-            connect_seconds=min(3.0, max(0.3, 0.15 * look_seconds)),
+            connect_seconds=min(3.0, max(0.3, 0.075 * look_seconds)),
         )
     )
 
@@ -494,6 +496,7 @@ class Settings(NamedTuple):
     times: Timing = timing(20, 2, 5)
     peer_address: str = "public"  # or "private": which of a peer's addresses is asked
     bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
+    scheduled_events: bool = True  # make way for another node before what Azure announces
 
 
 def _number(found: Mapping[str, str], name: str, usual: float) -> float:
@@ -515,7 +518,10 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
     found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    names = ("period_seconds", "look_seconds", "pause_seconds", "peer_address", "bootstrap_url")
+    names = (
+        *("period_seconds", "look_seconds", "pause_seconds", "peer_address", "bootstrap_url"),
+        "scheduled_events",
+    )
     unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
     if unknown:
         takes = f"{', '.join(names[:-1])} and {names[-1]}"
@@ -529,7 +535,11 @@ def read_settings(path: Path) -> Settings:
     peer_address = found.get("peer_address", "public")
     if peer_address not in ("public", "private"):
         raise BadInput(f"{path}: peer_address = {peer_address}: use public or private.")
-    return Settings(times, peer_address, found.get("bootstrap_url", "").rstrip("/"))
+    heeded = found.get("scheduled_events", "true")
+    if heeded not in ("true", "false"):
+        raise BadInput(f"{path}: scheduled_events = {heeded}: use true or false.")
+    url = found.get("bootstrap_url", "").rstrip("/")
+    return Settings(times, peer_address, url, heeded == "true")
 
 
 def settings_here(paths: Paths) -> Settings:
@@ -642,15 +652,18 @@ def fetch(
     timeout_seconds: float,
     limit_bytes: int = 8192,
     headers: Mapping[str, str] | None = None,
+    content: str | None = None,
 ) -> Answer:
-    """GET, without following redirects, reading at most `limit_bytes`.
+    """GET, or POST of `content`, without following redirects, reading at most `limit_bytes`.
 
     `timeout_seconds` bounds each wait for the network, not their sum: who may not wait longer
     asks from a thread (`Asker`). Raises `Unanswered`.
     """
     try:
-        with session.get(
+        with session.request(
+            "GET" if content is None else "POST",
             url,
+            data=content,
             timeout=(timeout_seconds, timeout_seconds),
             allow_redirects=False,
             stream=True,
@@ -726,8 +739,9 @@ class Asker:
 # ------------------------------------------------ identity and update: who am I, which agent is it
 
 METADATA = "http://169.254.169.254/metadata"
-INSTANCE_VERSION = "2021-02-01"
-LOAD_BALANCER_VERSION = "2020-10-01"
+INSTANCE = "instance?api-version=2021-02-01&format=json"
+LOAD_BALANCER = "loadbalancer?api-version=2020-10-01&format=json"
+EVENTS = "scheduledevents?api-version=2020-07-01"
 
 
 class Identity(NamedTuple):
@@ -740,12 +754,23 @@ class Identity(NamedTuple):
     vm_id: str = ""
 
 
-def ask_metadata(session: requests.Session, path: str, version: str, timeout_seconds: float) -> Any:
-    """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
-    url, headers = f"{METADATA}/{path}?api-version={version}&format=json", {"Metadata": "true"}
-    answer = fetch(
-        session, url, timeout_seconds=timeout_seconds, limit_bytes=1 << 20, headers=headers
+def ask_metadata(
+    session: requests.Session, document: str, timeout_seconds: float, content: str | None = None
+) -> Answer:
+    """The metadata service's answer, to `content` where that is sent to it. Raises `Unanswered`."""
+    return fetch(
+        session,
+        f"{METADATA}/{document}",
+        timeout_seconds=timeout_seconds,
+        limit_bytes=1 << 20,
+        headers={"Metadata": "true"},
+        content=content,
     )
+
+
+def read_metadata(session: requests.Session, document: str, timeout_seconds: float) -> Any:
+    """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
+    answer = ask_metadata(session, document, timeout_seconds)
     if answer.status == 404:
         return None
     if answer.status != 200:
@@ -764,7 +789,7 @@ def ask_identity(session: requests.Session) -> Identity:
     A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
     public address unknown: it is shown, not used, so the name does not wait for it for long.
     """
-    document = ask_metadata(session, "instance", INSTANCE_VERSION, 2)
+    document = read_metadata(session, INSTANCE, 2)
     try:
         compute = document["compute"]
         address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
@@ -780,7 +805,7 @@ def ask_identity(session: requests.Session) -> Identity:
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
     try:
-        document = ask_metadata(session, "loadbalancer", LOAD_BALANCER_VERSION, 0.3)
+        document = read_metadata(session, LOAD_BALANCER, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
             if pair["privateIpAddress"] == found.private_ip:
                 return found._replace(public_ip=str(pair["frontendIpAddress"]))
@@ -816,6 +841,58 @@ def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identi
     logging.info("Reading load balancer metadata service")
     logging.info("Local node public IP: %s", found.public_ip or "not known, in no pool yet")
     return found
+
+
+class Event(NamedTuple):
+    """What Azure is about to do to machines of ours, or does now."""
+
+    id: str
+    kind: str  # one of `INTERRUPTING`
+    scheduled: bool  # has not begun: it waits to be approved, or for its time
+    nodes: tuple[str, ...]  # in small letters
+
+
+INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
+
+
+def ask_events(session: requests.Session) -> tuple[Event, ...]:
+    """The scheduled events that will interrupt a machine. Raises `Unanswered`.
+
+    The first answer of all may take two minutes: that request is what switches them on.
+    https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
+    """
+    document = read_metadata(session, EVENTS, 10)
+    try:
+        return tuple(
+            Event(
+                str(told["EventId"]),
+                told["EventType"],
+                told["EventStatus"] == "Scheduled",
+                tuple(name.lower() for name in told["Resources"]),
+            )
+            for told in (document["Events"] if document else ())
+            if told["EventType"] in INTERRUPTING and told.get("DurationInSeconds") != 0
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Unanswered("no scheduled events in it") from error
+
+
+def approve(session: requests.Session, events: list[Event], why: str, paths: Paths) -> bool:
+    """Tell Azure that it need not wait: once, if it hears that. In a thread, as it may be slow."""
+    known: list[str] = read_json(paths.approved) or []
+    ids = [event.id for event in events if event.id not in known]
+    kinds = ", ".join(event.kind for event in events)
+    content = json.dumps({"StartRequests": [{"EventId": each} for each in ids]})
+    try:
+        if ids:
+            if (answer := ask_metadata(session, EVENTS, 2, content)).status != 200:
+                raise Unanswered(f"status {answer.status}")
+            write_atomic(paths.approved, json.dumps([*known, *ids][-100:]))
+            logging.warning("%s: approved, %s", kinds, why)
+            tell_journal(f"Azure may go on with its {kinds}: {why}")
+    except (Unanswered, OSError) as error:
+        logging.warning("%s: not approved, tried again in the next run: %s", kinds, error)
+    return True
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -1278,6 +1355,7 @@ class Seen(NamedTuple):
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
     fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
+    announced: str = ""  # what Azure will do to this machine: it makes way if there is an heir
 
 
 class Reply(NamedTuple):
@@ -1363,6 +1441,7 @@ class View(NamedTuple):
     clock_stepped: bool
     started_seconds: float
     late: bool = False  # the look began too late to stand
+    announced: str = ""  # what this node makes way for
 
 
 def is_late(members: Members, seen: Seen) -> bool:
@@ -1375,6 +1454,15 @@ def heard_seconds(state: State, marker: Marker) -> float:
     """The newest request of ours that the sender had read, as a moment of our boot clock."""
     stamp = marker.heard.get(state.epoch)
     return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
+
+
+def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
+    """Who is to take over from a node that makes way: the first that has seen a majority lately.
+
+    One that is about to go says that it has seen none: nobody hands over to it.
+    """
+    able = {n for n, m in markers.items() if m.active or m.quorum_runs >= READY_LOOKS}
+    return next((markers[name] for name in members.order if name in able), None)
 
 
 def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
@@ -1399,8 +1487,10 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
     )
     late, started = is_late(members, seen), seen.started_seconds
     asked = {name: record.changed_seconds - record.age_seconds for name, record in records.items()}
-    there, leaving = moment.probe_there, seen.leaving
-    return View(now, slow, fresh, live, asked, there, leaving, stepped, started, late)
+    heir = heir_of(members, fresh) if seen.announced else None
+    leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
+    there, kinds = moment.probe_there, seen.announced if heir else ""
+    return View(now, slow, fresh, live, asked, there, leaving, stepped, started, late, kinds)
 
 
 def failed(state: State, why: str) -> State:
@@ -1571,6 +1661,12 @@ class Decision(NamedTuple):
     reason: str = ""
 
 
+def renews(members: Members, state: State) -> bool:
+    """Whether it asks, and no majority has granted this look's stamp so far."""
+    covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
+    return state.candidate and covered < members.majority
+
+
 def active_node(members: Members, state: State, view: View) -> str | None:
     """The node that is active, as far as this one can see."""
     if state.active:
@@ -1595,6 +1691,8 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     active = active_node(members, state, view)
     if active is None:
         return False
+    if view.announced:  # it goes on as a voter
+        return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
     calm = members.order.index(active) <= min(
@@ -1613,8 +1711,9 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     state, me, now = decision.state, members.me, view.slow_seconds
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
-    if view.leaving:
-        return f"Node {me} is leaving, set as passive"
+    if view.announced or view.leaving:
+        why = f"makes way: Azure announces {view.announced}" if view.announced else "is leaving"
+        return f"Node {me} {why}, set as passive"
     if not len(view.markers) + 1 >= members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
     if not state.candidate and (why := rests(members, state, view)):
@@ -1648,6 +1747,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
         bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
     )
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
+    kept_back |= bool(view.announced) and not (state.active and renews(members, state))
     wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
@@ -1853,7 +1953,7 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        good = decision.state.quorum_runs + 1
+        good = 0 if seen.announced else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -1963,7 +2063,13 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
 
 
 def settle(
-    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+    members: Members,
+    state: State,
+    start: Moment,
+    until_seconds: float,
+    *,
+    leaving: bool = False,
+    announced: str = "",
 ) -> Steps:
     """One look, as the effects that it needs done; whoever does them sends back each `Moment`.
 
@@ -1977,7 +2083,8 @@ def settle(
         for epoch, record in list(epochs.items())[-1:]
     }
     now = start.now_seconds
-    seen = Seen(now, max(now, until_seconds), leaving, last_stamps=last_stamps)
+    until_seconds = max(now, until_seconds)
+    seen = Seen(now, until_seconds, leaving, last_stamps=last_stamps, announced=announced)
     try:
         return (yield from _settle(members, state, seen, start))
     except OSError as error:
@@ -2097,6 +2204,7 @@ class Machine:
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
+        self.wall_offset_seconds = float("inf")  # as at the last poll
         self.clocks = read_clocks(clocks)
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
@@ -2191,6 +2299,7 @@ class Machine:
         if state.vote and (not self.vote or self.vote.candidate != state.vote.candidate):
             logging.info("Vote for %s (promise of %g s)", state.vote[0], state.vote.promise_seconds)
         self.vote = state.vote
+        self.wall_offset_seconds = state.wall_offset_seconds or self.wall_offset_seconds
         write_atomic(self.paths.state, json.dumps(state._replace(clocks=self.clocks)._asdict()))
         self.paths.booted.unlink(missing_ok=True)
 
@@ -2222,8 +2331,10 @@ class Machine:
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
             logging.info("Creating %s", self.paths.probe)
-        # The wall clock is read first: if time passes between the two, the limit is too early.
-        limit_seconds = time.time() - self.now()[0] + until_seconds
+        # The wall clock is read first: if time passes between the two, the limit is too early. So
+        # it is after a pause since the last poll, which stepped that clock ahead.
+        offset_seconds = time.time() - self.now()[0]
+        limit_seconds = min(offset_seconds, self.wall_offset_seconds) + until_seconds
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
         if not commit:
@@ -2430,10 +2541,17 @@ def run_left_seconds(times: Timing, wall_seconds: float, age_seconds: float = 0.
 
 
 def looks(
-    members: Members, state: State, start: Moment, until_seconds: float, *, leaving: bool = False
+    members: Members,
+    state: State,
+    start: Moment,
+    until_seconds: float,
+    *,
+    leaving: bool = False,
+    announced: Callable[[], str] = str,
 ) -> Looks:
     """The looks of a run, and what came of each: until that must be over, or has left.
 
+    `announced`: asked before each for what Azure will do to this machine, "" for nothing.
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
     times = members.times
@@ -2445,7 +2563,9 @@ def looks(
         ends_seconds = until_seconds
         if several:
             ends_seconds = min(until_seconds, start.now_seconds + longest_seconds - into_seconds)
-        outcome = yield from settle(members, state, start, ends_seconds, leaving=leaving)
+        outcome = yield from settle(
+            members, state, start, ends_seconds, leaving=leaving, announced=announced()
+        )
         state, now = outcome.state, (yield outcome)
         left_seconds = run_left_seconds(times, now.wall_seconds)
         until_seconds = min(until_seconds, now.now_seconds + left_seconds)
@@ -2456,21 +2576,60 @@ def looks(
         start = yield Pause(max(0.0, left_seconds) + 0.002)
 
 
+class Announced:
+    """What Azure announces for this node, and its approval, by what the looks find."""
+
+    def __init__(self, background: Asker, paths: Paths, node: str) -> None:
+        self._background, self._paths, self._node = background, paths, node.lower()
+        self._events: list[Event] = []
+
+    def kinds(self, patience_seconds: float = 0.0) -> str:
+        """What is known by now, "" for nothing. A late answer counts from the next look on."""
+        found = self._background.take("events", patience_seconds)
+        if isinstance(found, Unanswered):
+            logging.info("Scheduled events: %s", found)
+        elif found:
+            self._events = [event for event in found if self._node in event.nodes]
+        return ", ".join(sorted({event.kind for event in self._events}))
+
+    def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
+        """Once a run: when another node is active that does not go as well, or none can be.
+
+        Who was active when the run began leaves it to the next one: the load balancer's probe has
+        to notice first.
+        """
+        waiting = [event for event in self._events if event.scheduled]
+        going = {name for event in waiting for name in event.nodes}
+        markers = outcome.seen.markers
+        active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
+        if waiting and ((active and not was_active) or not heir_of(members, markers)):
+            why = f"{active[0]} is active" if active else "no other node can be"
+            self._events = [event._replace(scheduled=False) for event in self._events]
+            paths = self._paths
+            self._background.ask("approval", lambda link: approve(link, waiting, why, paths))
+
+
 def take_part(
     background: Asker, paths: Paths, settings: Settings, deadline_seconds: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at a moment of `time.monotonic()`. Raises `BadInput`."""
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
+    announced = Announced(background, paths, identity.name)
+    announced.kinds(brief_seconds(times) if "events" in background.busy else 0.0)
     machine, state, start = prepare(identity, settings, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
     until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
-    steps = looks(machine.members, state, machine.moment(), until_seconds, leaving=leaving)
+    begins, kinds = machine.moment(), announced.kinds
+    steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, announced=kinds)
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
+        announced.approve(machine.members, outcome, was_active=state.active)
+    if "approval" in background.busy:  # of a run of one look, which ends now
+        background.take("approval", brief_seconds(times))
 
 
 def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool = False) -> None:
@@ -2480,6 +2639,8 @@ def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool 
     if url:
         background.ask("release", lambda session: take_release(session, url, paths, until))
     background.ask("identity", ask_identity)
+    if settings.scheduled_events and not leaving:
+        background.ask("events", ask_events)
     updated = not url or background.take("release", brief_seconds(settings.times))
     try:
         take_part(background, paths, settings, until, leaving=leaving)

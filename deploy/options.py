@@ -28,6 +28,8 @@ HELP = {
     "pause_seconds": "For so many seconds the host may pause a machine, clocks and all, and nobody"
     " else be active meanwhile: 0 to 60. Failover takes so much longer.",
     "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
+    "scheduled_events": "Whether a node makes way before what Azure announces for its machine, and"
+    " approves it: true or false.",
 }
 
 
@@ -37,7 +39,7 @@ def settings_options(command: Command) -> Command:
         many = isinstance(field.default, tuple)
         command = click.option(
             f"--{field.name.replace('_', '-')}",
-            type=int if isinstance(field.default, int) else str,
+            type=type("" if many else field.default),
             multiple=many,
             default=None,
             help=HELP[field.name] + shown(field.default),
@@ -52,4 +54,5 @@ def settings_options(command: Command) -> Command:
 def shown(default: object) -> str:
     """A default as `--help` prints it."""
     text = ", ".join(default) if isinstance(default, tuple) else str(default)
+    text = text.lower() if isinstance(default, bool) else text
     return f"  [{text}]" if text else ""

@@ -90,6 +90,7 @@ class Plan:
     look_seconds: int
     pause_seconds: int
     tags: tuple[tuple[str, str], ...]  # of every resource, beside our own
+    scheduled_events: bool
 
 
 def plan_of(
@@ -118,6 +119,7 @@ def plan_of(
         look_seconds=settings.look_seconds,
         pause_seconds=settings.pause_seconds,
         tags=tuple(tag(text) for text in settings.tags),
+        scheduled_events=settings.scheduled_events,
     )
     check_cluster(plan)
     check_nodes(plan)

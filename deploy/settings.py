@@ -43,6 +43,7 @@ class Settings:
     look_seconds: int = 2  # of a file or options that give none: `look_of` the period
     pause_seconds: int = 5
     tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
+    scheduled_events: bool = True
 
 
 RSA_BITS = 2048
@@ -110,8 +111,8 @@ def checked(path: Path, key: str, value: object, default: object) -> Any:
             return tuple(ranges)
         raise Refusal(f'{path}: {key} = {value!r}: use a list like ["203.0.113.0/24"].')
     if type(value) is not type(default):
-        wanted = "a whole number" if isinstance(default, int) else 'text in "quotes"'
-        raise Refusal(f"{path}: {key} = {value!r}: use {wanted}.")
+        wanted = {bool: "true or false", int: "a whole number", str: 'text in "quotes"'}
+        raise Refusal(f"{path}: {key} = {value!r}: use {wanted[type(default)]}.")
     return value
 
 

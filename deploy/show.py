@@ -40,6 +40,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f" other's {plan.peer_address} address every {plan.look_seconds} s, in runs of the agent"
         f" that begin every {plan.period_seconds} s."
         f" Pauses of a machine are absorbed up to {plan.pause_seconds} s."
+        f" They {'heed' if plan.scheduled_events else 'do not heed'} Azure's scheduled events."
         f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
         highlight=False,
     )

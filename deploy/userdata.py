@@ -53,7 +53,7 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
             f"[Service]\nRuntimeMaxSec={period_seconds}\n"
         ),
         "rollback.timer.d/period.conf": f"[Timer]\nOnActiveSec=\nOnActiveSec={trial_seconds}\n",
-        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds:g}\n",
+        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds + 1}\n",
     }
 
 
@@ -86,6 +86,7 @@ def user_data(
     look_seconds: int,
     pause_seconds: int,
     peer_address: str,
+    scheduled_events: bool,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
@@ -99,6 +100,7 @@ def user_data(
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
         f"bootstrap_url = {bootstrap_url}\n"
+        f"scheduled_events = {'true' if scheduled_events else 'false'}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),

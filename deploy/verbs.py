@@ -66,6 +66,9 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
     show_default=USUAL_LOOK,
 )
 @click.option("--pause-seconds", type=int, default=Settings.pause_seconds, show_default=True)
+@click.option(
+    "--scheduled-events", type=bool, default=Settings.scheduled_events, show_default="true"
+)
 def user_data_command(
     node: str,
     nodes_info: Path,
@@ -75,6 +78,7 @@ def user_data_command(
     *,
     look_seconds: int | None,
     pause_seconds: int,
+    scheduled_events: bool,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
     document = user_data(
@@ -86,6 +90,7 @@ def user_data_command(
         look_seconds=look_of(period_seconds, look_seconds),
         pause_seconds=pause_seconds,
         peer_address=Settings.peer_address,
+        scheduled_events=scheduled_events,
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)

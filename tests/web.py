@@ -42,6 +42,7 @@ class Asked(NamedTuple):
     headers: Mapping[str, str]
     connection: int  # the client's port
     at: float  # wall clock
+    content: bytes | None = None  # of a POST
 
 
 @dataclass
@@ -78,10 +79,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: "_Server"
     protocol_version = "HTTP/1.1"  # keeps connections open, as Apache does
 
-    def do_GET(self) -> None:
+    def do_POST(self) -> None:
+        self.do_GET(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def do_GET(self, content: bytes | None = None) -> None:
         self.site = self.server.web.site(self.connection.getsockname()[0])
         path, port = self.path.partition("?")[0], self.client_address[1]
-        asked = Asked(path, dict(self.headers), port, time.time())
+        asked = Asked(path, dict(self.headers), port, time.time(), content)
         self.site.asked.append(asked)
         page = self.site.pages.get(asked.path, NOT_FOUND)
         page = page if isinstance(page, Page) else page(asked)

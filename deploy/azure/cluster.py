@@ -144,6 +144,7 @@ class AzureCluster:
             look_seconds=self.plan.look_seconds,
             pause_seconds=self.plan.pause_seconds,
             peer_address=self.plan.peer_address,
+            scheduled_events=self.plan.scheduled_events,
         )
 
 

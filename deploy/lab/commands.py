@@ -23,6 +23,7 @@ from deploy.lab import (
     STATE,
     cloud,
     container,
+    events,
     kernel,
     machine,
     network,
@@ -186,6 +187,38 @@ def thaw(name: str) -> None:
         node.thaw(lab.node(name))
 
 
+@lab_command.command("announce")
+@click.argument("name", metavar="NODE")
+@click.argument("kind", type=click.Choice(list(events.NOTICE_SECONDS)))
+@click.option(
+    "--not-before",
+    "notice_seconds",
+    metavar="SECONDS",
+    type=float,
+    help="From now; 0: it has begun  [as Azure, which gives 30 s to 15 min].",
+)
+def announce(name: str, kind: str, notice_seconds: float | None) -> None:
+    """Announce what Azure would do to the node: a scheduled event.
+
+    It begins when the node has approved it, or at its time. Only told: `freeze`, `off` and `on` do
+    it.
+    """
+    usual_seconds = events.NOTICE_SECONDS[kind]
+    with changed_lab() as lab:
+        seconds = usual_seconds if notice_seconds is None else notice_seconds
+        event = events.announce(events.FILE, lab.node(name).name, kind, seconds)
+    console.print(f"{name}: {kind} within {seconds:g} s, as event {event['EventId']}.")
+
+
+@lab_command.command("withdraw")
+@click.argument("name", metavar="NODE")
+def withdraw(name: str) -> None:
+    """Let the node's scheduled events be over, or called off: Azure does not tell which."""
+    with changed_lab() as lab:
+        count = events.withdraw(events.FILE, lab.node(name).name)
+    console.print(f"{name}: {count} scheduled events are over.")
+
+
 @lab_command.command("pause")
 @click.argument("name", metavar="NODE")
 @click.argument("seconds", metavar="SECONDS", type=click.FloatRange(0, MOST_SECONDS))
@@ -316,6 +349,7 @@ def boot_nodes(lab: Lab, lower: Path) -> None:
             look_seconds=lab.plan.look_seconds,
             pause_seconds=lab.plan.pause_seconds,
             peer_address=lab.plan.peer_address,
+            scheduled_events=lab.plan.scheduled_events,
         )
         if each.name in lab.machines:
             node.install_machine(each, lab.plan, document)

@@ -18,7 +18,8 @@ from tests.agent.world import World, open_world
 
 CHECKOUT = Path(loader.__file__).parent.parent
 SETTINGS = (
-    "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address and bootstrap_url."
+    "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address, bootstrap_url"
+    " and scheduled_events."
 )
 DIVISORS = "use a divisor of 60 between 2 and 60."
 
@@ -38,6 +39,7 @@ def test_without_a_file_of_settings_the_defaults_hold(tmp_path: Path) -> None:
     assert (settings.times.period_seconds, settings.times.look_seconds) == (20, 2)
     assert settings.peer_address == "public"
     assert settings.bootstrap_url == ""
+    assert settings.scheduled_events is True
 
 
 def test_settings_are_taken_from_the_file(tmp_path: Path) -> None:
@@ -45,9 +47,10 @@ def test_settings_are_taken_from_the_file(tmp_path: Path) -> None:
     lines = (
         "[loader]\nperiod_seconds=20\nlook_seconds = 5\npause_seconds=0\npeer_address = private\n"
     )
-    path.write_text(lines + "bootstrap_url = http://w/b/%20/\n")
+    path.write_text(lines + "bootstrap_url = http://w/b/%20/\nscheduled_events = false\n")
     settings = loader.read_settings(path)
-    assert settings == loader.Settings(loader.timing(20, 5, 0), "private", "http://w/b/%20")
+    times = loader.timing(20, 5, 0)
+    assert settings == loader.Settings(times, "private", "http://w/b/%20", False)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,10 @@ WRONG_SETTINGS = {
         "[loader]\npeer_address = secret\n",
         "peer_address = secret: use public or private.",
     ),
+    "events": (
+        "[loader]\nscheduled_events = maybe\n",
+        "scheduled_events = maybe: use true or false.",
+    ),
     "not text": (b"[loader]\n\xff = 1\n", "can't decode byte 0xff"),
     "a folder": (None, "Is a directory"),
 }
@@ -133,6 +140,7 @@ def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_
     spread_seconds = loader.tick_spread_seconds(times)
     assert times.fresh_seconds > apart_seconds + spread_seconds
     assert times.end_seconds + times.timeout_seconds < look
+    assert times.connect_seconds < spread_seconds  # a first request that is lost is made good
 
 
 WRONG_TIMES = {
@@ -399,6 +407,83 @@ def test_instance_metadata_that_names_nobody_says_why(answer: dict[str, Any], wh
     responses.get(INSTANCE_URL, **answer)
     with pytest.raises(Unanswered, match=why):
         loader.ask_identity(loader.new_session())
+
+
+EVENTS_URL = f"{AZURE}/scheduledevents?api-version=2020-07-01"
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    """An event as Azure tells it; what is given as None is left out."""
+    told = {
+        "EventId": "C7061BAC-AFDC-4513-B24B-AA5F13A16123",
+        "EventStatus": "Scheduled",
+        "EventType": "Freeze",
+        "ResourceType": "VirtualMachine",
+        "Resources": ["Node1", "node2"],
+        "NotBefore": "Mon, 23 Nov 2026 22:26:58 GMT",
+        "Description": "Host server is undergoing maintenance.",
+        "EventSource": "Platform",
+        "DurationInSeconds": 5,
+    }
+    return {key: value for key, value in (told | changes).items() if value is not None}
+
+
+def events(*told: Any) -> dict[str, Any]:
+    return {"json": {"DocumentIncarnation": 2, "Events": told}}
+
+
+FREEZE = loader.Event(event()["EventId"], "Freeze", True, ("node1", "node2"))
+TOLD: dict[str, tuple[dict[str, Any], tuple[loader.Event, ...]]] = {
+    "none": (events(), ()),
+    "not found": ({"status": 404}, ()),
+    "one": (events(event()), (FREEZE,)),
+    "begun": (
+        events(event(EventStatus="Started", NotBefore="")),
+        (FREEZE._replace(scheduled=False),),
+    ),
+    "without a duration": (events(event(DurationInSeconds=None)), (FREEZE,)),
+    "of unknown duration": (events(event(DurationInSeconds=-1)), (FREEZE,)),
+    "that interrupts nothing": (events(event(DurationInSeconds=0)), ()),
+    "of a kind that nobody knows": (events(event(EventType="Party"), event()), (FREEZE,)),
+    "of a kind that is none": (events(event(EventType=["Freeze"])), ()),
+    "of no machine": (events(event(Resources=[])), (FREEZE._replace(nodes=()),)),
+}
+
+
+@responses.activate
+@pytest.mark.parametrize(("answer", "found"), TOLD.values(), ids=TOLD)
+def test_the_scheduled_events_that_interrupt_a_machine_are_read(
+    answer: dict[str, Any], found: tuple[loader.Event, ...]
+) -> None:
+    header = [responses.matchers.header_matcher({"Metadata": "true"})]
+    responses.get(EVENTS_URL, match=header, **answer)
+    assert loader.ask_events(loader.new_session()) == found
+
+
+NO_EVENTS = {
+    "bad request": ({"status": 400}, "status 400"),
+    "gone for a while": ({"status": 410}, "status 410"),
+    "too many requests": ({"status": 429}, "status 429"),
+    "broken": ({"status": 500}, "status 500"),
+    "garbage": ({"body": "<html>"}, "not JSON"),
+    "a list": ({"body": "[1]"}, "no scheduled events in it"),
+    "no list": ({"json": {"DocumentIncarnation": 1}}, "no scheduled events in it"),
+    "not one": ({"json": {"Events": None}}, "no scheduled events in it"),
+    "no object": (events("Freeze"), "no scheduled events in it"),
+    "without an id": (events(event(EventId=None)), "no scheduled events in it"),
+    "without machines": (events(event(Resources=None)), "no scheduled events in it"),
+    "of something else": (events(event(Resources=[1])), "no scheduled events in it"),
+}
+
+
+@responses.activate
+@pytest.mark.parametrize(("answer", "why"), NO_EVENTS.values(), ids=NO_EVENTS)
+def test_an_answer_that_tells_no_scheduled_events_says_why(
+    answer: dict[str, Any], why: str
+) -> None:
+    responses.get(EVENTS_URL, **answer)
+    with pytest.raises(Unanswered, match=why):
+        loader.ask_events(loader.new_session())
 
 
 # ------------------------------------------------ markers, for people

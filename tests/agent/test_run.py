@@ -215,6 +215,18 @@ def test_the_fence_and_apache_know_the_end_of_the_lease_before_the_probe_appears
     assert time.time() < limit <= time.time() + lease_seconds
 
 
+def test_a_wall_clock_that_is_stepped_ahead_as_the_probe_is_renewed_puts_off_no_limit(
+    world: World,
+) -> None:
+    source, read = world.installed(SOURCE), "offset_seconds = time.time() - self.now()[0]\n"
+    assert source.count(read) == 1
+    world.paths.loader.write_text(source.replace(read, f"{read[:-1]} + 60\n"))
+    world.start().communicate()
+    assert world.active
+    limit = calendar.timegm(time.strptime(world.paths.lease_until.read_text(), "%Y%m%d%H%M%S"))
+    assert limit <= time.time() + world.times.lease_seconds - world.times.margin_seconds
+
+
 def test_an_active_node_moves_its_fence_forward_and_drops_the_old_one(world: World) -> None:
     world.run()
     world.run()

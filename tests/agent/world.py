@@ -27,6 +27,7 @@ KEY = "5e" * 32
 PUBLIC_ADDRESS = "198.51.100.4"
 WEB_SITE_HOST = "127.0.0.253"
 INSTANCE, LOAD_BALANCER = "/metadata/instance", "/metadata/loadbalancer"
+EVENTS = "/metadata/scheduledevents"
 RUN_SECONDS = 30
 PERIOD = 4
 """Seconds. The next shorter one, 2 s, leaves a run 1.4 s, and one in which a node waits until it
@@ -166,7 +167,19 @@ class World:
         """What this node's Apache answers for the probe of a lease that is over."""
         self.cloud.site(f"127.0.3.{self.me[4:]}").pages["/probe.html"] = page
 
-    def metadata_says(self, path: str, page: Page) -> None:
+    def announces(self, *kinds: str, **changes: Any) -> None:
+        """What Azure announces for this node from now on; `changes` of its own fields."""
+        plain = {"Resources": [self.me.upper()], "EventStatus": "Scheduled", "NotBefore": "soon"}
+        told = [{"EventId": f"the {kind}", "EventType": kind} | plain | changes for kind in kinds]
+        self.metadata_says(EVENTS, Page(json.dumps({"DocumentIncarnation": 2, "Events": told})))
+
+    def approved(self) -> list[str]:
+        """The ids that this node has told Azure to go on with, in every request that it heard."""
+        asked = self.cloud.site(self.metadata_host).asked_for(EVENTS)
+        contents = [json.loads(one.content) for one in asked if one.content]
+        return [each["EventId"] for content in contents for each in content["StartRequests"]]
+
+    def metadata_says(self, path: str, page: Page | Callable[[Asked], Page]) -> None:
         self.cloud.site(self.metadata_host).pages[path] = page
 
     def serve_release(self, page: Page | Callable[[Asked], Page]) -> None:

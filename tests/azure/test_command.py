@@ -102,7 +102,8 @@ def test_nothing_that_everybody_may_read_names_the_subscription(operator: Operat
 
 
 def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Operator) -> None:
-    operator.settings(peer_address="private", period_seconds=10, look_seconds=5, pause_seconds=8)
+    settings = {"peer_address": "private", "pause_seconds": 8, "scheduled_events": False}
+    operator.settings(period_seconds=10, look_seconds=5, **settings)
     made(operator)
     nodes = json.loads((operator.state / "nodes_info.json").read_text())
     endpoints = json.loads((operator.state / "endpoints.json").read_text())
@@ -118,6 +119,7 @@ def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Op
         look_seconds=5,
         pause_seconds=8,
         peer_address="private",
+        scheduled_events=False,
     )
 
 

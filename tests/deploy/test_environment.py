@@ -99,6 +99,7 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
         look_seconds=2,
         pause_seconds=5,
         peer_address="public",
+        scheduled_events=True,
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == document.encode()

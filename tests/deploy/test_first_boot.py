@@ -70,6 +70,7 @@ class FirstBoot:
             look_seconds=2,
             pause_seconds=5,
             peer_address="public",
+            scheduled_events=True,
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
         self.front = self.files["/etc/bootstrap/index.html"]
@@ -270,6 +271,7 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         look_seconds=2,
         pause_seconds=5,
         peer_address="public",
+        scheduled_events=True,
     )
     (command,) = yaml.safe_load(document)["bootcmd"]
     marks = tmp_path / "var/lib/cloud/instance/sem"

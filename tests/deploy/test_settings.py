@@ -69,6 +69,26 @@ def test_the_plan_says_how_often_a_node_looks_and_what_failover_takes_then() -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "options", "heeded"),
+    [
+        ("", [], True),
+        ("scheduled_events = false", [], False),
+        ("", ["--scheduled-events", "false"], False),
+        ("scheduled_events = false", ["--scheduled-events", "true"], True),
+    ],
+)
+def test_what_azure_announces_is_heeded_unless_file_or_option_say_otherwise(
+    tmp_path: Path, text: str, options: list[str], heeded: bool
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text + "\n")
+    words = ("--config", str(file), *options)
+    assert plan_json(*words)["scheduled_events"] is heeded
+    said = plan_in_words(*words)
+    assert f"They {'heed' if heeded else 'do not heed'} Azure's scheduled events." in said
+
+
+@pytest.mark.parametrize(
     ("text", "options", "pause"),
     [
         ("", [], 5),
@@ -114,6 +134,7 @@ def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
         ("nodes 3", "not TOML"),
         ("nodes = true", "nodes = True: use a whole number"),
         ("look_seconds = 2.5", "look_seconds = 2.5: use a whole number"),
+        ("scheduled_events = 0", "scheduled_events = 0: use true or false"),
         ('pause_seconds = "5"', "pause_seconds = '5': use a whole number"),
         ("region = 1", 'region = 1: use text in "quotes"'),
         ("http_from = []", 'use a list like \\["203.0.113.0/24"\\]'),

@@ -31,7 +31,7 @@ def document(node: str = "node1", **changes: Any) -> str:
     options: dict[str, Any] = {
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
         **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "pause_seconds": 5},
-        "peer_address": "public",
+        **{"peer_address": "public", "scheduled_events": True},
     }
     return user_data(node, **(options | changes))
 
@@ -83,14 +83,13 @@ def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
 
 
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
-    found = files(
-        document(period_seconds=15, look_seconds=5, pause_seconds=7, peer_address="private")
-    )
+    changes: dict[str, Any] = {"peer_address": "private", "scheduled_events": False}
+    found = files(document(period_seconds=15, look_seconds=5, pause_seconds=7, **changes))
     for name in ("loader.conf", "cluster.key", "nodes_info.json"):
         (tmp_path / name).write_text(found[f"/etc/bootstrap/{name}"]["content"])
     settings = loader.read_settings(tmp_path / "loader.conf")
     assert settings.times == loader.timing(15, 5, 7)
-    assert settings.peer_address == "private"
+    assert (settings.peer_address, settings.scheduled_events) == ("private", False)
     assert settings.bootstrap_url == "http://203.0.113.10/bootstrap"
     assert loader.read_key(tmp_path / "cluster.key") == bytes.fromhex(KEY)
     read = loader.parse_nodes_info((tmp_path / "nodes_info.json").read_text())
@@ -124,6 +123,17 @@ def test_a_nodes_settings_name_period_looks_and_pauses_whatever_was_asked_for(
     assert code == 0
     times = f"period_seconds = {period}\nlook_seconds = {look}\npause_seconds = {pause}\n"
     assert conf.startswith(f"[loader]\n{times}")
+
+
+@pytest.mark.parametrize(
+    ("options", "heeded"), [([], "true"), (["--scheduled-events", "false"], "false")]
+)
+def test_a_nodes_settings_say_whether_it_heeds_what_azure_announces(
+    options: list[str], heeded: str, run: Run
+) -> None:
+    code, printed, _ = run("user-data", "node1", *options)
+    conf = files(printed)["/etc/bootstrap/loader.conf"]["content"]
+    assert (code, conf.splitlines()[-1]) == (0, f"scheduled_events = {heeded}")
 
 
 @pytest.mark.parametrize("nodes", [3, 101])

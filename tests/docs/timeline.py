@@ -74,7 +74,7 @@ ROWS = (
     Row(
         "connect",
         "the first request to a peer, for which nobody waits",
-        "min(3, max(0.3, 0.15 T))",
+        "min(3, max(0.3, 0.075 T))",
         lambda t: t.connect_seconds,
     ),
     Row("wait", "between two polls", "max(0.1, T / 80)", lambda t: t.poll_seconds),

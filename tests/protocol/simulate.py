@@ -192,6 +192,7 @@ class Process:
     steps: Any = None  # None until it holds the lock
     effects: int = 0
     clocks: Any = None  # as it read them last
+    wall_offset: float = float("inf")  # as at the last poll
     untested: set[str] = field(default_factory=set)  # peers not reached so far
     asked: set[str] = field(default_factory=set)  # of whom an answer is still to be taken in
     late: dict[str, Any] = field(default_factory=dict)  # answers that no poll waited for
@@ -235,6 +236,7 @@ class Simulation:
             name: agent.Members(name, self.order, KEY, self.times) for name in self.order
         }
         self.left: set[str] = set()  # their timer is stopped
+        self.announced: dict[str, str] = {}  # node -> what Azure announces for it
         self.shown: dict[tuple[str, str], list[Any]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
         self.elections: list[tuple[float, str]] = []  # when somebody became active, and who
@@ -593,7 +595,10 @@ class Simulation:
             node.state = self.agent.first_state(epoch, start, times, promised)
         until = until_of(moment.now_seconds)
         leaving, process.untested = process.leaving, set(self.order)
-        process.steps = self.agent.looks(members, node.state, moment, until, leaving=leaving)
+        announced = lambda: self.announced.get(node.name, "")  # noqa: E731
+        process.steps = self.agent.looks(
+            members, node.state, moment, until, leaving=leaving, announced=announced
+        )
         self._step(process, lambda: next(process.steps))
 
     def _time_limit(self, process: Process) -> None:
@@ -683,10 +688,10 @@ class Simulation:
     def _write_seconds(self) -> float:
         return 0.0002 + 0.0018 * self.random.random()
 
-    def _do_outcome(self, process: Process, _: Any) -> None:
+    def _do_outcome(self, process: Process, outcome: Any) -> None:
         """Report: status.json, and sometimes a trace."""
         node = process.node
-        node.looks_on += 1
+        node.looks_on += outcome.seen.had_quorum  # else nobody told it what it slept through
         if node.looks_on == 2 and self.now < node.excused_until:  # a whole look since it went on
             node.excused_until = self.now
             self.note_served(node)
@@ -706,6 +711,7 @@ class Simulation:
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
             process.node.state = effect.state._replace(clocks=self._clocks(process))
+            process.wall_offset = effect.state.wall_offset_seconds or process.wall_offset
             self._go_on(process)
 
         self._soon(process, 2 * self._write_seconds(), save)
@@ -757,12 +763,12 @@ class Simulation:
             self._soon(process, self._write_seconds(), stage)
 
         def stage() -> None:
-            left = effect.until_seconds - self._clocks(process).fast_seconds
             wall = node.wall_clock(self.now)
+            offset = wall - self._clocks(process).fast_seconds
             if node.probe and wall >= node.lease_until > 0:
                 self.refusals.append((self.now, node.name))
                 node.lease_until = 0.0
-            node.lease_until = float(int(wall + left))
+            node.lease_until = float(int(effect.until_seconds + min(offset, process.wall_offset)))
             if not effect.commit:
                 self._answer(process, node.probe, delay=self._write_seconds())
                 return

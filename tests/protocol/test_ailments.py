@@ -5,6 +5,7 @@ passes before the fence is due must cost nothing; and what was recorded must mov
 """
 
 import concurrent.futures
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ from tests.protocol.simulate import Ailment, Conditions, Simulation, TwoActive, 
 
 AGENT = load_agent()
 PERIOD = 20.0
+TIMES = AGENT.timing(20, 20, 0)
+ROUND = TIMES.timeout_seconds + TIMES.poll_seconds
+FENCE_AFTER_TICK = TIMES.lease_seconds - TIMES.margin_seconds - PERIOD  # of the look before
 EFFECTS = ("Poll", "Save", "Show", "Serve", "Drop", "Pause")
 
 
@@ -51,6 +55,11 @@ SCHEDULES: dict[str, Ailment] = {
     "very slow": Ailment(slow_seconds=(0.15 * PERIOD, 0.3 * PERIOD)),
     "one request in four lost": Ailment(lost_share=0.25),
 }
+
+
+# Of their looks one in five does not collect its votes in the rounds before the fence, which is
+# due the earlier the more a clock may be slewed; and nobody looks again before the next tick.
+SHARES_WITHOUT = {"one request in four lost": (PERIOD + ROUND - FENCE_AFTER_TICK) / (5 * PERIOD)}
 
 
 class Outcome(NamedTuple):
@@ -100,7 +109,8 @@ def test_whatever_ails_the_preferred_nodes_a_healthy_majority_has_somebody_who_s
         for index, what in enumerate(Outcome._fields)
     }
     print(worst)
-    assert worst["share_without"][0] <= 0.10
+    for case, outcome in outcomes.items():
+        assert outcome.share_without <= SHARES_WITHOUT.get(case[0], 0.10), case
     assert worst["longest_without"][0] <= 3
     assert worst["back_after"][0] <= 5
 
@@ -109,7 +119,7 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
     None
 ):
     """Whether or not the one that it voted for has noticed."""
-    voter = AGENT.Members("node3", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20, 20, 0))
+    voter = AGENT.Members("node3", ("node1", "node2", "node3"), bytes(32), TIMES)
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=1)
 
     def votes_at(now: float, good_runs: int) -> Any:
@@ -122,8 +132,8 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
             )
             page = AGENT.format_marker(voter._replace(me=name), marker).encode()
             replies[name] = AGENT.Reply(True, AGENT.Answer(200, page, {}, whole=True))
-        moment = AGENT.Moment(now, now, probe_there=False, value=replies)
-        return AGENT.glance(voter, state, moment)[0].state
+        moment = AGENT.Moment(now, now, now, None, probe_there=False, value=replies)
+        return AGENT.glance(voter, state._replace(stamp=stamp), moment)[0].state
 
     state = votes_at(1000.0, 1)
     assert (state.vote.candidate, state.yields_to) == ("node1", None)
@@ -206,6 +216,7 @@ def renewal_fault(kind: str, seconds: float, seed: int) -> Simulation:
     simulation = Simulation(calm(), seed, AGENT)
     simulation.run_until(8 * PERIOD - 1)
     assert simulation.active() == ["node1"]
+    simulation.losses.clear()  # who is first after a boot may be another one
     over = simulation.now + 1 + seconds
     simulation.nodes["node1"].ailment = Ailment(
         fails=lambda _run, _before, this: this == kind and simulation.now < over
@@ -215,11 +226,11 @@ def renewal_fault(kind: str, seconds: float, seed: int) -> Simulation:
 
 
 @pytest.mark.parametrize("kind", ["Save", "Serve", "Show"])
-@pytest.mark.parametrize("seconds", [0.5, 2, 4.5])
+@pytest.mark.parametrize("seconds", [0.5, 2, FENCE_AFTER_TICK - ROUND])
 def test_a_fault_that_passes_before_the_fence_is_due_leaves_no_gap(
     kind: str, seconds: float
 ) -> None:
-    """The fence that is armed runs until 5.95 s after the tick."""
+    """The fence that is armed runs until 3.7 s after the tick, and the last try takes a round."""
     for seed in range(1, 11):
         simulation = renewal_fault(kind, seconds, seed)
         assert (simulation.active(), simulation.losses) == (["node1"], [])
@@ -296,9 +307,7 @@ def test_markers_that_need_not_answer_a_request_would_let_the_past_stop_the_clus
 
 def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -> None:
     """Else a replayed marker of the other boot frees a voter while the first one still serves."""
-    members = AGENT.Members(
-        "node2", ("node1", "node2", "node3"), bytes(32), AGENT.timing(20, 20, 0)
-    )
+    members = AGENT.Members("node2", ("node1", "node2", "node3"), bytes(32), TIMES)
     now = 1000.0
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, stamp=999_000)
     for epoch, released in (("now", 0), ("before", 0), ("before", 10**6)):
@@ -306,11 +315,14 @@ def test_a_promise_to_one_boot_outlives_a_vote_for_another_that_was_replayed() -
             *("node1", "node2", epoch, 10**6, not released, 5, False, None, released, not released),
             *(None, {"mine": 999_000}, "", ""),
         )
-        view = AGENT.View(now, {"node1": marker}, frozenset(), {"node1": now}, *3 * (False,), now)
+        view = AGENT.View(
+            now, now, {"node1": marker}, frozenset(), {"node1": now}, *3 * (False,), now
+        )
         state, _ = AGENT.cast_vote(members, state, view)
         now += 1
     assert state.vote.until_seconds == 1000.0 + members.times.promise_seconds
-    view = AGENT.View(1000.0 + 27, {}, frozenset(), {}, *3 * (False,), now)
+    then = 1000.0 + members.times.promise_seconds
+    view = AGENT.View(then, then, {}, frozenset(), {}, *3 * (False,), now)
     assert AGENT.cast_vote(members, state, view)[0].vote is None
 
 
@@ -342,15 +354,18 @@ def voters_reboot_with_a_shorter_period(agent: Any, kept_seconds: float) -> None
 
 
 def test_a_node_with_another_period_holds_its_vote_for_what_it_promised_before_its_boot() -> None:
-    voters_reboot_with_a_shorter_period(AGENT, AGENT.timing(20, 20, 0).promise_seconds)
+    voters_reboot_with_a_shorter_period(AGENT, TIMES.promise_seconds)
     with pytest.raises(TwoActive):
         voters_reboot_with_a_shorter_period(AGENT, 0.0)
 
 
 def voters_get_a_shorter_period_while_node1_runs(agent: Any, seed: int, period: float) -> None:
-    """Their next votes bind for less; node1 is killed before it reads those, and stays away."""
-    simulation = Simulation(calm(), seed, agent)
-    simulation.run_until(10 * PERIOD - 0.5)
+    """Their next votes bind for less; node1 is killed before it reads those, and stays away.
+
+    At the longest period there is: its fence is due 11 s after a tick, a vote binds for 4.5 s.
+    """
+    simulation = Simulation(dataclasses.replace(calm(), period_seconds=60), seed, agent)
+    simulation.run_until(10 * 60 - 0.5)
     assert simulation.active() == ["node1"]
     simulation.set_period(("node2", "node3"), period)
 
@@ -359,12 +374,12 @@ def voters_get_a_shorter_period_while_node1_runs(agent: Any, seed: int, period: 
         return kind == "Pause"
 
     simulation.nodes["node1"].ailment = Ailment(killed=killed)
-    simulation.run_for(3 * PERIOD)
+    simulation.run_for(3 * 60)
 
 
 def test_a_vote_that_is_renewed_for_less_binds_for_what_was_promised_before() -> None:
     for seed in range(1, 4):
-        for period in (2, 4, 5, 10):
+        for period in (2, 4, 5, 10, 20):
             voters_get_a_shorter_period_while_node1_runs(AGENT, seed, period)
     heedless = load_agent(("until = max(until, vote.until_seconds)", "pass"))
     with pytest.raises(TwoActive):
