@@ -66,7 +66,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO, get_args, get_origin
 __version__ = "0.2.0"
 
 if __name__ == "__main__":
-    gc.disable()  # a process of a second: with `gc.freeze` at its end a tenth of its CPU
+    gc.disable()  # a process of one period: with `gc.freeze` at its end a tenth of its CPU
 
 import requests
 from urllib3.exceptions import (  # what requests lets through while a body is read, and

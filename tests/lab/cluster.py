@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from http.client import HTTPConnection
@@ -38,6 +40,19 @@ def lab(*words: str, code: int = 0) -> str:
     )
     assert done.returncode == code, f"lab {' '.join(words)}: {done.returncode}: {done.stdout}"
     return done.stdout
+
+
+@contextmanager
+def busy_cores(bound_seconds: float) -> Iterator[None]:
+    """A process for each core of this machine, which the nodes share, that does nothing but run."""
+    hog = ["timeout", str(bound_seconds), "sh", "-c", "while :; do :; done"]
+    hogs = [subprocess.Popen(hog) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for each in hogs:
+            each.terminate()
+            each.wait(timeout=10)
 
 
 @dataclass

@@ -12,18 +12,17 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.lab.cluster import BootedLab, lab
+from tests.lab.cluster import BootedLab, busy_cores, lab
 from tests.lab.sampler import Sample, ask, moments_with_two
 
 WALL_SECONDS = 20
@@ -200,19 +199,6 @@ def cost_table(costs: dict[Timings, tuple[dict[str, Cost], float]]) -> Table:
 # ---- From run to run
 
 
-@contextmanager
-def busy_cores(bound_seconds: float) -> Iterator[None]:
-    """A process for each core of this machine, which the nodes share, that does nothing but run."""
-    hog = ["timeout", str(bound_seconds), "sh", "-c", "while :; do :; done"]
-    hogs = [subprocess.Popen(hog) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for each in hogs:
-            each.terminate()
-            each.wait(timeout=10)
-
-
 class Starts(NamedTuple):
     """How runs began, in seconds, and what node1 answered meanwhile."""
 
@@ -245,7 +231,7 @@ def boundaries(cluster: BootedLab, count: int, table: Table) -> None:
     for load in ("idle", "busy"):
         wanted = count if load == "busy" else max(3, count // 5)
         bound_seconds = (wanted + 9) * cluster.period_seconds
-        with busy_cores(bound_seconds if load == "busy" else 0):
+        with busy_cores(bound_seconds) if load == "busy" else nullcontext():
             found = starts(cluster, wanted)
         lost = [s for s in found.answers if s.status not in (200, None)]
         row(table, f"{load}: process started to its first look", found.from_exec)

@@ -1,33 +1,16 @@
 """What a run of several looks must not cost: a role, an operator's time, a log that can be read."""
 
 import calendar
-import os
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from tests.lab.cluster import BootedLab, lab
+from tests.lab.cluster import BootedLab, busy_cores, lab
 from tests.lab.test_lab import labs
 
 pytestmark = pytest.mark.lab
 
 at_the_default = labs((3, 20, 2))
-
-
-@contextmanager
-def busy_cores() -> Iterator[None]:
-    """Every core of this machine, which the nodes share, has something better to do."""
-    hog = ["timeout", "120", "sh", "-c", "while :; do :; done"]
-    hogs = [subprocess.Popen(hog) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for each in hogs:
-            each.terminate()
-            each.wait(timeout=10)
 
 
 def main_pid(cluster: BootedLab, name: str) -> str:
@@ -88,7 +71,7 @@ def test_the_active_node_crashes_between_two_runs(cluster: BootedLab) -> None:
 
 @at_the_default
 def test_from_run_to_run_no_role_is_lost_while_every_core_is_busy(cluster: BootedLab) -> None:
-    with busy_cores():
+    with busy_cores(120):
         began = time.time()
         for _ in range(3):
             cluster.wait_until(3)
