@@ -2007,14 +2007,19 @@ def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> St
     return Outcome(state, seen, f"Node {members.me} was stopped for a while, {then}")
 
 
-def _rehearse() -> Generator[Effect, Moment, None]:
-    """Arm a fence as if to serve: a node that failed is well only when it can do that.
+def _rehearse(members: Members, state: State) -> Generator[Effect, Moment, None]:
+    """Do all that serving takes but the rename: a node that failed is well only when it can.
 
-    For a moment within this second of the wall clock, so that Apache refuses every probe.
+    For a moment within this second of the wall clock, so that Apache would refuse every probe.
     """
     moment = yield Pause(0)
     left_seconds = 0.9 * (1 - moment.wall_seconds % 1)
-    yield Serve(moment.now_seconds + left_seconds, commit=False)
+    try:
+        moment = yield Serve(moment.now_seconds + left_seconds, commit=False)
+        yield Show(markers_of(members, state, moment))  # where the probe may fill the disk
+    except OSError:
+        yield Drop()
+        raise
     yield Drop()
 
 
@@ -2025,7 +2030,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
     last = state._replace(sees=sees)
     try:
         if state.failures and seen.had_quorum and not state.active:
-            yield from _rehearse()
+            yield from _rehearse(members, state)
         if not seen.had_quorum or is_late(members, seen):
             last = last._replace(quorum_runs=0)
         elif state.quorum_runs > FORGIVEN_LOOKS:
@@ -2055,7 +2060,8 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
         if trouble:  # an active node keeps its probe, which the fence takes in time
             then = "is active until its lease ends" if state.active else "set as passive"
             reason = trouble_of(members, trouble, then)
-            logging.warning("%s; trying again", reason)
+            if tries == 1:
+                logging.warning("%s; trying again", reason)
         if moment.now_seconds >= seen.until_seconds or (decision.settled and not tries):
             state = state._replace(finished=not tries)
             return (yield from _finish(members, state, seen, reason))
@@ -2174,7 +2180,7 @@ def drop_probe(paths: Paths) -> bool:
     """Remove the probe, and make Apache refuse it even if that fails; whether it is gone."""
     for path in (paths.probe, paths.staged):
         try:
-            if remove(path):
+            if remove(path) and path == paths.probe:
                 logging.info("Removing %s", path)
         except OSError as error:
             logging.error("Can't remove %s: %s", path, error.strerror)
@@ -2327,9 +2333,10 @@ class Machine:
         if (left_seconds := until_seconds - self.now()[0]) <= 0:
             return False
         self.fence.arm(until_seconds, left_seconds)
-        if commit:
+        if commit or not self.paths.probe.exists():
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
+        if commit:
             logging.info("Creating %s", self.paths.probe)
         # The wall clock is read first: if time passes between the two, the limit is too early. So
         # it is after a pause since the last poll, which stepped that clock ahead.

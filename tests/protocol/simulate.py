@@ -769,10 +769,10 @@ class Simulation:
                 self.refusals.append((self.now, node.name))
                 node.lease_until = 0.0
             node.lease_until = float(int(effect.until_seconds + min(offset, process.wall_offset)))
+            node.staged = effect.commit or not node.probe
             if not effect.commit:
                 self._answer(process, node.probe, delay=self._write_seconds())
                 return
-            node.staged = True
             self._soon(process, self._write_seconds(), commit)
 
         def commit() -> None:

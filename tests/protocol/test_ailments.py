@@ -7,6 +7,7 @@ passes before the fence is due must cost nothing; and what was recorded must mov
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +154,26 @@ def test_a_node_whose_runs_begin_too_late_does_not_stand_and_no_such_run_is_a_go
         assert not late.state.candidate
         assert late.state.quorum_runs <= 1
     assert simulation.active() == ["node2"]
+
+
+@pytest.mark.parametrize("look", [2.0, PERIOD])
+def test_a_disk_that_the_probe_fills_gives_the_role_to_another_node_once(look: float) -> None:
+    """Without the probe there is room to show markers: it must not come back for that."""
+    simulation = Simulation(replace(calm(), look_seconds=look), 1, AGENT)
+    simulation.run_until(8 * PERIOD)
+    assert simulation.active() == ["node1"]
+    full = simulation.nodes["node1"]
+    full.ailment = Ailment(
+        fails=lambda _run, _before, kind: kind == "Show" and (full.probe or full.staged)
+    )
+    simulation.run_for(3 * PERIOD)
+    assert simulation.active() == ["node2"]
+    elections = len(simulation.elections)
+    simulation.run_for(20 * PERIOD)
+    assert len(simulation.elections) == elections
+    full.ailment = Ailment()
+    simulation.run_for(5 * PERIOD)
+    assert simulation.active() == ["node1"]
 
 
 @pytest.mark.parametrize("kind", ["Save", "Serve", "Show"])
