@@ -289,6 +289,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a lab of three real nodes.")
     parser.add_argument("--period-seconds", type=int, default=20)
     parser.add_argument("--look-seconds", type=int, default=2)
+    parser.add_argument("--pause-seconds", type=int, default=5, help="that the cluster absorbs")
     parser.add_argument("--crashes", type=int, default=0, help="at random moments")
     parser.add_argument("--gap-crashes", type=int, default=0, help="between two runs")
     parser.add_argument("--handovers", type=int, default=0, help="planned stops of the agent")
@@ -307,7 +308,7 @@ def main() -> int:
     table = Table("what", "times", "median", "95 %", "greatest")
     first = (asked.period_seconds, asked.look_seconds)
     for timings in (first, *asked.beside):
-        cluster = BootedLab(3, *timings)
+        cluster = BootedLab(3, *timings, asked.pause_seconds)
         try:
             cluster.up()
             if asked.cost or asked.beside:
