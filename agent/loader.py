@@ -1498,11 +1498,6 @@ def failed(state: State, why: str) -> State:
     return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
-def is_ready(marker: Marker, view: View) -> bool:
-    """Whether a candidate may take the role from an active node (K looks, and a live agent)."""
-    return marker.quorum_runs >= READY_LOOKS and marker.sender in view.live
-
-
 def rests(members: Members, state: State, view: View) -> str:
     """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
@@ -1529,17 +1524,34 @@ def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
     return tuple(sorted(members.order, key=last.__contains__))
 
 
+class Claim(NamedTuple):
+    """Somebody who asks for votes, me included."""
+
+    epoch: str
+    stamp: int
+    active: bool
+    ready: bool  # may take the role from an active node: K good looks, and a live agent
+
+
+def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
+    """Who asks for votes now, most preferred first."""
+    found = {}
+    for name in preference(members, state, view):
+        marker = view.markers.get(name)
+        if marker is not None and marker.candidate:
+            ready = marker.quorum_runs >= READY_LOOKS and name in view.live
+            found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready)
+        elif name == members.me and state.candidate:
+            ready = state.quorum_runs >= READY_LOOKS
+            found[name] = Claim(state.epoch, state.stamp, state.active, ready)
+    return found
+
+
 def higher_candidates(members: Members, state: State, view: View) -> list[str]:
     """Candidates before me; while I am active only those that are ready to take over."""
-    order = preference(members, state, view)
+    order, asking = preference(members, state, view), claims(members, state, view)
     before = order[: order.index(members.me)]
-    return [
-        name
-        for name in before
-        if (marker := view.markers.get(name)) is not None
-        and marker.candidate
-        and (not state.active or is_ready(marker, view))
-    ]
+    return [n for n in before if n in asking and (not state.active or asking[n].ready)]
 
 
 def yielding(members: Members, view: View) -> set[str]:
@@ -1551,28 +1563,6 @@ def outvoted(members: Members, state: State, view: View) -> bool:
     """Whether so many of my voters yield to somebody else that the rest is no majority."""
     lost = yielding(members, view) & set(state.grants)
     return bool(lost) and len(state.grants) - len(lost) < members.majority
-
-
-class Claim(NamedTuple):
-    """Somebody who asks for votes, me included."""
-
-    epoch: str
-    stamp: int
-    active: bool
-    ready: bool  # may take the role from an active node
-
-
-def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
-    """Who asks for votes now, most preferred first."""
-    found = {}
-    for name in preference(members, state, view):
-        marker = view.markers.get(name)
-        if marker is not None and marker.candidate:
-            found[name] = Claim(marker.epoch, marker.stamp, marker.active, is_ready(marker, view))
-        elif name == members.me and state.candidate:
-            ready = state.quorum_runs >= READY_LOOKS
-            found[name] = Claim(state.epoch, state.stamp, state.active, ready)
-    return found
 
 
 def is_given_up(members: Members, state: State, view: View, vote: Vote) -> bool:

@@ -435,10 +435,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "one run makes ready": ("READY_LOOKS = 2 ", "READY_LOOKS = 1 "),
     "a dead agent is ready": (
-        "marker.quorum_runs >= READY_LOOKS and marker.sender in view.live",
+        "marker.quorum_runs >= READY_LOOKS and name in view.live",
         "marker.quorum_runs >= READY_LOOKS",
     ),
-    "any candidate moves an active node": ("and (not state.active or is_ready(marker, view))", ""),
+    "any candidate moves an active node": (" and (not state.active or asking[n].ready)", ""),
     "no candidate moves an active node": (
         "        bool(higher) or view.leaving",
         "        view.leaving",
@@ -504,8 +504,8 @@ BROKEN: dict[str, tuple[str, str]] = {
         "    asking",
     ),
     "who does not ask is voted for": (
-        "        if marker is not None and marker.candidate:\n            found[name]",
-        "        if marker is not None:\n            found[name]",
+        "        if marker is not None and marker.candidate:\n            ready",
+        "        if marker is not None:\n            ready",
     ),
     "the least preferred is voted for": (
         "next(iter(asking), None)",
