@@ -1651,10 +1651,10 @@ class Decision(NamedTuple):
     reason: str = ""
 
 
-def renews(members: Members, state: State) -> bool:
-    """Whether it asks, and no majority has granted this look's stamp so far."""
+def is_covered(members: Members, state: State) -> bool:
+    """Whether a majority has granted this look's stamp."""
     covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
-    return state.candidate and covered < members.majority
+    return covered >= members.majority
 
 
 def active_node(members: Members, state: State, view: View) -> str | None:
@@ -1691,8 +1691,7 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     if not calm and now - view.started_seconds < members.times.stay_seconds:
         return False
     if state.active:
-        covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
-        return covered >= members.majority
+        return is_covered(members, state)
     return is_content(members, decision, view, active)
 
 
@@ -1737,7 +1736,8 @@ def decide(members: Members, state: State, view: View) -> Decision:
         bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
     )
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
-    kept_back |= bool(view.announced) and not (state.active and renews(members, state))
+    renews = state.active and state.candidate and not is_covered(members, state)
+    kept_back |= bool(view.announced) and not renews
     wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
