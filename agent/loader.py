@@ -1949,22 +1949,13 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
 
 
-def _withdraw(
-    decision: Decision, state: State, tries: int, why: str
-) -> Generator[Effect, Moment, State]:
-    """Remove what may be staged; elected in vain for long enough, free the voters at once."""
-    moment = yield from _drop()
-    if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
-        state = failed(give_up(state, moment.now_seconds), why)._replace(candidate=False)
-    return state
-
-
 def _apply(
     members: Members, decision: Decision, tries: int
 ) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
     """Drop, save, serve, show: in this order, so that nothing is shown before it holds.
 
-    The state to go on with, and what could not be done.
+    The state to go on with, and what could not be done: elected in vain for long enough, a node
+    frees its voters at once.
     """
     state = decision.state
     try:
@@ -1981,7 +1972,10 @@ def _apply(
         yield Show(markers_of(members, state, moment))
     except OSError as error:
         if not state.active:
-            state = yield from _withdraw(decision, state, tries + 1, str(error))
+            moment = yield from _drop()  # what may be staged
+            if decision.serve_until_seconds is not None and tries + 1 >= COMMIT_TRIES:
+                state = failed(give_up(state, moment.now_seconds), str(error))
+                state = state._replace(candidate=False)
         return state, error
     return state, None
 
