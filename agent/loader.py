@@ -1703,7 +1703,7 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     if view.announced or view.leaving:
         why = f"makes way: Azure announces {view.announced}" if view.announced else "is leaving"
         return f"Node {me} {why}, set as passive"
-    if not len(view.markers) + 1 >= members.majority:
+    if len(view.markers) + 1 < members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
     if not state.candidate and (why := rests(members, state, view)):
         return f"Node {me} {why}, set as passive"
@@ -1814,8 +1814,8 @@ Looks = Generator[Effect | Outcome, Moment, None]
 
 def trouble_of(members: Members, error: OSError, then: str) -> str:
     """What could not be done, and what became of the role."""
-    where = getattr(error, "filename", None)
-    what = f"can't write {where}: {error.strerror}" if where else str(error)
+    path = error.filename
+    what = f"can't write {path}: {error.strerror}" if path else str(error)
     return f"Node {members.me} {what}, {then}"
 
 
@@ -1888,14 +1888,10 @@ def _begin(
     members: Members, state: State, moment: Moment, *, leaving: bool
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
-    missed = (
-        0
-        < state.began_seconds
-        < moment.now_seconds - 1.6 * members.times.look_seconds - members.times.gap_seconds
-    )
+    now, times = moment.now_seconds, members.times
+    missed = 0 < state.began_seconds < now - 1.6 * times.look_seconds - times.gap_seconds
     state, stepped = note_clocks(state, moment)
-    now = moment.now_seconds
-    late = now >= lease_end_seconds(members, state) - members.times.margin_seconds
+    late = now >= lease_end_seconds(members, state) - times.margin_seconds
     rightful = state.active and moment.probe_there and not late and not stepped
     lost = state.active and not rightful and not stepped and state.quorum_runs > 0
     if (state.active or moment.probe_there) and not rightful:
@@ -1925,20 +1921,20 @@ def rolled_back(state: State, seen: Seen) -> bool:
     return any(seconds * 1000 > state.stamp + 0.5 for seconds in heard)
 
 
-def start_over(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
+def start_over(members: Members, state: State, moment: Moment) -> Decision:
     """A snapshot of a running machine was restored: what it promised since is forgotten."""
     epoch = hashlib.sha256(f"{state.epoch} {moment.wall_seconds}".encode()).hexdigest()[:16]
     new = first_state(epoch, moment.slow_seconds, members.times)
     new = new._replace(stamp=int(moment.now_seconds * 1000), sees=state.sees, records=state.records)
     why = f"Node {members.me} is a snapshot of itself, its peers know it newer, set as passive"
-    return Decision(new._replace(origin=state.origin), drop=True, reason=why), seen
+    return Decision(new._replace(origin=state.origin), drop=True, reason=why)
 
 
 def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
     """What follows from the replies of one poll."""
     state, seen = observe(members, state, seen, moment.value, moment)
     if rolled_back(state, seen):
-        return start_over(members, state, seen, moment)
+        return start_over(members, state, moment), seen
     state, stepped = note_clocks(state, moment)
     view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
