@@ -69,12 +69,14 @@ if __name__ == "__main__":
     gc.disable()  # a process of one period: with `gc.freeze` at its end a tenth of its CPU
 
 import requests
-from urllib3.exceptions import (  # what requests lets through while a body is read, and
-    HTTPError,
-    ProtocolError,  # what it has inside
-)
+
+# What requests lets through while a body is read, and what it has inside.
+from urllib3.exceptions import HTTPError, ProtocolError
 
 # ------------------------------------------------ files, clocks, systemd
+
+HOST_CLOCK = "/dev/ptp_hyperv"
+PAUSE_NOTICED_SECONDS = 0.25
 
 
 class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller decides what follows
@@ -148,9 +150,6 @@ def advance(last: Clocks | None, boot: float, raw: float) -> Clocks:
 def read_clocks(last: Clocks | None = None) -> Clocks:
     """The clocks now."""
     return advance(last, boot_seconds(), time.clock_gettime(time.CLOCK_MONOTONIC_RAW))
-
-
-HOST_CLOCK = "/dev/ptp_hyperv"
 
 
 def host_seconds() -> float | None:
@@ -359,6 +358,7 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
 
 DRIFT = 0.001  # rho: bound on the drift of two raw clocks
 SLEW = 0.0834  # how much slower the fence's clock may be made to go (chrony: 83,333 ppm)
+GAP_SECONDS = 0.75  # G: a run's end, Python's start and imports, if busy (docs/measurements.md)
 READY_LOOKS = 2  # K: looks with a majority before a node may take the role from an active one
 COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
 FORGIVEN_LOOKS = 10  # good looks in a row before a node's failures count from the first again
@@ -426,11 +426,6 @@ def check(times: Timing) -> Timing:
     if times.end_seconds + times.timeout_seconds >= look:
         raise BadInput(f"a look of {times.end_seconds:g} s does not end within {look:g} s.")
     return times
-
-
-GAP_SECONDS = 0.75
-"""G: an old run's end, the start of Python and its imports on a busy machine of two cores
-(docs/measurements.md)."""
 
 
 def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> Timing:
@@ -742,6 +737,10 @@ METADATA = "http://169.254.169.254/metadata"
 INSTANCE = "instance?api-version=2021-02-01&format=json"
 LOAD_BALANCER = "loadbalancer?api-version=2020-10-01&format=json"
 EVENTS = "scheduledevents?api-version=2020-07-01"
+INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
+CHECK_SECONDS = 5.0
+CHECK_PASSED = "self-check passed"
+NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 
 
 class Identity(NamedTuple):
@@ -852,9 +851,6 @@ class Event(NamedTuple):
     nodes: tuple[str, ...]  # in small letters
 
 
-INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
-
-
 def ask_events(session: requests.Session) -> tuple[Event, ...]:
     """The scheduled events that will interrupt a machine. Raises `Unanswered`.
 
@@ -959,11 +955,6 @@ def replace_loader(digest: str, paths: Paths) -> None:
     sync_folder(paths.etc)
 
 
-CHECK_SECONDS = 5.0
-CHECK_PASSED = "self-check passed"
-NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
-
-
 def why_not(path: Path, until_seconds: float) -> str:
     """Why the agent in this file may not replace ours, in words; "" where it may.
 
@@ -1045,6 +1036,8 @@ def take_release(session: requests.Session, url: str, paths: Paths, until_second
 
 # ------------------------------------------------ markers: what nodes tell each other
 
+MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
+
 
 class Grant(NamedTuple):
     """A vote as a marker shows it: for which request of which candidate, and for how long."""
@@ -1109,9 +1102,6 @@ def read_members(identity: Identity, settings: Settings, paths: Paths) -> tuple[
         "Require minimum %d majority nodes to vote who's the active node", members.majority
     )
     return members, nodes
-
-
-MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
 
 
 def _mac(key: bytes, text: bytes) -> str:
@@ -1851,9 +1841,6 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
     }
 
 
-PAUSE_NOTICED_SECONDS = 0.25
-
-
 def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
     """The state with how far clocks are apart, and whether one jumped since the last poll.
 
@@ -2335,6 +2322,7 @@ class Machine:
 # ------------------------------------------------ report: log, status.json, journal
 
 NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overridden or missing"
+TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
 
 
 def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
@@ -2400,9 +2388,6 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
     logging.info("%s", outcome.reason)
     if not outcome.state.active and not machine.paths.probe.exists():
         logging.info("probe.html already does not exist")
-
-
-TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
 
 
 def status_of(
@@ -2501,6 +2486,8 @@ def start_log(paths: Paths) -> None:
 
 
 # ------------------------------------------------ verbs
+
+DRY = ("--dry-run", "--self-check")  # the verbs that change nothing
 
 
 def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machine, State, Moment]:
@@ -2778,10 +2765,6 @@ def perform(verb: str, paths: Paths) -> None:
             # its imports take long enough to be killed for otherwise.
             age_seconds = process_age_seconds()
             run(paths, settings, run_left_seconds(settings.times, time.time(), age_seconds))
-
-
-DRY = ("--dry-run", "--self-check")
-"""The verbs that change nothing."""
 
 
 def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:
