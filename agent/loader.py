@@ -1088,22 +1088,6 @@ class Members(NamedTuple):
         return tuple(name for name in self.order if name != self.me)
 
 
-def read_members(identity: Identity, settings: Settings, paths: Paths) -> tuple[Members, Nodes]:
-    """The cluster that this node takes part in. Raises `BadInput`."""
-    nodes = read_nodes(paths)
-    logging.info("List of nodes in cluster: %s", list(nodes))
-    if identity.name not in nodes:
-        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
-    logging.info("There are total: %d nodes in the cluster", len(nodes))
-    key = read_key(paths.key)
-    generation = file_sha256(paths.loader)[:12]
-    members = Members(identity.name, tuple(nodes), key, settings.times, generation)
-    logging.info(
-        "Require minimum %d majority nodes to vote who's the active node", members.majority
-    )
-    return members, nodes
-
-
 def _mac(key: bytes, text: bytes) -> str:
     return hmac.new(key, text, "sha256").hexdigest()
 
@@ -2165,15 +2149,10 @@ class Machine:
     """Does on this node what `settle` asks for."""
 
     def __init__(
-        self,
-        members: Members,
-        nodes: Nodes,
-        addresses: Mapping[str, str],
-        paths: Paths,
-        clocks: Clocks | None,
+        self, members: Members, nodes: Nodes, asked: str, paths: Paths, clocks: Clocks | None
     ) -> None:
-        self.members, self.nodes, self.addresses, self.paths = members, nodes, addresses, paths
-        self.urls = {name: f"http://{addresses[name]}" for name in members.peers}
+        self.members, self.nodes, self.paths = members, nodes, paths
+        self.addresses = {name: entry[asked] for name, entry in nodes.items()}
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
@@ -2249,7 +2228,7 @@ class Machine:
 
     def question(self, name: str) -> Question:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""
-        url, me, times = self.urls[name], self.members.me, self.members.times
+        url, me, times = f"http://{self.addresses[name]}", self.members.me, self.members.times
         untested = name in self.untested
 
         def ask(session: requests.Session) -> Reply:
@@ -2491,11 +2470,19 @@ DRY = ("--dry-run", "--self-check")  # the verbs that change nothing
 
 
 def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machine, State, Moment]:
-    """What a run begins with. Raises `BadInput`."""
-    members, nodes = read_members(identity, settings, paths)
-    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
+    """What a run begins with: the cluster, and what this node has promised. Raises `BadInput`."""
+    nodes = read_nodes(paths)
+    logging.info("List of nodes in cluster: %s", list(nodes))
+    if identity.name not in nodes:
+        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
+    logging.info("There are total: %d nodes in the cluster", len(nodes))
+    key, generation = read_key(paths.key), file_sha256(paths.loader)[:12]
+    members = Members(identity.name, tuple(nodes), key, settings.times, generation)
+    logging.info(
+        "Require minimum %d majority nodes to vote who's the active node", members.majority
+    )
     state = load_state(paths, settings.times)
-    machine = Machine(members, nodes, addresses, paths, state.clocks)
+    machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths, state.clocks)
     return machine, state, machine.moment()
 
 
