@@ -900,15 +900,6 @@ def failed_here(paths: Paths) -> set[str]:
     return found
 
 
-def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
-    """Ask for `loader.py`; if the last one is still known to be ours or refused: if-none-match."""
-    url, last, headers = f"{url}/loader.py", read_json(paths.release) or {}, {}
-    known = {file_sha256(paths.loader), *failed_here(paths)}
-    if last.get("etag") and last.get("sha256") in known:
-        headers["If-None-Match"] = str(last["etag"])
-    return fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
-
-
 def keep_compiled(paths: Paths) -> None:
     """Leave `loader.py` compiled where `python3 -m loader` looks: a tenth of a run's CPU.
 
@@ -930,11 +921,10 @@ def keep_compiled(paths: Paths) -> None:
 
 def end_trial(paths: Paths, mark: str | None) -> None:
     """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
-    if mark is None or read_mark(paths.trial) != mark:
-        return
-    with contextlib.suppress(OSError):
-        paths.trial.unlink()
-        keep_compiled(paths)
+    if mark is not None and read_mark(paths.trial) == mark:
+        with contextlib.suppress(OSError):
+            paths.trial.unlink()
+            keep_compiled(paths)
 
 
 def replace_loader(digest: str, paths: Paths) -> None:
@@ -1024,9 +1014,18 @@ def update(answer: Answer, paths: Paths, until_seconds: float) -> None:
 
 
 def take_release(session: requests.Session, url: str, paths: Paths, until_seconds: float) -> bool:
-    """Ask for a newer agent and take it: in a thread, the decision never waits for its check."""
+    """Ask for a newer agent and take it: in a thread, the decision never waits for its check.
+
+    If the last one that was asked for is still known to be ours or refused: if-none-match.
+    """
+    last, headers = read_json(paths.release) or {}, {}
+    known = {file_sha256(paths.loader), *failed_here(paths)}
+    if last.get("etag") and last.get("sha256") in known:
+        headers["If-None-Match"] = str(last["etag"])
+    url = f"{url}/loader.py"
     try:
-        update(ask_release(session, url, paths), paths, until_seconds)
+        answer = fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
+        update(answer, paths, until_seconds)
     except Unanswered as silence:
         logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
     except OSError as error:
