@@ -301,16 +301,20 @@ def packed(data: bytes, kind: str, value: Any) -> bytes:
     return whole[: len(data)] + length + whole[len(data) + 4 :]
 
 
-def answer_of_systemd(stream: BinaryIO) -> tuple[bool, bytes]:
-    """Whether the call failed, and the body of the answer. Raises `OSError`."""
+def answer_of_systemd(stream: BinaryIO) -> bytes:
+    """The body of its answer. Raises `OSError`, with its sentence where the call failed."""
     for _ in range(100):  # signals to everybody may come before
         head = stream.read(16)
         if len(head) < 16:
             break
         length, _, fields = struct.unpack("<III", head[4:])
         rest = stream.read(fields + -fields % 8 + length)
+        said = rest[len(rest) - length :]
+        # What was asked for may be so already: the answer to an earlier call was lost.
+        if head[1] == 3 and b"already loaded" not in said and b"not loaded" not in said:
+            raise OSError(said[4:].rstrip(b"\0").decode(errors="replace"))
         if head[1] in (2, 3):  # a method's return, an error
-            return head[1] == 3, rest[len(rest) - length :]
+            return said
     raise OSError("it hung up")
 
 
@@ -339,13 +343,9 @@ def call_systemd(
             if not stream.readline().startswith(b"OK"):  # what comes before is not looked at
                 raise OSError("it does not know us")
             link.sendall(head + bytes(-len(head) % 8) + body)
-            refused, said = answer_of_systemd(stream)
+            return answer_of_systemd(stream)
     except OSError as error:
         raise OSError(f"can't reach systemd for the fence: {error.strerror or error}") from error
-    if refused and b"already loaded" not in said and b"not loaded" not in said:
-        sentence = said[4:].rstrip(b"\0").decode(errors="replace")
-        raise OSError(f"can't reach systemd for the fence: {sentence}")
-    return said  # or what was asked for is so: the answer to an earlier call was lost
 
 
 def tell_journal(sentence: str, *, warning: bool = False) -> None:
@@ -873,7 +873,7 @@ def ask_events(session: requests.Session) -> tuple[Event, ...]:
         raise Unanswered("no scheduled events in it") from error
 
 
-def approve(session: requests.Session, events: list[Event], why: str, paths: Paths) -> bool:
+def approve(session: requests.Session, events: list[Event], why: str, paths: Paths) -> None:
     """Tell Azure that it need not wait: once, if it hears that. In a thread, as it may be slow."""
     known: list[str] = read_json(paths.approved) or []
     ids = [event.id for event in events if event.id not in known]
@@ -888,7 +888,6 @@ def approve(session: requests.Session, events: list[Event], why: str, paths: Pat
             tell_journal(f"Azure may go on with its {kinds}: {why}")
     except (Unanswered, OSError) as error:
         logging.warning("%s: not approved, tried again in the next run: %s", kinds, error)
-    return True
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -2565,8 +2564,7 @@ class Announced:
         if waiting and ((active and not was_active) or not heir_of(members, markers)):
             why = f"{active[0]} is active" if active else "no other node can be"
             self._events = [event._replace(scheduled=False) for event in self._events]
-            paths = self._paths
-            self._background.ask("approval", lambda link: approve(link, waiting, why, paths))
+            self._background.ask("approval", lambda link: approve(link, waiting, why, self._paths))
 
 
 def take_part(
