@@ -918,14 +918,6 @@ def keep_compiled(paths: Paths) -> None:
         write_atomic(compiled, content, sync=True)
 
 
-def end_trial(paths: Paths, mark: str | None) -> None:
-    """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
-    if mark is not None and read_mark(paths.trial) == mark:
-        with contextlib.suppress(OSError):
-            paths.trial.unlink()
-            keep_compiled(paths)
-
-
 def replace_loader(digest: str, paths: Paths) -> None:
     """Put the checked agent in place, in steps of which each leaves an agent that runs.
 
@@ -1270,19 +1262,15 @@ def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def origin(paths: Paths) -> str:
-    """Which boot of which machine it is: a restored disk or a clone is another one."""
-    known = known_identity(paths)
-    return f"{read_mark(paths.boot_id) or ''}{known.vm_id if known else ''}"
-
-
 def load_state(paths: Paths, times: Timing) -> State:
     """The state of this boot; a new one, which holds its vote, where there is none.
 
     The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
-    without a reboot, and with it what it had promised.
+    without a reboot, and with it what it had promised. That of another boot or of another machine,
+    as on a restored disk or a clone, is none.
     """
-    found, here = read_json(paths.state), origin(paths)
+    found, known = read_json(paths.state), known_identity(paths)
+    here = f"{read_mark(paths.boot_id) or ''}{known.vm_id if known else ''}"
     try:
         state = State(**{**found, **_tuples(found)})
         if state.origin in ("", here):
@@ -1290,12 +1278,11 @@ def load_state(paths: Paths, times: Timing) -> State:
     except (TypeError, KeyError, AttributeError, ValueError):
         pass
     clocks = read_clocks()
-    try:
-        booted = advance(Clocks(*read_json(paths.booted)), clocks.boot_seconds, clocks.raw_seconds)
-        passed_seconds = booted.slow_seconds - Clocks(*read_json(paths.booted)).slow_seconds
-    except TypeError:
-        passed_seconds = 0.0
-    since_seconds = clocks.slow_seconds - passed_seconds
+    since_seconds = clocks.slow_seconds
+    with contextlib.suppress(TypeError):
+        booted = Clocks(*read_json(paths.booted))
+        now = advance(booted, clocks.boot_seconds, clocks.raw_seconds)
+        since_seconds -= now.slow_seconds - booted.slow_seconds
     new = first_state(os.urandom(8).hex(), since_seconds, times, promised_seconds(paths))
     return new._replace(clocks=clocks, origin=here)
 
@@ -1884,12 +1871,6 @@ def _begin(
     return state, moment
 
 
-def rolled_back(state: State, seen: Seen) -> bool:
-    """Whether a peer has read a request of ours that is newer than any we know of."""
-    heard = (heard_seconds(state, marker) for marker in seen.markers.values())
-    return any(seconds * 1000 > state.stamp + 0.5 for seconds in heard)
-
-
 def start_over(members: Members, state: State, moment: Moment) -> Decision:
     """A snapshot of a running machine was restored: what it promised since is forgotten."""
     epoch = hashlib.sha256(f"{state.epoch} {moment.wall_seconds}".encode()).hexdigest()[:16]
@@ -1902,7 +1883,8 @@ def start_over(members: Members, state: State, moment: Moment) -> Decision:
 def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
     """What follows from the replies of one poll."""
     state, seen = observe(members, state, seen, moment.value, moment)
-    if rolled_back(state, seen):
+    heard = (heard_seconds(state, marker) for marker in seen.markers.values())
+    if any(seconds * 1000 > state.stamp + 0.5 for seconds in heard):  # newer than any we know of
         return start_over(members, state, moment), seen
     state, stepped = note_clocks(state, moment)
     view = view_of(members, state, seen, moment, stepped=stepped)
@@ -2608,8 +2590,11 @@ def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool 
     finally:
         if not updated:
             updated = background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    if updated:  # else that thread may still put another agent in place
-        end_trial(paths, mark)
+    # A good run ends the trial with which it began; one that is not updated may still be replaced.
+    if updated and mark is not None and read_mark(paths.trial) == mark:
+        with contextlib.suppress(OSError):
+            paths.trial.unlink()
+            keep_compiled(paths)
 
 
 def leave(paths: Paths, settings: Settings) -> None:
