@@ -43,6 +43,7 @@ Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/h
 #   verbs                   the command line
 
 import contextlib
+import functools
 import gc
 import hashlib
 import hmac
@@ -2188,7 +2189,7 @@ class Machine:
         self.collect(replies, set())  # what came too late for the last poll
         for name in self.members.peers:
             if name not in self.asker.busy:
-                self.asker.ask(name, self.question(name))
+                self.asker.ask(name, functools.partial(self.question, name))
         self.collect(replies, set(wait_for))
         for name in self.asker.busy:
             self.silent[name] = self.silent.get(name) or "no answer yet"
@@ -2206,25 +2207,21 @@ class Machine:
             if replies[name].connected:
                 self.untested.discard(name)
 
-    def question(self, name: str) -> Question:
+    def question(self, name: str, session: requests.Session) -> Reply:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""
-        url, me, times = f"http://{self.addresses[name]}", self.members.me, self.members.times
-        untested = name in self.untested
-
-        def ask(session: requests.Session) -> Reply:
-            if untested:
-                page = fetch(session, f"{url}/", timeout_seconds=times.connect_seconds)
-                if page.status != 200:
-                    return Reply(connected=False, why=f"status {page.status}")
-            try:
-                marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
-            except HungUp:  # once more, on a new connection
-                marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
-            if marker.status not in (200, 404):
-                return Reply(connected=False, why=f"status {marker.status}")
-            return Reply(connected=True, marker=marker)
-
-        return ask
+        times, site = self.members.times, f"http://{self.addresses[name]}"
+        if name in self.untested:
+            page = fetch(session, f"{site}/", timeout_seconds=times.connect_seconds)
+            if page.status != 200:
+                return Reply(connected=False, why=f"status {page.status}")
+        url = f"{site}/{self.members.me}.html"
+        try:
+            marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
+        except HungUp:  # once more, on a new connection
+            marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
+        if marker.status not in (200, 404):
+            return Reply(connected=False, why=f"status {marker.status}")
+        return Reply(connected=True, marker=marker)
 
     def save(self, state: State) -> None:
         """Write the state before anything that depends on it is shown."""
@@ -2399,19 +2396,16 @@ def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) ->
     tell_journal(f"{role}: {reason}", warning=warning or role != before)
 
 
-def outlook(outcome: Outcome) -> Any:
-    """Who is active, who sees whom, who votes for whom: what is worth a trace when it changes."""
-    state, seen = outcome.state, outcome.seen
-    shown = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
-    return state.active, seen.answered, shown, state.vote and state.vote.candidate
-
-
 def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any, last: Any) -> Any:
     """status.json, and where it says what `last` does not, trace and journal; what it says now.
 
-    `expires`: False where Apache sets no limit, None where nobody knows.
+    Worth a trace is who is active, who sees whom, and who votes for whom. `expires`: False where
+    Apache sets no limit, None where nobody knows.
     """
-    paths, now = machine.paths, (outlook(outcome), expires is False)
+    paths, state, seen = machine.paths, outcome.state, outcome.seen
+    votes = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
+    own = state.vote and state.vote.candidate
+    now = (state.active, seen.answered, votes, own, expires is False)
     if now != last:
         log_trace(machine, outcome)
     status = status_of(identity, machine, outcome, machine.moment())
