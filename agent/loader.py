@@ -159,15 +159,10 @@ def host_seconds() -> float | None:
     By its name alone: another PTP clock is a network card's. The number: clock_gettime(2).
     """
     try:
-        number = os.open(HOST_CLOCK, os.O_RDONLY)
+        with Path(HOST_CLOCK).open("rb", buffering=0) as clock:
+            return time.clock_gettime((~clock.fileno() << 3) | 3)
     except OSError:
         return None
-    try:
-        return time.clock_gettime((~number << 3) | 3)
-    except OSError:
-        return None
-    finally:
-        os.close(number)
 
 
 def process_age_seconds() -> float:
@@ -514,10 +509,7 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
     found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    names = (
-        *("period_seconds", "look_seconds", "pause_seconds", "peer_address", "bootstrap_url"),
-        "scheduled_events",
-    )
+    names = ("period_seconds", "look_seconds", "pause_seconds", *Settings._fields[1:])
     unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
     if unknown:
         takes = f"{', '.join(names[:-1])} and {names[-1]}"
@@ -1116,9 +1108,8 @@ def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: fields[name] for name in kind.__annotations__}
     for name, value in found.items():
         wanted = kind.__annotations__[name]
-        kinds = (
-            get_args(wanted) if isinstance(wanted, UnionType) else (get_origin(wanted) or wanted,)
-        )
+        either = get_args(wanted) if isinstance(wanted, UnionType) else None
+        kinds = either or (get_origin(wanted) or wanted,)
         number = type(value) in (int, float)
         fits = type(value) in kinds or (number and kinds == (float,))
         if not fits or (number and not 0 <= value < 1e12):
@@ -1617,13 +1608,6 @@ def is_covered(members: Members, state: State) -> bool:
     return covered >= members.majority
 
 
-def active_node(members: Members, state: State, view: View) -> str | None:
-    """The node that is active, as far as this one can see."""
-    if state.active:
-        return members.me
-    return next((n for n in members.order if n in view.markers and view.markers[n].active), None)
-
-
 def is_content(members: Members, decision: Decision, view: View, active: str) -> bool:
     """Whether a passive node has given the active one what it needs for this tick."""
     state, marker = decision.state, view.markers[active]
@@ -1638,16 +1622,15 @@ def is_content(members: Members, decision: Decision, view: View, active: str) ->
 def is_settled(members: Members, decision: Decision, view: View) -> bool:
     """Whether nothing is left to wait for in this look (docs/protocol.md section 4)."""
     state, now = decision.state, view.now_seconds
-    active = active_node(members, state, view)
+    others = (name for name in members.order if name in view.markers and view.markers[name].active)
+    active = members.me if state.active else next(others, None)
     if active is None:
         return False
     if view.announced:  # it goes on as a voter
         return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
-    calm = members.order.index(active) <= min(
-        members.order.index(name) for name in (members.me, *view.markers)
-    )
+    calm = active == next(n for n in members.order if n == members.me or n in view.markers)
     if not calm and now - view.started_seconds < members.times.stay_seconds:
         return False
     if state.active:
