@@ -715,13 +715,11 @@ class Asker:
         return name, outcome
 
     def take(self, name: str, patience_seconds: float) -> Any:
-        """The answer to one question, once; None when it is not there by then."""
+        """The answer to one question, once; None when it is not there by then, or not asked."""
         until = time.monotonic() + patience_seconds
-        while name not in self._kept:
-            if (found := self.next(until)) is None:
-                return None
+        while name in self.busy and (found := self.next(until)):
             self._kept[found[0]] = found[1]
-        return self._kept.pop(name)
+        return self._kept.pop(name, None)
 
 
 # ------------------------------------------------ identity and update: who am I, which agent is it
@@ -1784,14 +1782,11 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
         generation=members.generation,
         at=utc(moment.wall_seconds),
     )
-    return {
-        name: marker._replace(
-            receiver=name, heard={e: r.stamp for e, r in state.records.get(name, {}).items()}
-        )
-        if name in state.sees
-        else None
-        for name in members.peers
-    }
+    shown: dict[str, Marker | None] = {}
+    for name in members.peers:
+        heard = {epoch: record.stamp for epoch, record in state.records.get(name, {}).items()}
+        shown[name] = marker._replace(receiver=name, heard=heard) if name in state.sees else None
+    return shown
 
 
 def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
@@ -1983,36 +1978,24 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
         yield Pause(times.poll_seconds)
 
 
-def settle(
-    members: Members,
-    state: State,
-    start: Moment,
-    until_seconds: float,
-    *,
-    leaving: bool = False,
-    announced: str = "",
-) -> Steps:
+def settle(members: Members, state: State, start: Moment, seen: Seen) -> Steps:
     """One look, as the effects that it needs done; whoever does them sends back each `Moment`.
 
-    It is over by `until_seconds` on the boot clock, or after one poll where that is past. What
-    can't be done is tried again at the next poll: the fence that is armed already ends the
-    lease if it never can. Only a probe that can't be removed ends the look.
+    It is over by `seen.until_seconds`, or after one poll where that is past. What can't be done
+    is tried again at the next poll: the fence that is armed already ends the lease if it never
+    can. Only a probe that can't be removed ends the look.
     """
     last_stamps = {
         name: (epoch, record.stamp)
         for name, epochs in state.records.items()
         for epoch, record in list(epochs.items())[-1:]
     }
-    now = start.now_seconds
-    until_seconds = max(now, until_seconds)
-    seen = Seen(now, until_seconds, leaving, last_stamps=last_stamps, announced=announced)
     try:
-        return (yield from _settle(members, state, seen, start))
+        return (yield from _settle(members, state, seen._replace(last_stamps=last_stamps), start))
     except OSError as error:
         yield Drop()
-        return Outcome(
-            state._replace(active=False), seen, trouble_of(members, error, "set as passive")
-        )
+        reason = trouble_of(members, error, "set as passive")
+        return Outcome(state._replace(active=False), seen, reason)
 
 
 # ------------------------------------------------ machine: the effects done: files, fence, requests
@@ -2318,10 +2301,9 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
     reachable = reachable_nodes(members, outcome)
     addresses_reached = [addresses[name] for name in reachable]
     logging.info("All reachable nodes (including local node): %s", addresses_reached)
-    enough = "more than or equal to" if len(reachable) >= members.majority else "less than"
-    logging.info(
-        "Total reachable nodes %d is %s majority nodes %d", len(reachable), enough, members.majority
-    )
+    count, needed = len(reachable), members.majority
+    enough = "more than or equal to" if count >= needed else "less than"
+    logging.info("Total reachable nodes %d is %s majority nodes %d", count, enough, needed)
     ordered = [(name, dict(machine.nodes[name])) for name in reachable]
     logging.info("Filtered reachable ordered nodes %s", ordered)
     logging.info("%s", outcome.reason)
@@ -2329,12 +2311,11 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
         logging.info("probe.html already does not exist")
 
 
-def status_of(
-    identity: Identity, machine: Machine, outcome: Outcome, now: Moment
-) -> dict[str, Any]:
+def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
-    times, slow = members.times, now.slow_seconds
+    times, now = members.times, machine.moment()
+    slow = now.slow_seconds
     vote = state.vote if state.vote and slow < state.vote.until_seconds else None
     lease = lease_end_seconds(members, state) - now.now_seconds
     hold = state.hold_until_seconds - slow
@@ -2391,7 +2372,7 @@ def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any,
     now = (state.active, seen.answered, votes, own, expires is False)
     if now != last:
         log_trace(machine, outcome)
-    status = status_of(identity, machine, outcome, machine.moment())
+    status = status_of(identity, machine, outcome)
     status["probe_expires"] = expires if isinstance(expires, bool) else None
     try:
         write_atomic(paths.status, json.dumps(status))
@@ -2435,9 +2416,8 @@ def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machi
     logging.info("There are total: %d nodes in the cluster", len(nodes))
     key, generation = read_key(paths.key), file_sha256(paths.loader)[:12]
     members = Members(identity.name, tuple(nodes), key, settings.times, generation)
-    logging.info(
-        "Require minimum %d majority nodes to vote who's the active node", members.majority
-    )
+    needed = members.majority
+    logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
     machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths, state.clocks)
     return machine, state, machine.moment()
@@ -2477,17 +2457,17 @@ def looks(
     longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
     early_seconds = look_seconds / 10  # a pause may end so early: chrony slews by up to a twelfth
     while True:
+        began_seconds, ends_seconds = start.now_seconds, until_seconds
         into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
-        ends_seconds = until_seconds
         if several:
-            ends_seconds = min(until_seconds, start.now_seconds + longest_seconds - into_seconds)
-        outcome = yield from settle(
-            members, state, start, ends_seconds, leaving=leaving, announced=announced()
-        )
+            ends_seconds = min(until_seconds, began_seconds + longest_seconds - into_seconds)
+        ends_seconds = max(began_seconds, ends_seconds)
+        seen = Seen(began_seconds, ends_seconds, leaving, announced=announced())
+        outcome = yield from settle(members, state, start, seen)
         state, now = outcome.state, (yield outcome)
         left_seconds = run_left_seconds(times, now.wall_seconds)
         until_seconds = min(until_seconds, now.now_seconds + left_seconds)
-        left_seconds = look_seconds - into_seconds - (now.now_seconds - start.now_seconds)
+        left_seconds = look_seconds - into_seconds - (now.now_seconds - began_seconds)
         over = now.now_seconds + max(0.0, left_seconds) >= until_seconds
         if leaving or over or not several:
             return
@@ -2533,7 +2513,7 @@ def take_part(
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
-    announced.kinds(brief_seconds(times) if "events" in background.busy else 0.0)
+    announced.kinds(brief_seconds(times))
     machine, state, start = prepare(identity, settings, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
@@ -2545,8 +2525,7 @@ def take_part(
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
         announced.approve(machine.members, outcome, was_active=state.active)
-    if "approval" in background.busy:  # of a run of one look, which ends now
-        background.take("approval", brief_seconds(times))
+    background.take("approval", brief_seconds(times))  # of a run of one look, which ends now
 
 
 def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool = False) -> None:
