@@ -1307,14 +1307,6 @@ class Seen(NamedTuple):
     announced: str = ""  # what Azure will do to this machine: it makes way if there is an heir
 
 
-class Reply(NamedTuple):
-    """What a peer answered in one poll: to the connectivity test, and for its marker about us."""
-
-    connected: bool
-    marker: Answer | None = None
-    why: str = ""
-
-
 def newer_records(
     members: Members, known: Mapping[str, Record], marker: Marker, now: float
 ) -> Mapping[str, Record]:
@@ -1348,19 +1340,20 @@ def times_in_vain(state: State, marker: Marker, slow: float) -> int:
 
 
 def observe(
-    members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], moment: Moment
+    members: Members, state: State, seen: Seen, replies: Mapping[str, Answer], moment: Moment
 ) -> tuple[State, Seen]:
-    """Take in the replies of one poll; who gave none keeps what it last said in this look."""
+    """Take in the replies of one poll, to who asked for the marker about it.
+
+    Who gave none keeps what it last said in this look.
+    """
     now = moment.now_seconds
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
     for name, reply in replies.items():
-        if not reply.connected or reply.marker is None:
-            continue
         markers.pop(name, None)
         notes[name] = ""
         try:
-            marker = parse_marker(members, name, reply.marker)
+            marker = parse_marker(members, name, reply)
             records[name] = newer_records(members, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
@@ -1369,7 +1362,7 @@ def observe(
         if name not in first:
             first[name] = (marker.epoch, marker.stamp)
             in_vain[name] = times_in_vain(state, marker, moment.slow_seconds)
-    answered = seen.answered | {name for name, reply in replies.items() if reply.connected}
+    answered = seen.answered | set(replies)
     sees = tuple(name for name in members.peers if name in answered or name in state.sees)
     seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
     return state._replace(records=records, sees=sees, in_vain=in_vain), seen
@@ -1963,7 +1956,7 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
         asleep_seconds = moment.now_seconds - seen.until_seconds
         if asleep_seconds > times.timeout_seconds + times.poll_seconds:
             return (yield from _overslept(members, state, seen, moment))
-        slow = frozenset(members.peers) - {n for n, r in moment.value.items() if r.connected}
+        slow = frozenset(members.peers).difference(moment.value)
         decision, seen = conclude(members, state, seen, moment)
         state, trouble = yield from _apply(members, decision, tries)
         tries, reason = (tries + 1 if trouble else 0), decision.reason
@@ -2149,9 +2142,9 @@ class Machine:
                 if abs((self.now()[3] or before) - before) > PAUSE_NOTICED_SECONDS:
                     return
 
-    def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
+    def poll(self, wait_for: frozenset[str]) -> dict[str, Answer]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
-        replies: dict[str, Reply] = {}
+        replies: dict[str, Answer] = {}
         self.collect(replies, set())  # what came too late for the last poll
         for name in self.members.peers:
             if name not in self.asker.busy:
@@ -2161,33 +2154,34 @@ class Machine:
             self.silent[name] = self.silent.get(name) or "no answer yet"
         return replies
 
-    def collect(self, replies: dict[str, Reply], waiting: set[str]) -> None:
-        """Take in the answers that are there, and wait for those of some peers."""
+    def collect(self, replies: dict[str, Answer], waiting: set[str]) -> None:
+        """Take in the answers that are there, and wait for those of some peers: the last counts."""
         deadline = time.monotonic() + self.members.times.timeout_seconds
         while found := self.asker.next(deadline if waiting else 0.0):
             name, outcome = found
             waiting.discard(name)
-            silent = isinstance(outcome, Unanswered)
-            replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
-            self.silent[name] = replies[name].why
-            if replies[name].connected:
+            replies.pop(name, None)
+            if isinstance(outcome, Unanswered):
+                self.silent[name] = str(outcome)
+            else:
+                self.silent[name], replies[name] = "", outcome
                 self.untested.discard(name)
 
-    def question(self, name: str, session: requests.Session) -> Reply:
+    def question(self, name: str, session: requests.Session) -> Answer:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""
         times, site = self.members.times, f"http://{self.addresses[name]}"
         if name in self.untested:
             page = fetch(session, f"{site}/", timeout_seconds=times.connect_seconds)
             if page.status != 200:
-                return Reply(connected=False, why=f"status {page.status}")
+                raise Unanswered(f"status {page.status}")
         url = f"{site}/{self.members.me}.html"
         try:
             marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
         except HungUp:  # once more, on a new connection
             marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
         if marker.status not in (200, 404):
-            return Reply(connected=False, why=f"status {marker.status}")
-        return Reply(connected=True, marker=marker)
+            raise Unanswered(f"status {marker.status}")
+        return marker
 
     def save(self, state: State) -> None:
         """Write the state before anything that depends on it is shown."""
@@ -2625,11 +2619,10 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     logging.info("Would vote for %s. Nothing was changed.", bound)
 
 
-def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
+def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Answer:
     """The reply of a node in that state, which nobody sent."""
     marker = markers_of(sender, state, now)[receiver]
-    page = format_marker(sender, marker).encode() if marker else b""
-    return Reply(connected=True, marker=Answer(200, page, {}, whole=True))
+    return Answer(200, format_marker(sender, marker).encode() if marker else b"", {}, whole=True)
 
 
 def self_check(paths: Paths) -> None:

@@ -132,7 +132,7 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
                 *(None, {"mine": stamp}, "", ""),
             )
             page = AGENT.format_marker(voter._replace(me=name), marker).encode()
-            replies[name] = AGENT.Reply(True, AGENT.Answer(200, page, {}, whole=True))
+            replies[name] = AGENT.Answer(200, page, {}, whole=True)
         moment = AGENT.Moment(now, now, now, None, probe_there=False, value=replies)
         return AGENT.glance(voter, state._replace(stamp=stamp), moment)[0].state
 
