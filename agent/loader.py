@@ -1885,8 +1885,8 @@ def _apply(
             moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
             if state.active and not moment.value:
                 raise OSError("came too late to renew its lease")
-            if bool(moment.value) != state.active:
-                state = state._replace(active=bool(moment.value))
+            if moment.value and not state.active:
+                state = state._replace(active=True)
                 moment = yield Save(state)
         yield Show(markers_of(members, state, moment))
     except OSError as error:
@@ -2609,8 +2609,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
             raise BadInput(f"the instance metadata service gives {silence}") from silence
         identity = known
     machine, state, _ = prepare(identity, settings, paths)
-    peers = frozenset(machine.members.peers)
-    now = machine.moment(machine.do(Poll(wait_for=peers)))
+    now = machine.moment(machine.poll(frozenset(machine.members.peers)))
     decision, seen = glance(machine.members, state, now)
     log_trace(machine, Outcome(decision.state, seen, decision.reason))
     vote = decision.state.vote
