@@ -2666,18 +2666,18 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
 
 def perform(verb: str, paths: Paths) -> None:
     """Do one verb. Raises `BadInput`, `OSError`."""
-    if verb in ("bootup", "--self-check"):
-        bootup(paths) if verb == "bootup" else self_check(paths)
-        return
-    settings = settings_here(paths)
-    if verb == "--dry-run":
-        dry_run(paths, settings)
-        return
-    patience_seconds = settings.times.period_seconds if verb == "leave" else 0
-    with one_at_a_time(paths, patience_seconds):
-        if verb == "leave":
-            leave(paths, settings)
-        else:
+    if verb == "bootup":
+        bootup(paths)
+    elif verb == "--self-check":
+        self_check(paths)
+    elif verb == "--dry-run":
+        dry_run(paths, settings_here(paths))
+    else:
+        settings = settings_here(paths)
+        with one_at_a_time(paths, settings.times.period_seconds if verb == "leave" else 0):
+            if verb == "leave":
+                leave(paths, settings)
+                return
             # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
             # its imports take long enough to be killed for otherwise.
             age_seconds = process_age_seconds()
