@@ -1503,6 +1503,19 @@ def is_ready(marker: Marker, view: View) -> bool:
     return marker.quorum_runs >= READY_LOOKS and marker.sender in view.live
 
 
+def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
+    """Voters whose promises are too short: a lease on them ends before it can be renewed."""
+    times = members.times
+    least_seconds = times.lease_seconds - tick_spread_seconds(times)
+    shown = {name: marker.vote for name, marker in view.markers.items()}
+    return [
+        name
+        for name, vote in shown.items()
+        if vote and (vote.candidate != members.me or vote.stamp > state.released)
+        if lease_of(vote.promise_seconds, times.pause_seconds) < least_seconds
+    ]
+
+
 def rests(members: Members, state: State, view: View) -> str:
     """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
@@ -1513,6 +1526,9 @@ def rests(members: Members, state: State, view: View) -> str:
         return ""
     if view.late:
         return "began this look too late to stand"
+    brief = bound_too_briefly(members, state, view)
+    if brief and 1 + len(view.markers) - len(brief) < members.majority:
+        return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
         return ""

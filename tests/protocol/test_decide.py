@@ -466,6 +466,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         "view.leaving or view.clock_stepped or",
         "view.leaving or",
     ),
+    "votes that end too soon for me are enough": (
+        "brief and 1 + len(view.markers)",
+        "False and 1 + len(view.markers)",
+    ),
     "a promise ends by the faster clock": (
         "now, vote = view.slow_seconds, state.vote",
         "now, vote = view.now_seconds, state.vote",
