@@ -111,7 +111,8 @@ class Paths:
         self.promised = self.etc / "promise_seconds"
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
-        self.approved = self.run / "approved.json"  # ids of scheduled events
+        self.announced = self.run / "announced.json"  # kinds of scheduled events
+        self.approved = self.run / "approved.json"  # ids of them
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
@@ -2605,15 +2606,20 @@ class Announced:
     def __init__(self, background: Asker, paths: Paths, node: str) -> None:
         self._background, self._paths, self._node = background, paths, node.lower()
         self._events: list[Event] = []
+        self._kinds = str(read_json(paths.announced) or "")  # as an earlier run knew
 
     def kinds(self, patience_seconds: float = 0.0) -> str:
         """What is known by now, "" for nothing. A late answer counts from the next look on."""
-        found = self._background.take("events", patience_seconds)
+        found, known = self._background.take("events", patience_seconds), self._kinds
         if isinstance(found, Unanswered):
             logging.info("Scheduled events: %s", found)
-        elif found:
+        elif found is not None:
             self._events = [event for event in found if self._node in event.nodes]
-        return ", ".join(sorted({event.kind for event in self._events}))
+            self._kinds = ", ".join(sorted({event.kind for event in self._events}))
+        if self._kinds != known:
+            with contextlib.suppress(OSError):
+                write_atomic(self._paths.announced, json.dumps(self._kinds))
+        return self._kinds
 
     def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
         """Once a run: when another node is active that does not go as well, or none can be.
@@ -2664,6 +2670,8 @@ def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool 
     background.ask("identity", ask_identity)
     if settings.scheduled_events and not leaving:
         background.ask("events", ask_events)
+    else:
+        paths.announced.unlink(missing_ok=True)
     updated = not url or background.take("release", brief_seconds(settings.times))
     try:
         take_part(background, paths, settings, until, leaving=leaving)

@@ -260,6 +260,30 @@ def test_a_node_that_is_being_stopped_has_no_use_for_it(world: World) -> None:
     assert world.cloud.site(world.metadata_host).asked_for(EVENTS) == []
 
 
+# ------------------------------------------------ known from an earlier run
+
+
+@pytest.mark.parametrize("answer", [Page("", 429), Page("<html>"), SILENT])
+def test_what_an_earlier_run_knew_holds_until_azure_answers(world: World, answer: Page) -> None:
+    """Else a node would take the role back whenever the answer is late, and give it up again."""
+    world.announces("Freeze")
+    makes_way(world, world.run(), "Freeze")
+    world.metadata_says(EVENTS, answer)
+    world.change_state(quorum_runs=5)  # it would be preferred again
+    makes_way(world, world.run(), "Freeze")
+    world.announces()
+    world.run()
+    assert world.state()["candidate"]
+
+
+def test_with_the_setting_off_what_an_earlier_run_knew_is_forgotten(world: World) -> None:
+    world.announces("Freeze")
+    makes_way(world, world.run(), "Freeze")
+    world.settings(scheduled_events="false")
+    world.run()
+    assert world.state()["candidate"]
+
+
 # ------------------------------------------------ several looks
 
 
