@@ -1314,8 +1314,9 @@ def load_state(paths: Paths, times: Timing) -> State:
     found, here = read_json(paths.state), origin(paths)
     try:
         state = State(**{**found, **_tuples(found)})
-        if state.origin in ("", here):
-            return state._replace(clocks=read_clocks(state.clocks), origin=here)
+        known = max(here, state.origin, key=len)  # a machine that Azure does not name is no other
+        if known.startswith(here) and known.startswith(state.origin):
+            return state._replace(clocks=read_clocks(state.clocks), origin=known)
     except (TypeError, KeyError, AttributeError, ValueError):
         pass
     clocks = read_clocks()
@@ -1958,6 +1959,7 @@ def start_over(members: Members, state: State, seen: Seen, moment: Moment) -> tu
     new = first_state(epoch, moment.slow_seconds, members.times)
     new = new._replace(stamp=int(moment.now_seconds * 1000), sees=state.sees, records=state.records)
     why = f"Node {members.me} is a snapshot of itself, its peers know it newer, set as passive"
+    logging.warning("%s", why)  # the look goes on, and ends with what came of that
     return Decision(new._replace(origin=state.origin), drop=True, reason=why), seen
 
 
