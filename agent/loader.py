@@ -1901,7 +1901,9 @@ def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
             logging.warning("This machine was paused for %.1f s", paused_seconds)
             stepped = True
     state = state._replace(wall_offset_seconds=offset, wall_read_seconds=now)
-    return state._replace(host_offset_seconds=host), stepped
+    # Where it can't be read for a while, it tells of a pause afterwards.
+    state = state._replace(host_offset_seconds=host_before if host is None else host)
+    return state, stepped
 
 
 def _drop() -> Generator[Effect, Moment, Moment]:

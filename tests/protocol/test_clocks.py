@@ -233,3 +233,36 @@ def test_a_host_clock_tells_a_machine_in_a_moment_that_it_was_paused() -> None:
     assert statistics.median(told) < 0.4  # it looks within a quarter of a second
     assert max(told) < 2 + AGENT.GAP_SECONDS + 0.3  # in the gap between two runs nobody does
     assert statistics.median(untold) > 1.5  # until Apache or the fence
+
+
+def cut_off_and_paused_with_a_clock_that_fails(agent: Any, seed: int) -> float:
+    """The same where the host's clock can't be read for half a second after the pause."""
+    conditions = QUIET(period_seconds=20, look_seconds=2, pause_seconds=5, host_clock=True)
+    simulation = settled(conditions, seed, agent)
+    simulation.run_for(simulation.random.uniform(0, 20))
+    simulation.pause("node1", 15.0, None)
+    for peer in ("node2", "node3"):
+        simulation.cut("node1", peer)
+    goes_on, moment_of = simulation.now + 15.0, simulation._moment
+
+    def moment(process: Any, value: Any = None) -> Any:
+        found = moment_of(process, value)
+        fails = process.node.name == "node1" and goes_on <= simulation.now < goes_on + 0.5
+        return found._replace(host_offset_seconds=None) if fails else found
+
+    simulation._moment = moment  # type: ignore[method-assign]
+    simulation.run_for(15.0)
+    return seconds_with_two(simulation, 10)
+
+
+def test_a_host_clock_that_fails_for_a_moment_tells_of_the_pause_afterwards() -> None:
+    forgets = (
+        "host_offset_seconds=host_before if host is None else host",
+        "host_offset_seconds=host",
+    )
+    ours, theirs = (
+        max(cut_off_and_paused_with_a_clock_that_fails(agent, seed) for seed in range(12))
+        for agent in (AGENT, load_agent(forgets))
+    )
+    assert ours < 2 + AGENT.GAP_SECONDS + 0.3
+    assert theirs > ours + 0.5
