@@ -1500,6 +1500,11 @@ def failed(state: State, why: str) -> State:
     return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
+def how_lost(*, late: bool) -> str:
+    """What took the role from a node that saw a quorum."""
+    return "its lease ended before it was renewed" if late else "its probe was taken away"
+
+
 def is_ready(marker: Marker, view: View) -> bool:
     """Whether a candidate may take the role from an active node (K looks, and a live agent)."""
     return marker.quorum_runs >= READY_LOOKS and marker.sender in view.live
@@ -1775,7 +1780,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, give_up(state, now)._replace(active=False)
         if has_quorum and not steps_down:
-            state = failed(state, "its lease ended before it was renewed")
+            state = failed(state, how_lost(late=now >= fence))
     elif wants and now < fence:
         serve = fence
     elif not state.active and state.grants and (not wants or yielding(members, view)):
@@ -1933,7 +1938,7 @@ def _begin(
         if state.active:
             state = give_up(state, now)._replace(active=False)
     if lost:
-        state = failed(state, "its lease ended before it was renewed")
+        state = failed(state, how_lost(late=late))
     elif missed or not state.finished:
         state = failed(state, "its last look did not end well")
     stands = state.quorum_runs >= looks_to_prefer(state.failures)

@@ -266,3 +266,13 @@ def test_a_host_clock_that_fails_for_a_moment_tells_of_the_pause_afterwards() ->
     )
     assert ours < 2 + AGENT.GAP_SECONDS + 0.3
     assert theirs > ours + 0.5
+
+
+def test_who_loses_its_probe_to_a_step_of_the_clock_does_not_say_that_its_lease_ended() -> None:
+    simulation = settled(QUIET(period_seconds=20, look_seconds=2), 1)
+    simulation.run_for(1)
+    node = simulation.nodes["node1"]
+    node.wall_offset += 0.3  # too little for the agent itself to notice
+    simulation.right_clock(node)
+    simulation.run_for(4)
+    assert node.state.trouble == "its probe was taken away"
