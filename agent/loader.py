@@ -2141,13 +2141,13 @@ class Fence:
         self._armed = paths.run / "fence"
         self._base = paths.run / "timer_base_microseconds"
 
-    def arm(self, until_seconds: float, left_seconds: float) -> None:
-        """Arm for a moment that is so far away; only then drop the fence before.
+    def arm(self, until_seconds: float, deadline_seconds: float) -> None:
+        """Arm for that moment of `time.monotonic()`; only then drop the fence before.
 
         Raises `OSError`; the next call ends what was begun: every name is noted before systemd
         may know it, and until it no longer does.
         """
-        lease, deadline_seconds = int(until_seconds * 1000), time.monotonic() + left_seconds
+        lease = int(until_seconds * 1000)
         if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
             return
         microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
@@ -2356,9 +2356,11 @@ class Machine:
         Reading the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if (left_seconds := until_seconds - self.now()[0]) <= 0:
+        # Systemd's clock first: a process that stands still before the second arms too early.
+        deadline_seconds = time.monotonic() + until_seconds - (now := self.now()[0])
+        if now >= until_seconds:
             return False
-        self.fence.arm(until_seconds, left_seconds)
+        self.fence.arm(until_seconds, deadline_seconds)
         if commit or not self.paths.probe.exists():
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)

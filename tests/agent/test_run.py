@@ -227,6 +227,18 @@ def test_a_wall_clock_that_is_stepped_ahead_as_the_probe_is_renewed_puts_off_no_
     assert limit <= time.time() + world.times.lease_seconds - world.times.margin_seconds
 
 
+def test_a_process_that_stands_still_before_it_arms_its_fence_puts_off_none(world: World) -> None:
+    source, read = world.installed(SOURCE), "self.now()[0]"
+    serve = source.index("    def serve(")
+    stood_still = f"[{read}, time.sleep(0.4)][0]"
+    source = source[:serve] + source[serve:].replace(read, stood_still, 1)
+    world.paths.loader.write_text(source)
+    world.start().communicate()
+    lease_ms, deadline_ms = map(int, re.findall("[0-9]+", world.fences()[0]))
+    ahead_seconds = loader.boot_seconds() - time.monotonic()
+    assert deadline_ms / 1000 <= lease_ms / 1000 - ahead_seconds + 0.1
+
+
 def test_an_active_node_moves_its_fence_forward_and_drops_the_old_one(world: World) -> None:
     world.run()
     world.run()
