@@ -1511,16 +1511,21 @@ def is_ready(marker: Marker, view: View) -> bool:
 
 
 def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
-    """Voters whose promises are too short: a lease on them ends before it can be renewed."""
+    """Voters whose promises end before a passive node could renew a lease on them.
+
+    None where the others are a majority.
+    """
     times = members.times
     least_seconds = times.lease_seconds - tick_spread_seconds(times)
     shown = {name: marker.vote for name, marker in view.markers.items()}
-    return [
+    brief = [
         name
         for name, vote in shown.items()
         if vote and (vote.candidate != members.me or vote.stamp > state.released)
         if lease_of(vote.promise_seconds, times.pause_seconds) < least_seconds
     ]
+    enough = 1 + len(shown) - len(brief) >= members.majority
+    return [] if enough or state.active else brief
 
 
 def rests(members: Members, state: State, view: View) -> str:
@@ -1533,8 +1538,7 @@ def rests(members: Members, state: State, view: View) -> str:
         return ""
     if view.late:
         return "began this look too late to stand"
-    brief = bound_too_briefly(members, state, view)
-    if brief and 1 + len(view.markers) - len(brief) < members.majority:
+    if brief := bound_too_briefly(members, state, view):
         return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
@@ -1979,7 +1983,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        good = 0 if seen.announced else decision.state.quorum_runs + 1
+        goes = seen.announced or bound_too_briefly(members, state, view)  # and is nobody's heir
+        good = 0 if goes else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
