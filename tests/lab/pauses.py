@@ -84,12 +84,10 @@ def measure(cluster: BootedLab, asked: argparse.Namespace, table: Table) -> bool
             two = [pause for pause in found if pause.beside]
             ever = ever or bool(two)
             run_seconds = cluster.period_seconds - cluster.look_seconds
-            longest = [
-                max(
-                    (pause.beside for pause in two if (pause.into > run_seconds) == late), default=0
-                )
-                for late in (False, True)
-            ]
+            longest = [0.0, 0.0]  # within a run, and where it ended between two
+            for pause in two:
+                between = pause.into > run_seconds
+                longest[between] = max(longest[between], pause.beside)
             nobody = max(pause.nobody for pause in found)
             row = (f"{seconds:g} s", step, str(len(found)), str(len(two)))
             table.add_row(*row, *(f"{each:.2f} s" for each in (*longest, nobody)))
