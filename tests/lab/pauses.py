@@ -115,8 +115,7 @@ def main() -> int:
         3, asked.period_seconds, asked.look_seconds, asked.pause_seconds, ("node1",)
     )
     names = ("pause", "clock set after", "times", "two active in", "for at most")
-    names += ("between two runs", "nobody for")
-    table = Table(*names)
+    table = Table(*names, "between two runs", "nobody for")
     try:
         cluster.up()
         cluster.watch()
