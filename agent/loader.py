@@ -1650,9 +1650,9 @@ def count_grants(members: Members, state: State, view: View) -> State:
     shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if vote is None or not votes_for_me(members, state, vote):
+        if not votes_for_me(members, state, vote):
             grants.pop(voter, None)
-        elif newest < vote.stamp <= state.stamp:
+        elif vote and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
