@@ -1366,6 +1366,7 @@ class Reply(NamedTuple):
     connected: bool
     marker: Answer | None = None
     why: str = ""
+    beside: tuple[str, Answer] | None = None  # without one for us: another node, and that one's
 
 
 def newer_records(
@@ -1400,6 +1401,24 @@ def times_in_vain(state: State, marker: Marker, slow: float) -> int:
     return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
+def votes_for_me(members: Members, state: State, vote: Grant | None) -> bool:
+    """Whether this is a vote for this boot of mine."""
+    return vote is not None and (vote.candidate, vote.epoch) == (members.me, state.epoch)
+
+
+def has_left_me(members: Members, state: State, name: str, reply: Reply, now: float) -> bool:
+    """Whether a peer that shows us nothing shows another node that it votes for us no more."""
+    if reply.beside is None:
+        return False
+    reader, page = reply.beside
+    try:
+        marker = parse_marker(members._replace(me=reader), name, page)
+        newer_records(members, state.records.get(name, {}), marker, now)
+    except BadInput:
+        return False
+    return not votes_for_me(members, state, marker.vote)
+
+
 def observe(
     members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], moment: Moment
 ) -> tuple[State, Seen]:
@@ -1407,6 +1426,7 @@ def observe(
     now = moment.now_seconds
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
+    grants = dict(state.grants)
     for name, reply in replies.items():
         if not reply.connected or reply.marker is None:
             continue
@@ -1417,6 +1437,8 @@ def observe(
             records[name] = newer_records(members, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
+            if has_left_me(members, state, name, reply, now):
+                grants.pop(name, None)
             continue
         markers[name] = marker
         if name not in first:
@@ -1425,7 +1447,7 @@ def observe(
     answered = seen.answered | {name for name, reply in replies.items() if reply.connected}
     sees = tuple(name for name in members.peers if name in answered or name in state.sees)
     seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
-    return state._replace(records=records, sees=sees, in_vain=in_vain), seen
+    return state._replace(records=records, sees=sees, in_vain=in_vain, grants=grants), seen
 
 
 class View(NamedTuple):
@@ -1655,9 +1677,9 @@ def count_grants(members: Members, state: State, view: View) -> State:
     shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if vote is None or vote.candidate != members.me or vote.epoch != state.epoch:
+        if not votes_for_me(members, state, vote):
             grants.pop(voter, None)
-        elif newest < vote.stamp <= state.stamp:
+        elif vote and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
@@ -2327,9 +2349,21 @@ class Machine:
                 marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
             if marker.status not in (200, 404):
                 return Reply(connected=False, why=f"status {marker.status}")
-            return Reply(connected=True, marker=marker)
+            unseen = marker.status == 404 and self.paths.probe.exists()
+            beside = self.beside(session, name) if unseen else None
+            return Reply(connected=True, marker=marker, beside=beside)
 
         return ask
+
+    def beside(self, session: requests.Session, name: str) -> tuple[str, Answer] | None:
+        """A peer's marker for another node, which tells whom it votes for; one of some nodes'."""
+        others = [other for other in self.members.peers if other != name]
+        with contextlib.suppress(Unanswered):
+            for other in others[:3]:
+                url, seconds = f"{self.urls[name]}/{other}.html", self.members.times.timeout_seconds
+                if (answer := fetch(session, url, timeout_seconds=seconds)).status == 200:
+                    return other, answer
+        return None
 
     def save(self, state: State) -> None:
         """Write the state before anything that depends on it is shown."""

@@ -324,6 +324,53 @@ def test_a_node_that_could_not_serve_frees_its_voters_at_once_and_leaves_the_rol
     assert state["failures"] > 0
 
 
+def not_seen_by(world: World, peer: str, reader: str, candidate: str, **fields: Any) -> None:
+    """The peer has no marker for this node, and shows `reader` its vote for `candidate`."""
+    stamp = int(loader.boot_seconds() * 1000)
+    vote = loader.Grant(candidate, "an epoch", stamp, world.times.promise_seconds, 1.0)
+    if candidate == world.me:
+        vote = vote._replace(epoch=world.state()["epoch"], stamp=world.state()["stamp"])
+    world.says(peer, Page("not found", 404))
+    shown = world.marker(peer, receiver=reader, vote=vote, **fields)
+    world.page(peer, f"/{reader}.html", Page(world.signed(shown)))
+
+
+@pytest.mark.parametrize("candidate", ["node2", "node1"])
+def test_a_woken_node_that_nobody_sees_yet_reads_whom_its_voters_voted_for_meanwhile(
+    world: World, candidate: str
+) -> None:
+    world.was_active()
+    not_seen_by(world, "node2", "node3", candidate)
+    not_seen_by(world, "node3", "node2", candidate)
+    world.run()
+    assert world.active == (candidate == "node1")  # else its lease ends later, as theirs
+    assert world.cloud.site(world.hosts["node2"]).asked_for("/node3.html")
+
+
+@pytest.mark.parametrize("why", ["forged", "older"])
+def test_what_a_peer_shows_others_counts_only_where_it_is_signed_and_no_older(
+    world: World, why: str
+) -> None:
+    world.was_active()
+    not_seen_by(world, "node2", "node3", "node2")
+    not_seen_by(world, "node3", "node2", "node2", epoch="epoch of node3", stamp=5)
+    known_stamp = 6 if why == "older" else 4
+    world.change_state(records={"node3": {"epoch of node3": [known_stamp, 0.0, 0.0, 0.0]}})
+    if why == "forged":
+        forged = world.signed(world.marker("node3", receiver="node2", stamp=5), key=bytes(32))
+        world.page("node3", "/node2.html", Page(forged))
+    world.run()
+    assert world.active  # by its own vote and node3's
+
+
+def test_a_passive_node_asks_for_no_marker_but_its_own(world: World) -> None:
+    world.saw_its_peers()
+    for peer, reader in (("node2", "node3"), ("node3", "node2")):
+        not_seen_by(world, peer, reader, "node2")
+    world.run()
+    assert not world.cloud.site(world.hosts["node2"]).asked_for("/node3.html")
+
+
 @pytest.mark.parametrize("status", [200, 404])
 @pytest.mark.parametrize("role", ["active", "passive"])
 def test_an_apache_that_does_not_refuse_the_probe_of_a_lease_that_is_over_is_told_of(
