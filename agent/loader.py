@@ -1366,6 +1366,7 @@ class Reply(NamedTuple):
     connected: bool
     marker: Answer | None = None
     why: str = ""
+    beside: tuple[str, Answer] | None = None  # without one for us: another node, and that one's
 
 
 def newer_records(
@@ -1400,6 +1401,24 @@ def times_in_vain(state: State, marker: Marker, slow: float) -> int:
     return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
+def votes_for_me(members: Members, state: State, vote: Grant | None) -> bool:
+    """Whether this is a vote for this boot of mine."""
+    return vote is not None and (vote.candidate, vote.epoch) == (members.me, state.epoch)
+
+
+def has_left_me(members: Members, state: State, name: str, reply: Reply, now: float) -> bool:
+    """Whether a peer that shows us nothing shows another node that it votes for us no more."""
+    if reply.beside is None:
+        return False
+    reader, page = reply.beside
+    try:
+        marker = parse_marker(members._replace(me=reader), name, page)
+        newer_records(members, state.records.get(name, {}), marker, now)
+    except BadInput:
+        return False
+    return not votes_for_me(members, state, marker.vote)
+
+
 def observe(
     members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], moment: Moment
 ) -> tuple[State, Seen]:
@@ -1407,6 +1426,7 @@ def observe(
     now = moment.now_seconds
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
+    grants = dict(state.grants)
     for name, reply in replies.items():
         if not reply.connected or reply.marker is None:
             continue
@@ -1417,6 +1437,8 @@ def observe(
             records[name] = newer_records(members, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
+            if has_left_me(members, state, name, reply, now):
+                grants.pop(name, None)
             continue
         markers[name] = marker
         if name not in first:
@@ -1425,7 +1447,7 @@ def observe(
     answered = seen.answered | {name for name, reply in replies.items() if reply.connected}
     sees = tuple(name for name in members.peers if name in answered or name in state.sees)
     seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
-    return state._replace(records=records, sees=sees, in_vain=in_vain), seen
+    return state._replace(records=records, sees=sees, in_vain=in_vain, grants=grants), seen
 
 
 class View(NamedTuple):
@@ -1511,16 +1533,21 @@ def is_ready(marker: Marker, view: View) -> bool:
 
 
 def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
-    """Voters whose promises are too short: a lease on them ends before it can be renewed."""
+    """Voters whose promises end before a passive node could renew a lease on them.
+
+    None where the others are a majority.
+    """
     times = members.times
     least_seconds = times.lease_seconds - tick_spread_seconds(times)
     shown = {name: marker.vote for name, marker in view.markers.items()}
-    return [
+    brief = [
         name
         for name, vote in shown.items()
         if vote and (vote.candidate != members.me or vote.stamp > state.released)
         if lease_of(vote.promise_seconds, times.pause_seconds) < least_seconds
     ]
+    enough = 1 + len(shown) - len(brief) >= members.majority
+    return [] if enough or state.active else brief
 
 
 def rests(members: Members, state: State, view: View) -> str:
@@ -1533,8 +1560,7 @@ def rests(members: Members, state: State, view: View) -> str:
         return ""
     if view.late:
         return "began this look too late to stand"
-    brief = bound_too_briefly(members, state, view)
-    if brief and 1 + len(view.markers) - len(brief) < members.majority:
+    if brief := bound_too_briefly(members, state, view):
         return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
@@ -1651,9 +1677,9 @@ def count_grants(members: Members, state: State, view: View) -> State:
     shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if vote is None or vote.candidate != members.me or vote.epoch != state.epoch:
+        if not votes_for_me(members, state, vote):
             grants.pop(voter, None)
-        elif newest < vote.stamp <= state.stamp:
+        elif vote and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
@@ -1979,7 +2005,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        good = 0 if seen.announced else decision.state.quorum_runs + 1
+        goes = seen.announced or bound_too_briefly(members, state, view)  # and is nobody's heir
+        good = 0 if goes else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -2141,13 +2168,13 @@ class Fence:
         self._armed = paths.run / "fence"
         self._base = paths.run / "timer_base_microseconds"
 
-    def arm(self, until_seconds: float, left_seconds: float) -> None:
-        """Arm for a moment that is so far away; only then drop the fence before.
+    def arm(self, until_seconds: float, deadline_seconds: float) -> None:
+        """Arm for that moment of `time.monotonic()`; only then drop the fence before.
 
         Raises `OSError`; the next call ends what was begun: every name is noted before systemd
         may know it, and until it no longer does.
         """
-        lease, deadline_seconds = int(until_seconds * 1000), time.monotonic() + left_seconds
+        lease = int(until_seconds * 1000)
         if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
             return
         microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
@@ -2322,9 +2349,21 @@ class Machine:
                 marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
             if marker.status not in (200, 404):
                 return Reply(connected=False, why=f"status {marker.status}")
-            return Reply(connected=True, marker=marker)
+            unseen = marker.status == 404 and self.paths.probe.exists()
+            beside = self.beside(session, name) if unseen else None
+            return Reply(connected=True, marker=marker, beside=beside)
 
         return ask
+
+    def beside(self, session: requests.Session, name: str) -> tuple[str, Answer] | None:
+        """A peer's marker for another node, which tells whom it votes for; one of some nodes'."""
+        others = [other for other in self.members.peers if other != name]
+        with contextlib.suppress(Unanswered):
+            for other in others[:3]:
+                url, seconds = f"{self.urls[name]}/{other}.html", self.members.times.timeout_seconds
+                if (answer := fetch(session, url, timeout_seconds=seconds)).status == 200:
+                    return other, answer
+        return None
 
     def save(self, state: State) -> None:
         """Write the state before anything that depends on it is shown."""
@@ -2356,9 +2395,11 @@ class Machine:
         Reading the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if (left_seconds := until_seconds - self.now()[0]) <= 0:
+        # Systemd's clock first: a process that stands still before the second arms too early.
+        deadline_seconds = time.monotonic() + until_seconds - (now := self.now()[0])
+        if now >= until_seconds:
             return False
-        self.fence.arm(until_seconds, left_seconds)
+        self.fence.arm(until_seconds, deadline_seconds)
         if commit or not self.paths.probe.exists():
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)

@@ -424,7 +424,7 @@ def test_a_shorter_promise_is_noted_only_when_no_vote_binds_longer(
 
 # ------------------------------------------------ settings that are not the same on all nodes
 
-RESTS = ("if brief and 1 + len(view.markers)", "if False and 1 + len(view.markers)")
+RESTS = ("return [] if enough or state.active else brief", "return []")
 
 
 def with_pauses(pauses: tuple[float, ...], look: float, seed: int, agent: Any = AGENT) -> Any:
@@ -477,3 +477,15 @@ def test_a_node_takes_the_role_back_when_its_voters_have_its_settings() -> None:
     simulation.run_for(60)
     assert simulation.active() == ["node1"]
     assert simulation.longest_without <= 3
+
+
+@pytest.mark.parametrize(("pauses", "announced"), [((0, 5, 5), "node1"), ((5, 0, 5), "node2")])
+def test_such_a_node_is_nobodys_heir(pauses: tuple[float, ...], announced: str) -> None:
+    simulation = with_pauses(pauses, 2.0, seed=1)
+    simulation.crash("node3")
+    simulation.run_for(60)
+    assert simulation.active() == [announced]
+    simulation.announced[announced] = "Freeze"
+    simulation.without = simulation.longest_without = 0
+    simulation.run_for(120)
+    assert (simulation.active(), simulation.longest_without) == ([announced], 0)

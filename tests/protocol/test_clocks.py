@@ -198,11 +198,15 @@ def test_a_step_of_the_clock_that_starts_no_fence_is_found() -> None:
     assert max(after_a_pause(heedless, 15.0, 0.0, seed) for seed in range(20)) > 0.5
 
 
+DEAF = ("if has_left_me(members, state, name, reply, now):", "if False:")
+"""What a peer shows another node, where it shows none to us, is not read."""
+
+
 def test_markers_that_are_not_compared_are_found() -> None:
     blind = ("            grants.pop(voter, None)", "            pass")
     longest_and_median(20.0, None)
     with pytest.raises(TwoActive):  # after a whole look
-        longest_and_median(20.0, None, load_agent(blind))
+        longest_and_median(20.0, None, load_agent(blind, DEAF))
 
 
 def test_who_does_not_see_a_woken_node_at_once_is_found() -> None:
@@ -210,7 +214,14 @@ def test_who_does_not_see_a_woken_node_at_once_is_found() -> None:
         "    slow: frozenset[str] = frozenset()  # who",
         "    slow = frozenset(members.peers) - frozenset(state.sees)  # who",
     )
-    _, median = longest_and_median(20.0, None, load_agent(slow))
+    _, median = longest_and_median(20.0, None, load_agent(slow, DEAF))
+    _, ours = longest_and_median(20.0, None, load_agent(DEAF))
+    assert median > ours + 0.3
+
+
+def test_what_a_peer_shows_others_is_read_by_a_woken_node_that_it_does_not_see_yet() -> None:
+    """So that its own next look is enough: at the same moment no peer has looked since."""
+    _, median = longest_and_median(20.0, None, load_agent(DEAF))
     _, ours = longest_and_median(20.0, None)
     assert median > ours + 0.3
 
