@@ -2675,13 +2675,17 @@ class Announced:
         """Once a run: when another node is active that does not go as well, or none can be.
 
         Who was active when the run began leaves it to the next one: the load balancer's probe has
-        to notice first.
+        to notice first. Who stays must be a majority, and of several that go each waits for those
+        after it, until they are back; or until Azure waits no longer.
         """
         waiting = [event for event in self._events if event.scheduled]
         going = {name for event in waiting for name in event.nodes}
         markers = outcome.seen.markers
         active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
-        if waiting and ((active and not was_active) or not heir_of(members, markers)):
+        before = members.order[: members.order.index(members.me)]
+        stay = sum(bool(m.quorum_runs) or n in before for n, m in markers.items() if not m.holding)
+        served = active and not was_active and stay >= members.majority
+        if waiting and (served or not heir_of(members, markers)):
             why = f"{active[0]} is active" if active else "no other node can be"
             self._events = [event._replace(scheduled=False) for event in self._events]
             paths = self._paths

@@ -170,6 +170,35 @@ def test_one_for_the_active_node_as_well_waits_until_that_one_has_made_way(world
     assert world.approved() == ["the Freeze"]
 
 
+def test_of_two_that_are_about_to_go_the_later_in_the_order_goes_first(world: World) -> None:
+    """Else both would be down at once, and the third alone is no majority."""
+    world.saw_its_peers()
+    world.leads("node3")
+    cannot_serve(world, "node2")
+    world.announces("Reboot")
+    makes_way(world, world.run(), "Reboot")
+    world.page("node2", "/", Page("", 503))
+    makes_way(world, world.run(), "Reboot")  # node2 reboots
+    assert world.approved() == []
+    world.page("node2", "/", Page())
+    world.votes("node2")
+    for _ in range(2):  # it has to see our marker first
+        makes_way(world, world.run(), "Reboot")
+    assert world.approved() == ["the Reboot"]
+
+
+def test_of_two_that_are_about_to_go_the_later_one_does_not_wait_for_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, me="node2") as world:
+        world.saw_its_peers()
+        world.leads("node3")
+        cannot_serve(world, "node1")
+        world.announces("Reboot")
+        world.run()
+        assert world.approved() == ["the Reboot"]
+
+
 # ------------------------------------------------ nobody else
 
 
