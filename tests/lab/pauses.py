@@ -87,7 +87,7 @@ def measure(cluster: BootedLab, asked: argparse.Namespace, table: Table) -> bool
             longest = [
                 0.0,
                 0.0,
-            ]  # within a run; where one ends, or begins, which emulated takes long
+            ]  # within a run; where one ends or begins
             for pause in two:
                 between = not look < pause.into < period - look
                 longest[between] = max(longest[between], pause.beside)
