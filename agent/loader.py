@@ -114,7 +114,8 @@ class Paths:
         self.promised = self.etc / "promise_seconds"
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
-        self.approved = self.run / "approved.json"  # ids of scheduled events
+        self.announced = self.run / "announced.json"  # kinds of scheduled events
+        self.approved = self.run / "approved.json"  # ids of them
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
@@ -1259,12 +1260,13 @@ def load_state(paths: Paths, times: Timing) -> State:
     without a reboot, and with it what it had promised. That of another boot or of another machine,
     as on a restored disk or a clone, is none.
     """
-    found, known = read_json(paths.state), known_identity(paths)
-    here = f"{read_mark(paths.boot_id) or ''}{known.vm_id if known else ''}"
+    found, identity = read_json(paths.state), known_identity(paths)
+    here = f"{read_mark(paths.boot_id) or ''}{identity.vm_id if identity else ''}"
     try:
         state = State(**{**found, **_tuples(found)})
-        if state.origin in ("", here):
-            return state._replace(clocks=read_clocks(state.clocks), origin=here)
+        known = max(here, state.origin, key=len)  # a machine that Azure does not name is no other
+        if known.startswith(here) and known.startswith(state.origin):
+            return state._replace(clocks=read_clocks(state.clocks), origin=known)
     except (TypeError, KeyError, AttributeError, ValueError):
         pass
     clocks = read_clocks()
@@ -1307,6 +1309,13 @@ class Seen(NamedTuple):
     announced: str = ""  # what Azure will do to this machine: it makes way if there is an heir
 
 
+class Reply(NamedTuple):
+    """What a peer answered in one poll when it was asked for its marker about us."""
+
+    marker: Answer
+    beside: tuple[str, Answer] | None = None  # without one for us: another node, and that one's
+
+
 def newer_records(
     members: Members, known: Mapping[str, Record], marker: Marker, now: float
 ) -> Mapping[str, Record]:
@@ -1339,24 +1348,42 @@ def times_in_vain(state: State, marker: Marker, slow: float) -> int:
     return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
-def observe(
-    members: Members, state: State, seen: Seen, replies: Mapping[str, Answer], moment: Moment
-) -> tuple[State, Seen]:
-    """Take in the replies of one poll, to who asked for the marker about it.
+def votes_for_me(members: Members, state: State, vote: Grant | None) -> bool:
+    """Whether this is a vote for this boot of mine."""
+    return vote is not None and (vote.candidate, vote.epoch) == (members.me, state.epoch)
 
-    Who gave none keeps what it last said in this look.
-    """
+
+def has_left_me(members: Members, state: State, name: str, reply: Reply, now: float) -> bool:
+    """Whether a peer that shows us nothing shows another node that it votes for us no more."""
+    if reply.beside is None:
+        return False
+    reader, page = reply.beside
+    try:
+        marker = parse_marker(members._replace(me=reader), name, page)
+        newer_records(members, state.records.get(name, {}), marker, now)
+    except BadInput:
+        return False
+    return not votes_for_me(members, state, marker.vote)
+
+
+def observe(
+    members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], moment: Moment
+) -> tuple[State, Seen]:
+    """Take in the replies of one poll; who gave none keeps what it last said in this look."""
     now = moment.now_seconds
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
+    grants = dict(state.grants)
     for name, reply in replies.items():
         markers.pop(name, None)
         notes[name] = ""
         try:
-            marker = parse_marker(members, name, reply)
+            marker = parse_marker(members, name, reply.marker)
             records[name] = newer_records(members, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
+            if has_left_me(members, state, name, reply, now):
+                grants.pop(name, None)
             continue
         markers[name] = marker
         if name not in first:
@@ -1365,7 +1392,7 @@ def observe(
     answered = seen.answered | set(replies)
     sees = tuple(name for name in members.peers if name in answered or name in state.sees)
     seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
-    return state._replace(records=records, sees=sees, in_vain=in_vain), seen
+    return state._replace(records=records, sees=sees, in_vain=in_vain, grants=grants), seen
 
 
 class View(NamedTuple):
@@ -1440,6 +1467,29 @@ def failed(state: State, why: str) -> State:
     return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
+def how_lost(*, late: bool) -> str:
+    """What took the role from a node that saw a quorum."""
+    return "its lease ended before it was renewed" if late else "its probe was taken away"
+
+
+def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
+    """Voters whose promises end before a passive node could renew a lease on them.
+
+    None where the others are a majority.
+    """
+    times = members.times
+    least_seconds = times.lease_seconds - tick_spread_seconds(times)
+    shown = {name: marker.vote for name, marker in view.markers.items()}
+    brief = [
+        name
+        for name, vote in shown.items()
+        if vote and (vote.candidate != members.me or vote.stamp > state.released)
+        if lease_of(vote.promise_seconds, times.pause_seconds) < least_seconds
+    ]
+    enough = 1 + len(shown) - len(brief) >= members.majority
+    return [] if enough or state.active else brief
+
+
 def rests(members: Members, state: State, view: View) -> str:
     """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
@@ -1450,6 +1500,8 @@ def rests(members: Members, state: State, view: View) -> str:
         return ""
     if view.late:
         return "began this look too late to stand"
+    if brief := bound_too_briefly(members, state, view):
+        return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
         return ""
@@ -1560,9 +1612,9 @@ def count_grants(members: Members, state: State, view: View) -> State:
     shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if vote is None or vote.candidate != members.me or vote.epoch != state.epoch:
+        if not votes_for_me(members, state, vote):
             grants.pop(voter, None)
-        elif newest < vote.stamp <= state.stamp:
+        elif vote and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
@@ -1681,7 +1733,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, give_up(state, now)._replace(active=False)
         if has_quorum and not steps_down:
-            state = failed(state, "its lease ended before it was renewed")
+            state = failed(state, how_lost(late=now >= fence))
     elif wants and now < fence:
         serve = fence
     elif not state.active and state.grants and (not wants or yielding(members, view)):
@@ -1801,7 +1853,9 @@ def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
             logging.warning("This machine was paused for %.1f s", paused_seconds)
             stepped = True
     state = state._replace(wall_offset_seconds=offset, wall_read_seconds=now)
-    return state._replace(host_offset_seconds=host), stepped
+    # Where it can't be read for a while, it tells of a pause afterwards.
+    state = state._replace(host_offset_seconds=host_before if host is None else host)
+    return state, stepped
 
 
 def _drop() -> Generator[Effect, Moment, Moment]:
@@ -1827,7 +1881,7 @@ def _begin(
         if state.active:
             state = give_up(state, now)._replace(active=False)
     if lost:
-        state = failed(state, "its lease ended before it was renewed")
+        state = failed(state, how_lost(late=late))
     elif missed or not state.finished:
         state = failed(state, "its last look did not end well")
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
@@ -1849,6 +1903,7 @@ def start_over(members: Members, state: State, moment: Moment) -> Decision:
     new = first_state(epoch, moment.slow_seconds, members.times)
     new = new._replace(stamp=int(moment.now_seconds * 1000), sees=state.sees, records=state.records)
     why = f"Node {members.me} is a snapshot of itself, its peers know it newer, set as passive"
+    logging.warning("%s", why)  # the look goes on, and ends with what came of that
     return Decision(new._replace(origin=state.origin), drop=True, reason=why)
 
 
@@ -1862,7 +1917,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        good = 0 if seen.announced else decision.state.quorum_runs + 1
+        goes = seen.announced or bound_too_briefly(members, state, view)  # and is nobody's heir
+        good = 0 if goes else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -2006,13 +2062,13 @@ class Fence:
         self._armed = paths.run / "fence"
         self._base = paths.run / "timer_base_microseconds"
 
-    def arm(self, until_seconds: float, left_seconds: float) -> None:
-        """Arm for a moment that is so far away; only then drop the fence before.
+    def arm(self, until_seconds: float, deadline_seconds: float) -> None:
+        """Arm for that moment of `time.monotonic()`; only then drop the fence before.
 
         Raises `OSError`; the next call ends what was begun: every name is noted before systemd
         may know it, and until it no longer does.
         """
-        lease, deadline_seconds = int(until_seconds * 1000), time.monotonic() + left_seconds
+        lease = int(until_seconds * 1000)
         if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
             return
         microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
@@ -2142,9 +2198,9 @@ class Machine:
                 if abs((self.now()[3] or before) - before) > PAUSE_NOTICED_SECONDS:
                     return
 
-    def poll(self, wait_for: frozenset[str]) -> dict[str, Answer]:
+    def poll(self, wait_for: frozenset[str]) -> dict[str, Reply]:
         """Ask all peers at once; who is not waited for, or late, may answer in a later poll."""
-        replies: dict[str, Answer] = {}
+        replies: dict[str, Reply] = {}
         self.collect(replies, set())  # what came too late for the last poll
         for name in self.members.peers:
             if name not in self.asker.busy:
@@ -2154,7 +2210,7 @@ class Machine:
             self.silent[name] = self.silent.get(name) or "no answer yet"
         return replies
 
-    def collect(self, replies: dict[str, Answer], waiting: set[str]) -> None:
+    def collect(self, replies: dict[str, Reply], waiting: set[str]) -> None:
         """Take in the answers that are there, and wait for those of some peers: the last counts."""
         deadline = time.monotonic() + self.members.times.timeout_seconds
         while found := self.asker.next(deadline if waiting else 0.0):
@@ -2167,7 +2223,7 @@ class Machine:
                 self.silent[name], replies[name] = "", outcome
                 self.untested.discard(name)
 
-    def question(self, name: str, session: requests.Session) -> Answer:
+    def question(self, name: str, session: requests.Session) -> Reply:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""
         times, site = self.members.times, f"http://{self.addresses[name]}"
         if name in self.untested:
@@ -2181,7 +2237,19 @@ class Machine:
             marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
         if marker.status not in (200, 404):
             raise Unanswered(f"status {marker.status}")
-        return marker
+        unseen = marker.status == 404 and self.paths.probe.exists()
+        return Reply(marker, self.beside(session, name) if unseen else None)
+
+    def beside(self, session: requests.Session, name: str) -> tuple[str, Answer] | None:
+        """A peer's marker for another node, which tells whom it votes for; one of some nodes'."""
+        others = [other for other in self.members.peers if other != name]
+        seconds = self.members.times.timeout_seconds
+        with contextlib.suppress(Unanswered):
+            for other in others[:3]:
+                url = f"http://{self.addresses[name]}/{other}.html"
+                if (answer := fetch(session, url, timeout_seconds=seconds)).status == 200:
+                    return other, answer
+        return None
 
     def save(self, state: State) -> None:
         """Write the state before anything that depends on it is shown."""
@@ -2213,9 +2281,11 @@ class Machine:
         Reading the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if (left_seconds := until_seconds - self.now()[0]) <= 0:
+        # Systemd's clock first: a process that stands still before the second arms too early.
+        deadline_seconds = time.monotonic() + until_seconds - (now := self.now()[0])
+        if now >= until_seconds:
             return False
-        self.fence.arm(until_seconds, left_seconds)
+        self.fence.arm(until_seconds, deadline_seconds)
         if commit or not self.paths.probe.exists():
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
@@ -2474,27 +2544,36 @@ class Announced:
     def __init__(self, background: Asker, paths: Paths, node: str) -> None:
         self._background, self._paths, self._node = background, paths, node.lower()
         self._events: list[Event] = []
+        self._kinds = str(read_json(paths.announced) or "")  # as an earlier run knew
 
     def kinds(self, patience_seconds: float = 0.0) -> str:
         """What is known by now, "" for nothing. A late answer counts from the next look on."""
-        found = self._background.take("events", patience_seconds)
+        found, known = self._background.take("events", patience_seconds), self._kinds
         if isinstance(found, Unanswered):
             logging.info("Scheduled events: %s", found)
-        elif found:
+        elif found is not None:
             self._events = [event for event in found if self._node in event.nodes]
-        return ", ".join(sorted({event.kind for event in self._events}))
+            self._kinds = ", ".join(sorted({event.kind for event in self._events}))
+        if self._kinds != known:
+            with contextlib.suppress(OSError):
+                write_atomic(self._paths.announced, json.dumps(self._kinds))
+        return self._kinds
 
     def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
         """Once a run: when another node is active that does not go as well, or none can be.
 
         Who was active when the run began leaves it to the next one: the load balancer's probe has
-        to notice first.
+        to notice first. Who stays must be a majority, and of several that go each waits for those
+        after it, until they are back; or until Azure waits no longer.
         """
         waiting = [event for event in self._events if event.scheduled]
         going = {name for event in waiting for name in event.nodes}
         markers = outcome.seen.markers
         active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
-        if waiting and ((active and not was_active) or not heir_of(members, markers)):
+        before = members.order[: members.order.index(members.me)]
+        stay = sum(bool(m.quorum_runs) or n in before for n, m in markers.items() if not m.holding)
+        served = active and not was_active and stay >= members.majority
+        if waiting and (served or not heir_of(members, markers)):
             why = f"{active[0]} is active" if active else "no other node can be"
             self._events = [event._replace(scheduled=False) for event in self._events]
             self._background.ask("approval", lambda link: approve(link, waiting, why, self._paths))
@@ -2531,6 +2610,8 @@ def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool 
     background.ask("identity", ask_identity)
     if settings.scheduled_events and not leaving:
         background.ask("events", ask_events)
+    else:
+        paths.announced.unlink(missing_ok=True)
     updated = not url or background.take("release", brief_seconds(settings.times))
     try:
         take_part(background, paths, settings, until, leaving=leaving)
@@ -2618,10 +2699,11 @@ def dry_run(paths: Paths, settings: Settings) -> None:
     logging.info("Would vote for %s. Nothing was changed.", bound)
 
 
-def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Answer:
+def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
     """The reply of a node in that state, which nobody sent."""
     marker = markers_of(sender, state, now)[receiver]
-    return Answer(200, format_marker(sender, marker).encode() if marker else b"", {}, whole=True)
+    page = format_marker(sender, marker).encode() if marker else b""
+    return Reply(Answer(200, page, {}, whole=True))
 
 
 def self_check(paths: Paths) -> None:

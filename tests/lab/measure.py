@@ -308,7 +308,8 @@ def main() -> int:
     table = Table("what", "times", "median", "95 %", "greatest")
     first = (asked.period_seconds, asked.look_seconds)
     for timings in (first, *asked.beside):
-        cluster = BootedLab(3, *timings, asked.pause_seconds)
+        period, look = timings
+        cluster = BootedLab(3, period, look, asked.pause_seconds)
         try:
             cluster.up()
             if asked.cost or asked.beside:

@@ -2,9 +2,9 @@
 
     python -m tests.lab.pauses --seconds 3 5 8 15 30 --phases 10 --step-clock-after 0 1 never
 
-Needs root and QEMU. Node1 stands still at random moments of the period (the seed is printed), and
-its wall clock is set right so long after it goes on. Every node is asked all the time, as often as
-an emulated one can be without being kept from its work.
+Needs root and QEMU. Node1 stands still at random moments of its own period (the seed is printed),
+and its wall clock is set right so long after it goes on. Every node is asked all the time, as often
+as an emulated one can be without being kept from its work.
 """
 
 import argparse
@@ -31,6 +31,7 @@ NEVER = "never"
 class Pause:
     """What clients saw of one pause, in seconds."""
 
+    into: float  # the period, by the paused node's wall clock, when it began
     beside: float  # after it went on, until the paused node's last answer beside a successor
     answered_on: float  # after it went on, until its last answer before the first without the role
     nobody: float  # the longest time without an active node
@@ -49,10 +50,11 @@ def asked_closely(cluster: BootedLab) -> Iterator[Sampler]:
 
 
 def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -> Pause:
-    """Pause node1, active, so long after a tick, and watch until all has settled again."""
+    """Pause node1, active, so long after a tick of its clock; watch until all has settled again."""
     options = [] if step == NEVER else ["--step-clock-after", step]
     cluster.settles_on("node1")
-    cluster.wait_until(into_seconds)
+    behind_seconds = time.time() - float(cluster.shell("node1", "date", "+%s.%N"))
+    cluster.wait_until((into_seconds + behind_seconds) % cluster.period_seconds)
     with asked_closely(cluster) as sampler:
         began, went_on = cluster.pause("node1", seconds, *options)
         settled_by = time.time() + 3 * cluster.look_seconds
@@ -63,6 +65,7 @@ def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -
     answers = (s for s in sampler.samples["node1"] if s.ended > went_on and s.status is not None)
     at_first = list(takewhile(lambda sample: sample.status == 200, answers))
     return Pause(
+        into=(began - behind_seconds) % cluster.period_seconds,
         beside=max(late, default=0.0),
         answered_on=max((sample.ended - went_on for sample in at_first), default=0.0),
         nobody=longest_gap_seconds(samples, began, time.time()),
@@ -78,13 +81,20 @@ def measure(cluster: BootedLab, asked: argparse.Namespace, table: Table) -> bool
         for step in asked.step_clock_after:
             phases = [draw.uniform(0, cluster.period_seconds) for _ in range(asked.phases)]
             found = [paused(cluster, phase, seconds, step) for phase in phases]
-            two = [pause.beside for pause in found if pause.beside]
+            two = [pause for pause in found if pause.beside]
             ever = ever or bool(two)
+            look, period = cluster.look_seconds, cluster.period_seconds
+            longest = [
+                0.0,
+                0.0,
+            ]  # within a run; where one ends or begins
+            for pause in two:
+                between = not look < pause.into < period - look
+                longest[between] = max(longest[between], pause.beside)
             nobody = max(pause.nobody for pause in found)
-            longest = f"{max(two, default=0):.2f} s"
-            row = (f"{seconds:g} s", step, str(len(found)), str(len(two)), longest)
-            table.add_row(*row, f"{nobody:.2f} s")
-            print(*row, flush=True)  # a long run tells how far it is
+            row = (f"{seconds:g} s", step, str(len(found)), str(len(two)))
+            table.add_row(*row, *(f"{each:.2f} s" for each in (*longest, nobody)))
+            print(*row, *(f"{pause.into:.1f}: {pause.beside:.2f}" for pause in found), flush=True)
     return ever
 
 
@@ -107,8 +117,8 @@ def main() -> int:
     cluster = BootedLab(
         3, asked.period_seconds, asked.look_seconds, asked.pause_seconds, ("node1",)
     )
-    names = ("pause", "clock set after", "times", "two active in", "for at most", "nobody for")
-    table = Table(*names)
+    names = ("pause", "clock set after", "times", "two active in", "for at most")
+    table = Table(*names, "between two runs", "nobody for")
     try:
         cluster.up()
         cluster.watch()

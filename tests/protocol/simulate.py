@@ -873,7 +873,16 @@ class Simulation:
     def _read(self, target: Node, reader: Node) -> Any:
         content = self._content(target, reader)
         status, body = (404, b"") if content is None else (200, content)
-        return self.agent.Answer(status, body, {}, True)
+        answer = self.agent.Answer(status, body, {}, True)
+        beside = self._beside(target, reader) if content is None and reader.probe else None
+        return self.agent.Reply(answer, beside)
+
+    def _beside(self, target: Node, reader: Node) -> Any:
+        """What a node shows one of those that it sees: whoever is active asks for that as well."""
+        for name in self.order:
+            if name not in (target.name, reader.name) and name in target.markers:
+                return name, self.agent.Answer(200, target.markers[name], {}, True)
+        return None
 
     def _finish(self, process: Process, peer: str, reply: Any) -> None:
         if process.replies is None:

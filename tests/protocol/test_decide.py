@@ -466,6 +466,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         "view.leaving or view.clock_stepped or",
         "view.leaving or",
     ),
+    "votes that end too soon for me are enough": (
+        "return [] if enough or state.active else brief",
+        "return []",
+    ),
     "a promise ends by the faster clock": (
         "now, vote = view.slow_seconds, state.vote",
         "now, vote = view.now_seconds, state.vote",
@@ -556,12 +560,12 @@ BROKEN: dict[str, tuple[str, str]] = {
         "grants[voter] = (int(view.now_seconds * 1000), vote",
     ),
     "a vote for whomever is mine": (
-        "vote is None or vote.candidate != members.me or vote.epoch != state.epoch",
-        "vote is None",
+        "return vote is not None and (vote.candidate, vote.epoch) == (members.me, state.epoch)",
+        "return vote is not None",
     ),
     "a vote for another boot of mine is mine": (
-        "vote.candidate != members.me or vote.epoch != state.epoch",
-        "vote.candidate != members.me",
+        "(vote.candidate, vote.epoch) == (members.me, state.epoch)",
+        "vote.candidate == members.me",
     ),
     "who shows another vote is still counted": (
         "            grants.pop(voter, None)",
@@ -572,8 +576,8 @@ BROKEN: dict[str, tuple[str, str]] = {
         "grants.get(voter, (0, 0.0))[0]",
     ),
     "an older grant replaces a newer one": (
-        "elif newest < vote.stamp <= state.stamp",
-        "elif vote.stamp <= state.stamp",
+        "elif vote and newest < vote.stamp <= state.stamp",
+        "elif vote and vote.stamp <= state.stamp",
     ),
     "what I have not written is counted": ("< vote.stamp <= state.stamp", "< vote.stamp"),
     "my own vote is not bound": (
