@@ -236,6 +236,7 @@ def remove(path: Path) -> bool:
 def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
     """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
 
+    `sync`: it is on the disk then, and its name.
     Where others may write to the folder, too: what is staged is a new file, no link is followed.
     """
     staged = path.with_name(f".{path.name}.tmp")
@@ -251,6 +252,8 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> Non
         if path.is_dir() and not path.is_symlink():
             remove(path)
         staged.replace(path)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             remove(staged)
@@ -921,7 +924,6 @@ def replace_loader(digest: str, paths: Paths) -> None:
         os.link(paths.loader, paths.previous)
     this_run = os.environ.get("INVOCATION_ID", "")
     write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
-    sync_folder(paths.etc)
     with contextlib.suppress(OSError):  # a node that was made before has no such timer
         call_systemd(paths, "RestartUnit", ("s", "rollback.timer"), ("s", "replace"))
     paths.newer.replace(paths.loader)
