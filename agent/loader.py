@@ -1048,18 +1048,27 @@ class Marker(NamedTuple):
     active: bool
     yields_to: str | None
     heard: dict[str, int]  # epoch -> newest stamp of the receiver's that the sender has read
-    generation: str
+    generation: str  # the sender's build; its name is older than releases
     at: str
+    release: int = 0  # the generation that the sender holds, 0 for none
+    proven: bool = True  # no trial of another build is under way there
 
 
 class Members(NamedTuple):
-    """Who takes part: the nodes in order of preference, which of them I am, and the key."""
+    """Who takes part, which of them I am, the key, and what the release in effect asks for."""
 
     me: str
-    order: tuple[str, ...]
+    order: tuple[str, ...]  # of preference
     key: bytes
     times: Timing
-    generation: str = ""  # which loader.py this is
+    generation: str = ""  # my build: which loader.py this is
+    release: int = 0  # the generation that I hold, 0 for none
+    proven: bool = True
+    # Preference (docs/protocol.md section 8): safety does not depend on it.
+    drained: frozenset[str] = frozenset()  # may not become active
+    prefer: str | None = None  # for a while, before all others
+    keeps_active: bool = False  # whoever is active comes before the order
+    failback_looks: int = READY_LOOKS  # good looks before the order moves the role
 
     @property
     def majority(self) -> int:
@@ -1143,7 +1152,9 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
     try:
         vote = fields["vote"]
         fields |= {"vote": vote and Grant(**typed(Grant, vote))}
-        return Marker(**typed(Marker, fields | {"sender": sender, "receiver": members.me}))
+        told = {"release": 0, "proven": True}  # by agents that know of no releases
+        fields = told | fields | {"sender": sender, "receiver": members.me}
+        return Marker(**typed(Marker, fields))
     except (TypeError, KeyError) as error:
         raise BadInput(f"its marker is of another version of the agent: {error}") from error
 
@@ -1202,6 +1213,7 @@ class State(NamedTuple):
     trouble: str = ""  # what the last failure was
     failures: int = 0  # how often this node asked for votes, or had them, and could not serve
     in_vain: Mapping[str, int] = {}  # candidate -> how often our vote for it came to nothing
+    behind_since_seconds: float = 0.0  # since when a peer shows a newer release; 0: none does
 
     def holding(self, now: float) -> bool:
         """Whether this node may not vote yet."""
@@ -1308,7 +1320,7 @@ class Seen(NamedTuple):
     had_quorum: bool = False
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
     fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
-    announced: str = ""  # what Azure will do to this machine: it makes way if there is an heir
+    makes_way: str = ""  # why, where the machine or its agent is to go; if there is an heir
 
 
 class Reply(NamedTuple):
@@ -1412,7 +1424,7 @@ class View(NamedTuple):
     clock_stepped: bool
     started_seconds: float
     late: bool = False  # the look began too late to stand
-    announced: str = ""  # what this node makes way for
+    makes_way: str = ""  # why this node does: it has an heir
 
 
 def is_late(members: Members, seen: Seen) -> bool:
@@ -1427,13 +1439,40 @@ def heard_seconds(state: State, marker: Marker) -> float:
     return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
 
 
+def ahead(members: Members, markers: Mapping[str, Marker]) -> list[str]:
+    """The peers that hold a newer release than this node."""
+    return [name for name, marker in markers.items() if marker.release > members.release]
+
+
 def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
     """Who is to take over from a node that makes way: the first that has seen a majority lately.
 
-    One that is about to go says that it has seen none: nobody hands over to it.
+    One that is about to go says that it has seen none: nobody hands over to it. Nor to one that
+    is drained, or that would leave the role to others for an older release.
     """
-    able = {n for n, m in markers.items() if m.active or m.quorum_runs >= READY_LOOKS}
-    return next((markers[name] for name in members.order if name in able), None)
+    newest = max([members.release, *(marker.release for marker in markers.values())])
+    able = {
+        name
+        for name, m in markers.items()
+        if m.active or m.quorum_runs >= READY_LOOKS
+        if m.release == newest and name not in members.drained
+    }
+    order = sorted(members.order, key=lambda name: name != members.prefer)
+    return next((markers[name] for name in order if name in able), None)
+
+
+def why_makes_way(members: Members, state: State, seen: Seen, now: float) -> str:
+    """Why this node is to hand the role over, "" where it may keep it.
+
+    Behind with its release, only after a run that asked for it: others are often a run earlier.
+    """
+    since, times = state.behind_since_seconds, members.times
+    if seen.makes_way:
+        return seen.makes_way
+    if members.me in members.drained:
+        return "the operator drained it"
+    behind = since and now - since > times.period_seconds + 2 * times.look_seconds
+    return "others hold a newer release" if behind and state.active else ""
 
 
 def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
@@ -1458,10 +1497,11 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
     )
     late, started = is_late(members, seen), seen.started_seconds
     asked = {name: record.changed_seconds - record.age_seconds for name, record in records.items()}
-    heir = heir_of(members, fresh) if seen.announced else None
+    why = why_makes_way(members, state, seen, now)
+    heir = heir_of(members, fresh) if why else None
     leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
-    there, kinds = moment.probe_there, seen.announced if heir else ""
-    return View(now, slow, fresh, live, asked, there, leaving, stepped, started, late, kinds)
+    there, way = moment.probe_there, why if heir else ""
+    return View(now, slow, fresh, live, asked, there, leaving, stepped, started, late, way)
 
 
 def failed(state: State, why: str) -> State:
@@ -1495,29 +1535,48 @@ def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
 def rests(members: Members, state: State, view: View) -> str:
     """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
-    Who failed lately stands again after some good looks, and where nobody else does.
+    Who failed lately stands again after some good looks, who is behind with its release once it
+    is not; and both where nobody else does.
     """
     times, left = members.times, looks_to_prefer(state.failures) - state.quorum_runs
     if state.active:
         return ""
+    if members.me in members.drained:
+        return "is drained"
     if view.late:
         return "began this look too late to stand"
     if brief := bound_too_briefly(members, state, view):
         return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
-    if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
-        return ""
-    return f"leaves the role to others for {left} good looks more: {state.trouble}"
+    waits = others or view.now_seconds - view.started_seconds < times.rest_seconds
+    why = f" for {left} good looks more: {state.trouble}" if left > 0 else ""
+    if newer := ahead(members, view.markers):
+        why = f": a newer release is held by {', '.join(newer)}"
+    return f"leaves the role to others{why}" if why and waits else ""
 
 
 def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
-    """The order as this node heeds it: voted for in vain, a node comes last for some good looks."""
+    """The order as this node heeds it.
+
+    Before it comes whom the operator prefers for now, then whoever is active where the role is to
+    stay. Voted for in vain, a node comes last for some good looks.
+    """
+    active = {name for name, marker in view.markers.items() if marker.active}
+    active |= {members.me} if state.active else set()
     last = {
         name
         for name, marker in view.markers.items()
-        if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and not marker.active
+        if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and name not in active
     }
-    return tuple(sorted(members.order, key=last.__contains__))
+    stays = active if members.keeps_active else set()
+    return tuple(
+        sorted(members.order, key=lambda n: (n in last, n != members.prefer, n not in stays))
+    )
+
+
+def looks_to_take_over(members: Members, name: str) -> int:
+    """How many good looks in a row a node needs to take the role from an active one."""
+    return READY_LOOKS if name == members.prefer else members.failback_looks
 
 
 class Claim(NamedTuple):
@@ -1526,19 +1585,19 @@ class Claim(NamedTuple):
     epoch: str
     stamp: int
     active: bool
-    ready: bool  # may take the role from an active node: K good looks, and a live agent
+    ready: bool  # may take the role from an active node: good looks enough, and a live agent
 
 
 def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
     """Who asks for votes now, most preferred first."""
     found = {}
     for name in preference(members, state, view):
-        marker = view.markers.get(name)
+        marker, needed = view.markers.get(name), looks_to_take_over(members, name)
         if marker is not None and marker.candidate:
-            ready = marker.quorum_runs >= READY_LOOKS and name in view.live
+            ready = marker.quorum_runs >= needed and name in view.live
             found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready)
         elif name == members.me and state.candidate:
-            ready = state.quorum_runs >= READY_LOOKS
+            ready = state.quorum_runs >= needed
             found[name] = Claim(state.epoch, state.stamp, state.active, ready)
     return found
 
@@ -1671,11 +1730,12 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     active = members.me if state.active else next(others, None)
     if active is None:
         return False
-    if view.announced:  # it goes on as a voter
+    if view.makes_way:  # it goes on as a voter
         return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
-    calm = active == next(n for n in members.order if n == members.me or n in view.markers)
+    stand = [n for n in preference(members, state, view) if n not in members.drained]
+    calm = active == next((n for n in stand if n == members.me or n in view.markers), active)
     if not calm and now - view.started_seconds < members.times.stay_seconds:
         return False
     if state.active:
@@ -1688,8 +1748,8 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     state, me, now = decision.state, members.me, view.slow_seconds
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
-    if view.announced or view.leaving:
-        why = f"makes way: Azure announces {view.announced}" if view.announced else "is leaving"
+    if view.makes_way or view.leaving:
+        why = f"makes way: {view.makes_way}" if view.makes_way else "is leaving"
         return f"Node {me} {why}, set as passive"
     if len(view.markers) + 1 < members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
@@ -1725,7 +1785,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     )
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
     renews = state.active and state.candidate and not is_covered(members, state)
-    kept_back |= bool(view.announced) and not renews
+    kept_back |= bool(view.makes_way) and not renews
     wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
@@ -1828,6 +1888,8 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
         heard={},
         generation=members.generation,
         at=utc(moment.wall_seconds),
+        release=members.release,
+        proven=members.proven,
     )
     shown: dict[str, Marker | None] = {}
     for name in members.peers:
@@ -1917,9 +1979,11 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
         return start_over(members, state, moment), seen
     state, stepped = note_clocks(state, moment)
     view = view_of(members, state, seen, moment, stepped=stepped)
+    behind = state.behind_since_seconds or view.now_seconds
+    state = state._replace(behind_since_seconds=behind if ahead(members, view.markers) else 0.0)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        goes = seen.announced or bound_too_briefly(members, state, view)  # and is nobody's heir
+        goes = seen.makes_way or bound_too_briefly(members, state, view)  # and is nobody's heir
         good = 0 if goes else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
@@ -2511,11 +2575,11 @@ def looks(
     until_seconds: float,
     *,
     leaving: bool = False,
-    announced: Callable[[], str] = str,
+    makes_way: Callable[[], str] = str,
 ) -> Looks:
     """The looks of a run, and what came of each: until that must be over, or has left.
 
-    `announced`: asked before each for what Azure will do to this machine, "" for nothing.
+    `makes_way`: asked before each for why this node is to hand the role over, "" for nothing.
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
     times = members.times
@@ -2528,7 +2592,7 @@ def looks(
         if several:
             ends_seconds = min(until_seconds, began_seconds + longest_seconds - into_seconds)
         ends_seconds = max(began_seconds, ends_seconds)
-        seen = Seen(began_seconds, ends_seconds, leaving, announced=announced())
+        seen = Seen(began_seconds, ends_seconds, leaving, makes_way=makes_way())
         outcome = yield from settle(members, state, start, seen)
         state, now = outcome.state, (yield outcome)
         left_seconds = run_left_seconds(times, now.wall_seconds)
@@ -2560,6 +2624,10 @@ class Announced:
             with contextlib.suppress(OSError):
                 write_atomic(self._paths.announced, json.dumps(self._kinds))
         return self._kinds
+
+    def why(self) -> str:
+        """The same as a reason to make way."""
+        return f"Azure announces {kinds}" if (kinds := self.kinds()) else ""
 
     def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
         """Once a run: when another node is active that does not go as well, or none can be.
@@ -2594,8 +2662,8 @@ def take_part(
     keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
     until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
-    begins, kinds = machine.moment(), announced.kinds
-    steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, announced=kinds)
+    begins, why = machine.moment(), announced.why
+    steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)

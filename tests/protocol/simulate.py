@@ -595,9 +595,9 @@ class Simulation:
             node.state = self.agent.first_state(epoch, start, times, promised)
         until = until_of(moment.now_seconds)
         leaving, process.untested = process.leaving, set(self.order)
-        announced = lambda: self.announced.get(node.name, "")  # noqa: E731
+        makes_way = lambda: self.announced.get(node.name, "")  # noqa: E731
         process.steps = self.agent.looks(
-            members, node.state, moment, until, leaving=leaving, announced=announced
+            members, node.state, moment, until, leaving=leaving, makes_way=makes_way
         )
         self._step(process, lambda: next(process.steps))
 

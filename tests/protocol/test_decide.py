@@ -4,7 +4,7 @@ A row of tables/*.txt is a paragraph: a sentence of the rules; what I am and was
 peer's marker says (who is not named is not there); after `=>` what follows, after `::` the reason.
 It is the moment 1000 s after my boot, at a period of 20 s: D = 27 s, L = 26.95 s, F = 3.25 s. A
 lease ends at what is said of it, and a promise that was given just now lasts 27 s. The words that a
-row may use are those of `MY_WORDS` and `PEER_WORDS`, and of `my_state` and `vote_of`.
+row may use are those of `MY_WORDS`, `TOLD` and `PEER_WORDS`, and of `my_state` and `vote_of`.
 """
 
 import itertools
@@ -85,6 +85,14 @@ MY_WORDS: dict[str, Callable[..., tuple[Said, Said]]] = {
     r"late": lambda: ({}, {"late": True}),
     r"wall clock jumped": lambda: ({}, {"clock_stepped": True}),
     r"began (\S+) s ago": lambda seconds: ({}, {"started_seconds": NOW - float(seconds)}),
+    r"make way": lambda: ({}, {"makes_way": "the operator drained it"}),
+}
+TOLD: dict[str, Callable[..., Said]] = {  # what the release in effect asks for
+    r"(\S+) drained": lambda names: {"drained": frozenset(names.split("+"))},
+    r"(\w+) is preferred": lambda name: {"prefer": name},
+    r"the role stays": lambda: {"keeps_active": True},
+    r"failback after (\d+) runs": lambda runs: {"failback_looks": int(runs)},
+    r"release (\d+)": lambda number: {"release": int(number)},
 }
 PEER_WORDS: dict[str, Callable[..., Said]] = {
     r"there": lambda: {},
@@ -96,6 +104,7 @@ PEER_WORDS: dict[str, Callable[..., Said]] = {
     r"holds": lambda: {"holding": True},
     r"yields to (\w+)": lambda name: {"yields_to": name},
     r"gave up": lambda: {"released": THEIRS, "stamp": THEIRS + 1000},
+    r"release (\d+)": lambda number: {"release": int(number)},
     r"gave up an older one": lambda: {"released": THEIRS - 1000, "stamp": THEIRS + 1000},
 }
 
@@ -145,6 +154,10 @@ def case_of(lines: Sequence[str]) -> Case:
     assert found, lines[0]
     me, count, phrases = found[1], int(found[2] or 3), re.split(", ", found[3]) if found[3] else []
     order = tuple(f"node{number}" for number in range(1, count + 1))
+    told: Said = {}
+    for phrase in [p for p in phrases if any(re.fullmatch(words, p) for words in TOLD)]:
+        told |= matched(phrase, TOLD)
+        phrases.remove(phrase)
     state, seen = my_state(me, phrases)
     markers, live, changed = {}, set(), {}
     for line in lines[1:]:
@@ -175,7 +188,7 @@ def case_of(lines: Sequence[str]) -> Case:
         now_seconds=NOW, markers=markers, live=frozenset(live), asked_seconds=changed,
         **said_of_view,
     )  # fmt: skip
-    members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20, 0))
+    members = AGENT.Members(me, order, bytes(32), AGENT.timing(20, 20, 0), **told)
     return Case(members, AGENT.State(**state), view)
 
 
@@ -253,6 +266,10 @@ MY_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {  # what I am, and whose vot
 }
 
 
+ASKED_FOR = ("node3 is preferred", "the role stays", "node1 drained", "failback after 3 runs")
+PLAIN_PEERS = [peer for peer in PEERS if not (peer and (peer[2] or peer[1] == "holds"))]
+
+
 class Small(NamedTuple):
     """One small view, in the words above. `other` and `last`: my two peers in order."""
 
@@ -260,6 +277,7 @@ class Small(NamedTuple):
     part: str
     voted: str
     peers: tuple[Any, Any]
+    told: str = ""  # one of `ASKED_FOR`
 
 
 def small_views() -> Iterator[Small]:
@@ -270,6 +288,9 @@ def small_views() -> Iterator[Small]:
             if not (one and one[2]) and not (two and two[1] == "holds"):
                 yield Small("node1", part, voted, (one, two))
                 yield Small("node3", part, voted, (one, two))
+        sizes = itertools.product(ORDER, ASKED_FOR, votes, PLAIN_PEERS, PLAIN_PEERS)
+        for me, told, voted, one, two in sizes:
+            yield Small(me, part, voted, (one, two), told)
 
 
 def named(small: Small, text: str) -> str:
@@ -285,6 +306,7 @@ def lines_of(small: Small) -> list[str]:
         mine += ", hold 5 s"
     elif small.voted:
         mine += f", promised {named(small, small.voted)} 20 s"
+    mine += f", {small.told}" if small.told else ""
     lines = [f"I am {small.me}: {mine}"]
     for place, peer in zip(("other", "last"), small.peers, strict=True):
         if peer:
@@ -307,14 +329,26 @@ class Expected(NamedTuple):
     yields_to: str | None
 
 
+def heeded(small: Small, serving: set[str]) -> list[str]:
+    """Who comes before whom, by what the operator asked for."""
+    if small.told == "node3 is preferred":
+        return ["node3", "node1", "node2"]
+    if small.told == "the role stays":
+        return [n for n in ORDER if n in serving] + [n for n in ORDER if n not in serving]
+    return list(ORDER)
+
+
 def ruled(small: Small) -> Expected:
     """The rules of docs/protocol.md section 3, read aloud: long, plain, and sharing no code."""
     peers = dict(zip((n for n in ORDER if n != small.me), small.peers, strict=True))
     there = {name: peer for name, peer in peers.items() if peer}
     asking = {n for n, peer in there.items() if peer[0] not in ("idle", "gave up")}
-    ready = {n for n, peer in there.items() if peer[0] in ("asks again", "is ready", "serves")}
-    yielders = {n for n, peer in there.items() if peer[2]}
     was_active = small.part in ("active", "due")
+    serving = {n for n, peer in there.items() if peer[0] == "serves"}  # it shows five runs
+    two_do = small.told != "failback after 3 runs"
+    ready = serving | {n for n in there if two_do and there[n][0] in ("asks again", "is ready")}
+    yielders = {n for n, peer in there.items() if peer[2]}
+    order = heeded(small, serving | {small.me} if was_active else serving)
     other, last = peers
     ages = {  # my grants
         "passive": {},
@@ -326,24 +360,26 @@ def ruled(small: Small) -> Expected:
     electors = sum(peer[1] != "holds" for peer in there.values()) + (small.voted != "hold")
     quorum = electors >= 2
     # Ask: unless somebody before me does; while I am active only who is ready counts.
-    before = {n for n in asking if n < small.me and (not was_active or n in ready)}
+    mine = order.index(small.me)
+    before = {n for n in asking if order.index(n) < mine and (not was_active or n in ready)}
     voters = set(ages)
     outvoted = bool(voters & yielders) and len(voters - yielders) < 2
     steps_down = was_active and (bool(before) or outvoted)
     asks = quorum and not before and not steps_down
+    asks = asks and (was_active or small.told != f"{small.me} drained")
     # Vote.
     promised = {"me": small.me, "other": other, "last": last}.get(small.voted)
     left = 20.0
     if promised and promised != small.me and there.get(promised, ("",))[0] == "gave up":
         promised = None
     yields_to = None
-    candidates = [n for n in ORDER if n in asking or (n == small.me and asks)]
+    candidates = [n for n in order if n in asking or (n == small.me and asks)]
     if small.voted != "hold" and not promised and candidates:
         promised, left = candidates[0], D
     elif promised in candidates:
         serves = was_active if promised == small.me else there[promised][0] == "serves"
         for name in candidates[: candidates.index(promised)]:
-            if not serves or name in ready or name == small.me:  # I have seen two runs
+            if not serves or name in ready or (name == small.me and two_do):
                 yields_to = name
                 break
         # Mine, and one that asks again, are stamps that I have granted before.
@@ -435,8 +471,8 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "one run makes ready": ("READY_LOOKS = 2 ", "READY_LOOKS = 1 "),
     "a dead agent is ready": (
-        "marker.quorum_runs >= READY_LOOKS and name in view.live",
-        "marker.quorum_runs >= READY_LOOKS",
+        "marker.quorum_runs >= needed and name in view.live",
+        "marker.quorum_runs >= needed",
     ),
     "any candidate moves an active node": (" and (not state.active or asking[n].ready)", ""),
     "no candidate moves an active node": (
@@ -536,10 +572,9 @@ BROKEN: dict[str, tuple[str, str]] = {
         "earlier_until = of_other",
     ),
     "a late run costs an active node its role": (
-        '    if state.active:\n        return ""\n    if view.late:\n'
-        '        return "began this look too late to stand"\n',
+        '    if state.active:\n        return ""\n    if members.me in',
         '    if view.late:\n        return "began this look too late to stand"\n'
-        '    if state.active:\n        return ""\n',
+        '    if state.active:\n        return ""\n    if members.me in',
     ),
     "in vain twice costs no more than once": (
         "looks_to_prefer(state.in_vain.get(name, 0))",
@@ -547,10 +582,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "who yields renews": ("                return state, name\n", "                break\n"),
     "my own runs do not make me ready": (
-        "ready = state.quorum_runs >= READY_LOOKS",
+        "ready = state.quorum_runs >= needed",
         "ready = False",
     ),
-    "I am always ready": ("ready = state.quorum_runs >= READY_LOOKS", "ready = True"),
+    "I am always ready": ("ready = state.quorum_runs >= needed", "ready = True"),
     "a promise is shorter than D": (
         "until, earlier_until = now + promise",
         "until, earlier_until = now + promise - 1",
@@ -665,28 +700,76 @@ BROKEN: dict[str, tuple[str, str]] = {
         "READY_LOOKS + failures - 1",
     ),
     "who failed never stands": (
-        "or not (others or view.now_seconds",
-        "and not (others or view.now_seconds",
+        'others{why}" if why and waits',
+        'others{why}" if why',
     ),
-    "who failed stands where others do": (
-        "if left <= 0 or not (others or",
-        "if left <= 0 or not (",
-    ),
+    "who failed stands where others do": ("waits = others or view", "waits = view"),
     "who failed stands at once where nobody does": (
-        "not (others or view.now_seconds - view.started_seconds < times.rest_seconds)",
-        "not others",
+        "others or view.now_seconds - view.started_seconds < times.rest_seconds",
+        "others",
     ),
     "an active node steps down for its failures": (
-        '    if state.active:\n        return ""\n    if view.late',
-        "    if view.late",
+        '    if state.active:\n        return ""\n    if members.me in',
+        "    if members.me in",
+    ),
+    "who is drained stands": (
+        '    if members.me in members.drained:\n        return "is drained"\n',
+        "",
+    ),
+    "who makes way asks on": ("kept_back |= bool(view.makes_way) and not renews", "pass"),
+    "who makes way does not renew once more": (
+        "bool(view.makes_way) and not renews",
+        "bool(view.makes_way)",
+    ),
+    "nobody is preferred for now": (
+        "(n in last, n != members.prefer, n not in stays)",
+        "(n in last, n not in stays)",
+    ),
+    "the role never stays": ("active if members.keeps_active else set()", "set()"),
+    "the role always stays": ("active if members.keeps_active else set()", "active"),
+    "the role stays with me, whoever is preferred": (
+        "(n in last, n != members.prefer, n not in stays)",
+        "(n in last, n not in stays, n != members.prefer)",
+    ),
+    "I don't count as who is active": (
+        "active |= {members.me} if state.active else set()",
+        "pass",
+    ),
+    "failback takes K looks whatever the operator says": (
+        "READY_LOOKS if name == members.prefer else members.failback_looks",
+        "READY_LOOKS",
+    ),
+    "a preferred node waits as a failback does": (
+        "READY_LOOKS if name == members.prefer else members.failback_looks",
+        "members.failback_looks",
+    ),
+    "an older release costs no preference": (
+        "newer := ahead(members, view.markers)",
+        "newer := list[str]()",
+    ),
+    "an older release costs it for good": (
+        '    return f"leaves the role to others{why}" if why and',
+        '    return f"leaves the role to others{why}" if newer or why and',
+    ),
+    "another release than mine is newer": (
+        "if marker.release > members.release]",
+        "if marker.release != members.release]",
+    ),
+    "who is drained is waited for": (
+        "stand = [n for n in preference(members, state, view) if n not in members.drained]",
+        "stand = preference(members, state, view)",
+    ),
+    "a look is calm by the order alone": (
+        "stand = [n for n in preference(members, state, view) if n not in members.drained]",
+        "stand = [n for n in members.order if n not in members.drained]",
     ),
     "a late run stands": ("    if view.late:\n", "    if False:\n"),
-    "voted for in vain costs no preference": ("key=last.__contains__", "key=lambda _: False"),
+    "voted for in vain costs no preference": ("key=lambda n: (n in last, ", "key=lambda n: ("),
     "good runs bring no preference back": (
         "if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and",
         "if state.in_vain.get(name, 0) and",
     ),
-    "who serves stays last": (" and not marker.active\n    }", "\n    }"),
+    "who serves stays last": (" and name not in active\n    }", "\n    }"),
 }
 
 
