@@ -3,10 +3,11 @@
 
 systemd starts this file on every node at the same seconds of each minute. One run:
 
- 1. self-update: ask the web site for a newer `loader.py`, effective at the next run;
+ 1. releases: ask the web site for a newer one, and keep it if an operator signed it;
  2. identity: the instance metadata's name and private address, the load balancer's public one;
     and what Azure announces for this machine: before that it makes way for another node;
- 3. `nodes_info.json`: the nodes in order of preference, and how many are a majority;
+ 3. the nodes in order of preference, by the release in effect (`nodes_info.json` without one),
+    and how many are a majority;
  4. every peer at once: does its Apache answer, and what does its marker about us say?
  5. markers: `<peer>.html` here means "we see <peer>", and carries our vote;
  6. decision: with the promised votes of a majority the first node in the order is active;
@@ -17,8 +18,9 @@ at the same moment as every other node, and ends before systemd starts the next 
 unknown counts against being active.
 The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
-Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/html/status.json,
-{<peer>,probe}.html there, /run/bootstrap (this boot's promises and leases), /var/log/bootstrap.
+Files of ours: /etc/bootstrap/{loader.*,releases,effective,cluster*,allowed_signers,promise_seconds,
+__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html}, /run/bootstrap (this boot's
+promises and leases), /var/log/bootstrap.
 
     loader.py               one run, as the timer starts it
     loader.py --dry-run     print what this node sees and would do; change nothing
@@ -32,8 +34,10 @@ Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/h
 #
 #   files, clocks, systemd  where everything lies, the one writer of files, the boot clock
 #   settings                every time, derived from the period; the nodes, the key
+#   releases                what an operator signed, as data with rules
 #   HTTP                    one request, and who asks without making the decision wait
-#   identity and update     the metadata service; a newer agent, checked before it is taken
+#   identity                the metadata service: who am I, and what is announced for me
+#   taking releases         verified, checked, kept; another agent on trial
 #   markers                 what one node tells another, signed
 #   state                   what this boot has promised and was promised
 #   decide                  observe, then See, Ask, Vote, Count, Act: no file, no clock, no network
@@ -97,13 +101,18 @@ class Paths:
         self.run = Path(root, "run/bootstrap")
         self.logfile = Path(root, "var/log/bootstrap/logfile.log")
         self.loader = self.etc / "loader.py"
-        self.newer = self.etc / "loader.tmp.py"  # the web site's, while it is checked
+        self.newer = self.etc / "loader.tmp.py"  # a release's, while it is checked
         self.previous = self.etc / "loader.previous.py"
-        self.trial = self.etc / "loader.trial"  # SHA-256 of a loader.py without a good run yet
-        self.refused = self.etc / "loader.refused"  # of one that failed twice (rollback.service)
-        self.failed = self.etc / "loader.failed"  # of one to be tried again later
+        self.trial = self.etc / "loader.trial"  # SHA-256 of a loader.py without two good runs yet
+        self.refused = self.etc / "loader.refused"  # of one that failed here (rollback.service)
+        self.failed = self.etc / "loader.failed"  # the same by units from before releases
+        self.releases = self.etc / "releases"  # GENERATION/{release.json,loader.py}
+        self.effective = self.etc / "effective"  # the generation that this node goes by
+        self.signers = self.etc / "allowed_signers"
+        self.cluster = self.etc / "cluster"  # its name
         self.nodes_info = self.etc / "nodes_info.json"
         self.key = self.etc / "cluster.key"
+        self.next_key = self.etc / "cluster.key.next"  # and the generation that brings it
         self.conf = self.etc / "loader.conf"
         self.probe = self.html / "probe.html"
         self.staged = self.html / ".probe.html"  # fence.service removes both
@@ -116,7 +125,9 @@ class Paths:
         self.identity = self.run / "identity.json"
         self.announced = self.run / "announced.json"  # kinds of scheduled events
         self.approved = self.run / "approved.json"  # ids of them
-        self.release = self.run / "release.json"
+        self.asked = self.run / "release.json"  # what came of asking for a release
+        self.good_run = self.run / "good_run"  # the mark of the trial that has had one
+        self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
@@ -233,7 +244,9 @@ def remove(path: Path) -> bool:
     return True
 
 
-def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
+def write_atomic(
+    path: Path, content: str | bytes, *, sync: bool = False, mode: int = 0o644
+) -> None:
     """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
 
     `sync`: it is on the disk then, and its name.
@@ -243,8 +256,8 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> Non
     data = content.encode() if isinstance(content, str) else content
     try:
         remove(staged)
-        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
-            os.fchmod(file.fileno(), 0o644)  # Apache reads it, whatever the umask
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # Apache reads most, whatever the umask
             file.write(data)
             if sync:
                 file.flush()
@@ -490,7 +503,7 @@ class Settings(NamedTuple):
 
     times: Timing = timing(20, 2, 5)
     peer_address: str = "public"  # or "private": which of a peer's addresses is asked
-    bootstrap_url: str = ""  # where the web site keeps loader.py; empty: no self-update
+    bootstrap_url: str = ""  # of the web site's releases; empty: none is taken
     scheduled_events: bool = True  # make way for another node before what Azure announces
 
 
@@ -534,12 +547,18 @@ def read_settings(path: Path) -> Settings:
     return Settings(times, peer_address, url, heeded == "true")
 
 
-def settings_here(paths: Paths) -> Settings:
-    """The settings, as far as this node's unit goes along. Raises `BadInput`.
+def settings_here(paths: Paths, release: "Release | None") -> Settings:
+    """The settings, as the release in effect has them, and as far as this node's unit goes along.
 
     A release reaches nodes whose unit is older than looks, and kills a run that goes on for long.
+    Raises `BadInput`.
     """
     settings = read_settings(paths.conf)
+    if release:
+        told = release.settings
+        settings = settings._replace(
+            peer_address=told.peer_address, scheduled_events=told.scheduled_events
+        )
     if "Type=oneshot" not in (read_mark(paths.unit) or ""):
         return settings
     period_seconds, pause_seconds = settings.times.period_seconds, settings.times.pause_seconds
@@ -570,12 +589,21 @@ def _check_addresses(nodes: Nodes, key: str, path: str) -> None:
             raise BadInput(f"{path}: {other} and {name} have the same {key} {entry[key]}.")
 
 
-def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
-    """The nodes of that text. Raises `BadInput` that says which entry is wrong, and why."""
+def parse_json(text: str | bytes, path: str) -> Any:
+    """The JSON of that text, in which no name is there twice. Raises `BadInput`."""
     try:
-        nodes = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON: {error}.") from error
+
+
+def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
+    """The nodes of that text. Raises `BadInput` that says which entry is wrong, and why."""
+    return check_nodes(parse_json(text, path), path)
+
+
+def check_nodes(nodes: Any, path: str) -> Nodes:
+    """The same nodes, if each entry is right. Raises `BadInput` that says which is not, and why."""
     if not isinstance(nodes, dict):
         raise BadInput(f"{path}: use an object, node name -> addresses, in order of preference.")
     for name, entry in nodes.items():
@@ -586,9 +614,10 @@ def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
                 raise BadInput(f"{path}: {name} needs the text {key!r}.")
     if len(nodes) < 3 or len(nodes) % 2 == 0:
         raise BadInput(f"{path}: {len(nodes)} nodes: use an odd number, 3 or more.")
+    found: Nodes = nodes
     for key in ("private_ip", "public_ip"):
-        _check_addresses(nodes, key, path)
-    return nodes
+        _check_addresses(found, key, path)
+    return found
 
 
 def read_nodes(paths: Paths) -> Nodes:
@@ -598,11 +627,158 @@ def read_nodes(paths: Paths) -> Nodes:
 
 
 def read_key(path: Path) -> bytes:
-    """The cluster's key: 32 bytes, written as 64 hexadecimal digits."""
+    """The cluster's key: 32 bytes, written as 64 hexadecimal digits; of the next, a generation."""
     text = read_text(path, "put the cluster's key there, 64 hexadecimal digits").strip()
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+    if not (found := re.fullmatch(r"([0-9a-fA-F]{64})(\n\d+)?", text)):
         raise BadInput(f"{path}: not a key: use 64 hexadecimal digits.")
-    return bytes.fromhex(text)
+    return bytes.fromhex(found[1])
+
+
+# ------------------------------------------------ releases: what an operator signed, as data
+
+NAMESPACE = "azure-active-passive-cluster"
+RELEASE_BYTES, SIGNATURE_BYTES, AGENT_BYTES = 1 << 16, 1 << 14, 1 << 20
+MOST_MISSED = 100  # so many releases back are followed by a node that was away
+SIGNERS = re.compile(rf'(operator namespaces="{NAMESPACE}" [a-z0-9@.-]+ [\x20-\x7e]+\n)+')
+BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+FIXED = ("period_seconds", "look_seconds", "pause_seconds")
+
+
+def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that `kind` has, each of the type that it says; those of a later version are left.
+
+    Raises `KeyError` for one that is missing, `TypeError` for text where a number belongs or a
+    number that no clock shows.
+    """
+    found = {name: fields[name] for name in kind.__annotations__}
+    for name, value in found.items():
+        wanted = kind.__annotations__[name]
+        either = get_args(wanted) if isinstance(wanted, UnionType) else None
+        kinds = [get_origin(one) or one for one in either or (wanted,)]
+        number = type(value) in (int, float)
+        fits = type(value) in kinds or (number and kinds == [float])
+        if not fits or (number and not 0 <= value < 1e12):
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return found
+
+
+class AgentFile(NamedTuple):
+    """Which loader.py a release brings."""
+
+    sha256: str  # in hexadecimal digits
+    size: int  # bytes
+
+
+class NodeSettings(NamedTuple):
+    """What all nodes have to agree about."""
+
+    period_seconds: float
+    look_seconds: float
+    pause_seconds: float
+    peer_address: str
+    scheduled_events: bool
+    failback: str | int  # "auto", "never", or after so many seconds
+
+
+class Preferred(NamedTuple):
+    """Who comes before all others for now."""
+
+    node: str
+    until: int  # seconds of the wall clock
+
+
+class Release(NamedTuple):
+    """What an operator has published and signed, whole."""
+
+    cluster: str
+    generation: int  # only grows
+    loader: AgentFile
+    nodes: Nodes  # in order of preference
+    settings: NodeSettings
+    drained: list[str]
+    prefer: Preferred | None
+    maintenance_until: int | None  # seconds of the wall clock
+    allowed_signers: str  # the file of that name: who may sign the next one
+    cluster_key: str | None  # the new one, encrypted under the one before, as base64
+
+    def maintained(self, wall_seconds: float) -> bool:
+        """Whether the role is to stay where it is, and every agent what it is."""
+        return self.maintenance_until is not None and wall_seconds < self.maintenance_until
+
+
+class Kept(NamedTuple):
+    """The newest release on this node, and the one that it goes by."""
+
+    held: Release | None = None
+    effective: Release | None = None
+
+    @property
+    def generation(self) -> int:
+        """Which one it holds, 0 for none."""
+        return self.held.generation if self.held else 0
+
+
+def generation_of(data: bytes) -> int:
+    """The number of a release of which nothing else is known yet. Raises `BadInput`."""
+    found = parse_json(data, "release.json")
+    number = found.get("generation") if isinstance(found, dict) else None
+    if type(number) is not int or not 0 < number < 1e9:
+        raise BadInput("release.json: its generation is no number: use 1 or more.")
+    return number
+
+
+def parse_release(data: bytes, where: str = "release.json") -> Release:
+    """The release of that text, with every rule checked that it can break by itself.
+
+    Raises `BadInput`.
+    """
+    said = parse_json(data, where)
+    try:
+        said["loader"] = AgentFile(**typed(AgentFile, said["files"]["loader.py"]))
+        said["settings"] = NodeSettings(**typed(NodeSettings, said["settings"]))
+        said["prefer"] = prefer = said["prefer"] and Preferred(**typed(Preferred, said["prefer"]))
+        release = Release(**typed(Release, said))
+        asked_for = {*release.drained, *([prefer.node] if prefer else [])}
+    except KeyError as missing:
+        raise BadInput(f"{where}: it has no {missing.args[0]}.") from missing
+    except (TypeError, AttributeError) as error:
+        raise BadInput(f"{where}: {error}: not of the type it should be.") from error
+    check_nodes(release.nodes, where)
+    told = release.settings
+    timing(told.period_seconds, told.look_seconds, told.pause_seconds)
+    drained = set(release.drained)
+    for wrong, sentence in (
+        (asked_for - set(release.nodes), "it asks something of a node that it does not have"),
+        (drained >= set(release.nodes), "all nodes are drained: leave one out"),
+        (prefer and prefer.node in drained, "a node is drained and preferred at once"),
+        (
+            told.peer_address not in ("public", "private"),
+            "its peer_address is no public or private",
+        ),
+        (
+            told.failback not in ("auto", "never")
+            and not (isinstance(told.failback, int) and 1 <= told.failback <= 86_400),
+            "its failback is no auto, never, or 1 to 86400 seconds",
+        ),
+        (not re.fullmatch("[0-9a-f]{64}", release.loader.sha256), "a SHA-256 of it is none"),
+        (not 0 < release.loader.size <= AGENT_BYTES, "its loader.py is empty, or more than 1 MB"),
+        (not SIGNERS.fullmatch(release.allowed_signers), "a line of its allowed_signers is none"),
+        (not BASE64.fullmatch(release.cluster_key or ""), "its cluster_key is no base64"),
+    ):
+        if wrong:
+            raise BadInput(f"{where}: {sentence}.")
+    return release
+
+
+def read_kept(paths: Paths) -> Kept:
+    """The releases here; one that is not whole is none, and asked for again."""
+    found = {}
+    for path in paths.releases.glob("*/release.json"):
+        with contextlib.suppress(BadInput, OSError):
+            release = parse_release(path.read_bytes())
+            found[release.generation] = release
+    held, noted = found.get(max(found, default=0)), (read_mark(paths.effective) or "").strip()
+    return Kept(held, found.get(int(noted), held) if noted.isdecimal() else None)
 
 
 # ------------------------------------------------ HTTP: the one place that talks it
@@ -726,16 +902,13 @@ class Asker:
         return self._kept.pop(name, None)
 
 
-# ------------------------------------------------ identity and update: who am I, which agent is it
+# ------------------------------------------------ identity: who am I, what is announced for me
 
 METADATA = "http://169.254.169.254/metadata"
 INSTANCE = "instance?api-version=2021-02-01&format=json"
 LOAD_BALANCER = "loadbalancer?api-version=2020-10-01&format=json"
 EVENTS = "scheduledevents?api-version=2020-07-01"
 INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
-CHECK_SECONDS = 5.0
-CHECK_PASSED = "self-check passed"
-NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 
 
 class Identity(NamedTuple):
@@ -885,49 +1058,108 @@ def approve(session: requests.Session, events: list[Event], why: str, paths: Pat
         logging.warning("%s: not approved, tried again in the next run: %s", kinds, error)
 
 
-def failed_here(paths: Paths) -> set[str]:
-    """SHA-256 of the releases not to be taken: refused, or failed here within the last hour."""
-    found = set((read_mark(paths.refused) or "").split())
-    with contextlib.suppress(OSError):
-        if 0 <= time.time() - paths.failed.stat().st_mtime < 3600:
-            found.add((read_mark(paths.failed) or "")[:64])
-    return found
+# ------------------------------------------------ taking releases: verified, checked, kept
+
+CHECK_SECONDS = 5.0
+CHECK_PASSED = "self-check passed"
+NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
+ASKED_AGAIN_SECONDS = 600.0  # what was refused: perhaps the answer was not the web site's
 
 
-def keep_compiled(paths: Paths) -> None:
-    """Leave `loader.py` compiled where `python3 -m loader` looks: a tenth of a run's CPU.
+def download(session: requests.Session, url: str, limit_bytes: int) -> bytes:
+    """A file of the web site's. Raises `BadInput`: not there, or too large; `Unanswered`."""
+    answer = fetch(session, url, timeout_seconds=2, limit_bytes=limit_bytes)
+    if answer.status >= 500:
+        raise Unanswered(f"status {answer.status}")
+    if answer.status != 200 or not answer.whole:
+        why = f"status {answer.status}" if answer.whole else f"more than {limit_bytes} bytes"
+        raise BadInput(f"{url.rpartition('/')[2]}: {why}.")
+    return answer.body
 
-    Checked against a hash of the source at each run (PEP 552), whatever the clock says. Written
-    here: Python may leave half a file on a full disk. Where it can't be written, runs compile.
+
+def ran(words: list[str], data: bytes) -> bytes | None:
+    """What a program says to `data`; None where it ends badly. Raises `Unanswered`."""
+    import subprocess  # noqa: PLC0415 - once a release
+
+    try:
+        ended = subprocess.run(
+            words, input=data, capture_output=True, timeout=CHECK_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unanswered(f"no help from {words[0]} ({type(error).__name__})") from error
+    return None if ended.returncode else ended.stdout
+
+
+def verified(
+    session: requests.Session, url: str, data: bytes, signers: str | None, paths: Paths
+) -> Release:
+    """The release of that text, which one of `signers` has signed. Raises `BadInput`, `Unanswered`.
+
+    Without signers, on a node that was made before there were any, its own: once.
     """
-    import importlib.util  # noqa: PLC0415 - once a boot and once an update
-    import marshal  # noqa: PLC0415 - as above
+    generation = generation_of(data)
+    signed_url = f"{url}/releases/{generation}/release.json.sig"
+    signature = paths.run / "release.json.sig"
+    write_atomic(signature, download(session, signed_url, SIGNATURE_BYTES))
+    if signers is None:
+        signers = parse_release(data).allowed_signers
+    write_atomic(paths.run / "allowed_signers", signers)
+    words = ["ssh-keygen", "-Y", "verify", "-f", str(paths.run / "allowed_signers")]
+    words += ["-I", "operator", "-n", NAMESPACE, "-s", str(signature)]
+    if ran(words, data) is None:
+        raise BadInput("its signature is no operator's.")
+    return parse_release(data)
 
-    source = paths.loader.read_bytes()
-    code = compile(source, str(paths.loader), "exec")
-    checked = importlib.util.MAGIC_NUMBER + (3).to_bytes(4, "little")
-    content = checked + importlib.util.source_hash(source) + marshal.dumps(code)
-    compiled = Path(importlib.util.cache_from_source(str(paths.loader)))
-    with contextlib.suppress(OSError):
-        compiled.parent.mkdir(exist_ok=True)
-        write_atomic(compiled, content, sync=True)
 
+def followed(
+    session: requests.Session, url: str, data: bytes, kept: Kept, paths: Paths
+) -> list[Release]:
+    """The release of that text, verified; before it those that were missed on the way to it.
 
-def replace_loader(digest: str, paths: Paths) -> None:
-    """Put the checked agent in place, in steps of which each leaves an agent that runs.
-
-    The one before (on trial, the one before *that*) is kept and the new one marked, on the disk,
-    first. The mark names this run, whose failure is not the new one's. Raises `OSError`.
+    Each says who signs the next. One that is not there was never published. Raises as `verified`.
     """
-    if not read_mark(paths.trial) or not paths.previous.exists():  # a rollback may die half way
-        paths.previous.unlink(missing_ok=True)
-        os.link(paths.loader, paths.previous)
-    this_run = os.environ.get("INVOCATION_ID", "")
-    write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
-    with contextlib.suppress(OSError):  # a node that was made before has no such timer
-        call_systemd(paths, "RestartUnit", ("s", "rollback.timer"), ("s", "replace"))
-    paths.newer.replace(paths.loader)
-    sync_folder(paths.etc)
+    generation, signers = generation_of(data), read_mark(paths.signers)
+    found: list[Release] = []
+    first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
+    for number in range(first, generation):
+        with contextlib.suppress(BadInput, Unanswered):
+            missed = download(session, f"{url}/releases/{number}/release.json", RELEASE_BYTES)
+            if generation_of(missed) == number:
+                found.append(verified(session, url, missed, signers, paths))
+                signers = found[-1].allowed_signers
+    return [*found, verified(session, url, data, signers, paths)]
+
+
+def check_change(release: Release, paths: Paths) -> None:
+    """Refuse what no order of steps leads to while nodes run. Raises `BadInput`."""
+    name, kept, times = read_mark(paths.cluster), read_kept(paths), read_settings(paths.conf).times
+    if name and name.strip() != release.cluster:
+        raise BadInput(f"it is of the cluster {release.cluster}, and this node's {name.strip()}.")
+    nodes = kept.held.nodes if kept.held else read_nodes(paths)
+    if set(nodes) != set(release.nodes):
+        raise BadInput(
+            f"it has the nodes {', '.join(release.nodes)}, not {', '.join(nodes)}: majorities of"
+            " other nodes need not overlap, so who replaces a node has its name."
+        )
+    told = timing(*release.settings[:3])
+    for name in FIXED:
+        if (new := getattr(told, name)) != (old := getattr(times, name)):
+            raise BadInput(
+                f"{name} = {new:g}: this node runs with {old:g}, which is fixed while nodes run"
+                f" (failover within {worst_failover_seconds(told):.1f} s, not"
+                f" {worst_failover_seconds(times):.1f} s)."
+            )
+
+
+def agent_of(session: requests.Session, url: str, file: AgentFile, paths: Paths) -> bytes:
+    """The loader.py of a release, from here or the web site. Raises `BadInput`, `Unanswered`."""
+    for path in (paths.loader, *paths.releases.glob("*/loader.py")):
+        if file_sha256(path) == file.sha256:
+            return path.read_bytes()
+    code = download(session, f"{url}/releases/{file.sha256}/loader.py", file.size)
+    if len(code) != file.size or hashlib.sha256(code).hexdigest() != file.sha256:
+        raise BadInput("its loader.py is another one than it names, by size or SHA-256.")
+    return code
 
 
 def why_not(path: Path, until_seconds: float) -> str:
@@ -960,62 +1192,178 @@ def why_not(path: Path, until_seconds: float) -> str:
     return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
 
 
-def update(answer: Answer, paths: Paths, until_seconds: float) -> None:
-    """Replace `loader.py` by the web site's, if that differs and passes its own self-check.
-
-    It is on trial from the next run on; its check is over by `until_seconds`. Raises `OSError`.
-    """
-    if answer.status == 304:
-        logging.info("File loader.py on the web site is unchanged, no need to download.")
+def check_agent(code: bytes, paths: Paths, until_seconds: float) -> None:
+    """Raise `BadInput` for an agent that can't run here, `Unanswered` where no time was left."""
+    if hashlib.sha256(code).hexdigest() == file_sha256(paths.loader):
         return
-    if answer.status != 200 or not answer.whole:
-        why = f"status {answer.status}" if answer.whole else "more than 1 MB"
-        logging.warning("File loader.py: %s, not taken.", why)
-        return
-    logging.info("File loader.tmp.py downloaded successfully.")
-    digest = hashlib.sha256(answer.body).hexdigest()
-    if digest == file_sha256(paths.loader):
-        logging.info("File loader.py and loader.tmp.py is identical, no need to overwrite.")
-    elif digest in failed_here(paths):
-        logging.warning("File loader.tmp.py failed on this node before (%s).", digest[:12])
-    else:
-        try:
-            write_atomic(paths.newer, answer.body, sync=True)
-            if wrong := why_not(paths.newer, until_seconds):
-                logging.error("File loader.tmp.py fails its self-check, not taken: %s", wrong)
-                if wrong == NO_TIME:
-                    return
-                tell_journal(f"the web site's loader.py is not taken: {wrong}", warning=True)
-                write_atomic(paths.failed, f"{digest}\n")
-            else:
-                replace_loader(digest, paths)
-                logging.warning("File loader.py is replaced by loader.tmp.py (%s).", digest[:12])
-        finally:
-            with contextlib.suppress(OSError):
-                paths.newer.unlink()
-    told = {"etag": answer.headers.get("ETag", ""), "sha256": digest}
-    with contextlib.suppress(OSError):  # it only saves downloads
-        write_atomic(paths.release, json.dumps(told))
-
-
-def take_release(session: requests.Session, url: str, paths: Paths, until_seconds: float) -> bool:
-    """Ask for a newer agent and take it: in a thread, the decision never waits for its check.
-
-    If the last one that was asked for is still known to be ours or refused: if-none-match.
-    """
-    last, headers = read_json(paths.release) or {}, {}
-    known = {file_sha256(paths.loader), *failed_here(paths)}
-    if last.get("etag") and last.get("sha256") in known:
-        headers["If-None-Match"] = str(last["etag"])
-    url = f"{url}/loader.py"
     try:
-        answer = fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
-        update(answer, paths, until_seconds)
+        write_atomic(paths.newer, code, sync=True)
+        wrong = why_not(paths.newer, until_seconds)
+    finally:
+        with contextlib.suppress(OSError):
+            paths.newer.unlink()
+    if wrong == NO_TIME:
+        raise Unanswered(f"no time for the self-check of its loader.py: {wrong}")
+    if wrong:
+        raise BadInput(f"its loader.py fails its self-check: {wrong}.")
+
+
+def keep_new_key(releases: list[Release], paths: Paths) -> None:
+    """The cluster's next key, as the last release that brings one does; each under the one before.
+
+    One that was missed and is not for this node, others have refused. Raises as `keep_release`.
+    """
+    import base64  # noqa: PLC0415 - once a new key
+
+    openssl = ["openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-iter", "100000", "-salt"]
+    for release in releases:
+        wrapped = base64.b64decode(release.cluster_key or "")
+        files = [path for path in (paths.next_key, paths.key) if wrapped and path.exists()]
+        said = (ran([*openssl, "-pass", f"file:{path}"], wrapped) for path in files)
+        key = next((one for one in said if one and re.fullmatch(rb"[0-9a-f]{64}\n", one)), None)
+        if key:
+            text = f"{key.decode()}{releases[-1].generation}\n"
+            write_atomic(paths.next_key, text, sync=True, mode=0o600)
+        elif wrapped and release is releases[-1]:
+            raise BadInput("its new key of the cluster is not for the one that this node has.")
+
+
+def keep_release(
+    session: requests.Session, url: str, data: bytes, paths: Paths, until_seconds: float
+) -> None:
+    """Keep a release, whole and on the disk. Raises `BadInput`, `Unanswered`, `OSError`."""
+    kept, generation = read_kept(paths), generation_of(data)
+    folder = paths.releases / str(generation)
+    if generation < kept.generation:
+        raise BadInput(f"older than {kept.generation}, which this node holds.")
+    if generation == kept.generation:
+        if data != (folder / "release.json").read_bytes():
+            raise BadInput("this node holds another one of that number.")
+        logging.info("File release.json is identical to the one that is held.")
+        return
+    releases = followed(session, url, data, kept, paths)
+    release = releases[-1]
+    check_change(release, paths)
+    code = agent_of(session, url, release.loader, paths)
+    check_agent(code, paths, until_seconds)
+    keep_new_key(releases, paths)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "loader.py", code, sync=True)
+    write_atomic(paths.cluster, f"{release.cluster}\n", sync=True)
+    write_atomic(paths.signers, release.allowed_signers, sync=True)
+    sync_folder(paths.releases)
+    write_atomic(folder / "release.json", data, sync=True)
+    logging.warning("Release %d is held.", generation)
+
+
+def take_release(
+    session: requests.Session, url: str, held: int, paths: Paths, until_seconds: float
+) -> bool:
+    """Ask for a newer release than `held` and keep it: in a thread, no decision waits for it.
+
+    Only if it is another one than at the last time, unless that was refused some minutes ago.
+    """
+    last, headers = read_json(paths.asked) or {}, {}
+    known = last.get("held") == held
+    if last.get("refused") and not 0 <= time.time() - last["at"] < ASKED_AGAIN_SECONDS:
+        known = False
+    if known and last["etag"]:
+        headers["If-None-Match"] = str(last["etag"])
+    try:
+        asked, limit_bytes = f"{url}/release.json", RELEASE_BYTES
+        answer = fetch(session, asked, timeout_seconds=2, limit_bytes=limit_bytes, headers=headers)
+        if answer.status not in (200, 304):
+            raise Unanswered(f"status {answer.status}")
+        digest = hashlib.sha256(answer.body).hexdigest()
+        if answer.status == 304 or (known and last["sha256"] == digest):
+            logging.info("File release.json on the web site is unchanged, no need to take it.")
+            return True
+        told: dict[str, Any] = {"etag": "", "sha256": "", "refused": "", "at": time.time()}
+        number = "?"
+        try:
+            number = str(generation_of(answer.body))
+            keep_release(session, url, answer.body, paths, until_seconds)
+        except (BadInput, Unanswered) as wrong:
+            told["refused"] = f"generation {number}: {str(wrong).rstrip('.')}"
+            again = isinstance(wrong, Unanswered)  # in the next run
+        if not (told["refused"] and again):
+            told |= {"etag": answer.headers.get("ETag", ""), "sha256": digest}
+        write_atomic(paths.asked, json.dumps(told | {"held": read_kept(paths).generation}))
+        if told["refused"] and told["refused"] != last.get("refused"):
+            logging.error("Release not taken: %s", told["refused"])
+            tell_journal(f"release not taken: {told['refused']}", warning=True)
     except Unanswered as silence:
-        logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
+        logging.warning("Releases: the web site gives %s, the run goes on.", silence)
     except OSError as error:
-        logging.error("File loader.py is not replaced: %s", error)
+        logging.error("The release is not kept: %s", error)
     return True
+
+
+def keep_compiled(paths: Paths) -> None:
+    """Leave `loader.py` compiled where `python3 -m loader` looks: a tenth of a run's CPU.
+
+    Checked against a hash of the source at each run (PEP 552), whatever the clock says. Written
+    here: Python may leave half a file on a full disk. Where it can't be written, runs compile.
+    """
+    import importlib.util  # noqa: PLC0415 - once a boot and once an update
+    import marshal  # noqa: PLC0415 - as above
+
+    source = paths.loader.read_bytes()
+    code = compile(source, str(paths.loader), "exec")
+    checked = importlib.util.MAGIC_NUMBER + (3).to_bytes(4, "little")
+    content = checked + importlib.util.source_hash(source) + marshal.dumps(code)
+    compiled = Path(importlib.util.cache_from_source(str(paths.loader)))
+    with contextlib.suppress(OSError):
+        compiled.parent.mkdir(exist_ok=True)
+        write_atomic(compiled, content, sync=True)
+
+
+def remove_older(generation: int, paths: Paths) -> None:
+    """Forget the releases before one. Raises `OSError`."""
+    import shutil  # noqa: PLC0415 - once a release
+
+    for folder in paths.releases.iterdir():
+        if folder.name.isdecimal() and int(folder.name) < generation:
+            shutil.rmtree(folder)
+
+
+def failed_here(paths: Paths) -> set[str]:
+    """SHA-256 of the agents that were on trial here and failed."""
+    return {(read_mark(path) or "")[:64] for path in (paths.refused, paths.failed)} - {""}
+
+
+def replace_loader(release: Release, paths: Paths) -> None:
+    """Put a release's agent in place, in steps of which each leaves an agent that runs.
+
+    The one before (on trial, the one before *that*) is kept and the new one marked, on the disk,
+    first. The mark names this run, whose failure is not the new one's. Raises `OSError`.
+    """
+    code = (paths.releases / str(release.generation) / "loader.py").read_bytes()
+    digest = release.loader.sha256
+    if not read_mark(paths.trial) or not paths.previous.exists():  # a rollback may die half way
+        paths.previous.unlink(missing_ok=True)
+        os.link(paths.loader, paths.previous)
+    this_run = os.environ.get("INVOCATION_ID", "")
+    write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
+    with contextlib.suppress(OSError):  # a node that was made before has no such timer
+        call_systemd(paths, "RestartUnit", ("s", "rollback.timer"), ("s", "replace"))
+    write_atomic(paths.loader, code, sync=True)
+    logging.warning("File loader.py is replaced by that of release %d.", release.generation)
+
+
+def end_trial(mark: str, good: str | None, paths: Paths) -> None:
+    """After a good run that began with that mark: the second one in a row ends the trial.
+
+    The empty mark of a rollback ends with the first. Raises `OSError`.
+    """
+    if read_mark(paths.trial) != mark:  # by now another one
+        return
+    paths.trial_failures.unlink(missing_ok=True)
+    if mark and good != mark:
+        write_atomic(paths.good_run, mark)
+    else:
+        paths.trial.unlink()
+        keep_compiled(paths)
 
 
 # ------------------------------------------------ markers: what nodes tell each other
@@ -1052,6 +1400,7 @@ class Marker(NamedTuple):
     at: str
     release: int = 0  # the generation that the sender holds, 0 for none
     proven: bool = True  # no trial of another build is under way there
+    cluster: str = ""  # which key it is signed with (`common_fields`)
 
 
 class Members(NamedTuple):
@@ -1062,7 +1411,9 @@ class Members(NamedTuple):
     key: bytes
     times: Timing
     generation: str = ""  # my build: which loader.py this is
+    other_key: bytes = b""  # accepted as well, while the cluster goes over to a new one
     release: int = 0  # the generation that I hold, 0 for none
+    in_effect: bool = True  # I go by it
     proven: bool = True
     # Preference (docs/protocol.md section 8): safety does not depend on it.
     drained: frozenset[str] = frozenset()  # may not become active
@@ -1109,24 +1460,6 @@ def format_marker(members: Members, marker: Marker) -> str:
     )
 
 
-def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that `kind` has, each of the type that it says; those of a later version are left.
-
-    Raises `KeyError` for one that is missing, `TypeError` for text where a number belongs or a
-    number that no clock shows.
-    """
-    found = {name: fields[name] for name in kind.__annotations__}
-    for name, value in found.items():
-        wanted = kind.__annotations__[name]
-        either = get_args(wanted) if isinstance(wanted, UnionType) else None
-        kinds = either or (get_origin(wanted) or wanted,)
-        number = type(value) in (int, float)
-        fits = type(value) in kinds or (number and kinds == (float,))
-        if not fits or (number and not 0 <= value < 1e12):
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
-    return found
-
-
 def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
     """The verified marker of `sender` about us. Raises `BadInput` with why it counts as absent."""
     if answer.status != 200:
@@ -1140,12 +1473,14 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
     try:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
         mac = fields.pop("mac")
-        genuine = hmac.compare_digest(_mac(members.key, _canonical(fields)), str(mac))
+        keys = [key for key in (members.key, members.other_key) if key]
+        signed = [k for k in keys if hmac.compare_digest(_mac(k, _canonical(fields)), str(mac))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("its marker is not whole") from error
-    if not genuine:
+    if not signed:
         raise BadInput("its marker is not signed with the cluster's key")
-    ours = {**common_fields(members), "from": sender, "to": members.me}
+    common = common_fields(members._replace(key=signed[0]))
+    ours = {**common, "from": sender, "to": members.me}
     for name, right in ours.items():
         if fields.pop(name, None) != right:
             raise BadInput(f"its marker is for another {name}")
@@ -1153,7 +1488,7 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
         vote = fields["vote"]
         fields |= {"vote": vote and Grant(**typed(Grant, vote))}
         told = {"release": 0, "proven": True}  # by agents that know of no releases
-        fields = told | fields | {"sender": sender, "receiver": members.me}
+        fields = told | fields | {"sender": sender, "receiver": members.me, **common}
         return Marker(**typed(Marker, fields))
     except (TypeError, KeyError) as error:
         raise BadInput(f"its marker is of another version of the agent: {error}") from error
@@ -1213,7 +1548,7 @@ class State(NamedTuple):
     trouble: str = ""  # what the last failure was
     failures: int = 0  # how often this node asked for votes, or had them, and could not serve
     in_vain: Mapping[str, int] = {}  # candidate -> how often our vote for it came to nothing
-    behind_since_seconds: float = 0.0  # since when a peer shows a newer release; 0: none does
+    behind_since_seconds: float = 0.0  # since a peer showed a newer one, until I go by it; or 0
 
     def holding(self, now: float) -> bool:
         """Whether this node may not vote yet."""
@@ -1439,6 +1774,52 @@ def heard_seconds(state: State, marker: Marker) -> float:
     return stamp / 1000 if type(stamp) is int and 0 <= stamp < 1e12 else float("-inf")
 
 
+def asked_of(members: Members, release: Release, wall_seconds: float) -> Members:
+    """The members as that release has them, at that moment."""
+    told, prefer = release.settings, release.prefer
+    maintained = release.maintained(wall_seconds)
+    preferred = prefer is not None and wall_seconds < prefer.until and not maintained
+    seconds = told.failback if isinstance(told.failback, int) else 0
+    return members._replace(
+        order=tuple(release.nodes),
+        drained=frozenset(release.drained),
+        prefer=prefer.node if prefer and preferred else None,
+        keeps_active=maintained or told.failback == "never",
+        failback_looks=max(READY_LOOKS, int(-(-seconds // members.times.look_seconds))),
+    )
+
+
+def waited_for(members: Members, markers: Mapping[str, Marker]) -> list[str]:
+    """The peers that hold another release than this node: until none does, it has no effect."""
+    seen = [name for name in members.peers if name in markers]
+    return [name for name in seen if markers[name].release != members.release]
+
+
+def other_build(release: Release, members: Members) -> bool:
+    """Whether this node's agent is another one than that of the release."""
+    return release.loader.sha256[:12] != members.generation
+
+
+def takes_effect(members: Members, markers: Mapping[str, Marker]) -> bool:
+    """Whether the release that this node holds has an effect from the next run on."""
+    enough = len(markers) + 1 >= members.majority
+    return bool(members.release) and enough and not waited_for(members, markers)
+
+
+def may_be_replaced(
+    members: Members, state: State, markers: Mapping[str, Marker], digest: str
+) -> bool:
+    """Whether the agent of this node is the next one to be replaced by that of this SHA-256.
+
+    Passive nodes are first, in reverse order of preference, and the active one is last; each waits
+    for those before it to be proven, and for a majority without it.
+    """
+    done = {n for n, m in markers.items() if m.proven and m.generation == digest[:12]}
+    after = members.order[members.order.index(members.me) :]
+    before = {n for n, m in markers.items() if state.active or (n in after and not m.active)}
+    return members.proven and len(markers) >= members.majority and before <= done
+
+
 def ahead(members: Members, markers: Mapping[str, Marker]) -> list[str]:
     """The peers that hold a newer release than this node."""
     return [name for name, marker in markers.items() if marker.release > members.release]
@@ -1448,20 +1829,22 @@ def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
     """Who is to take over from a node that makes way: the first that has seen a majority lately.
 
     One that is about to go says that it has seen none: nobody hands over to it. Nor to one that
-    is drained, or that would leave the role to others for an older release.
+    is drained, or that would leave the role to others: for an older release, an agent on trial.
     """
     newest = max([members.release, *(marker.release for marker in markers.values())])
     able = {
         name
         for name, m in markers.items()
         if m.active or m.quorum_runs >= READY_LOOKS
-        if m.release == newest and name not in members.drained
+        if m.release == newest and m.proven and name not in members.drained
     }
     order = sorted(members.order, key=lambda name: name != members.prefer)
     return next((markers[name] for name in order if name in able), None)
 
 
-def why_makes_way(members: Members, state: State, seen: Seen, now: float) -> str:
+def why_makes_way(
+    members: Members, state: State, seen: Seen, markers: Mapping[str, Marker], now: float
+) -> str:
     """Why this node is to hand the role over, "" where it may keep it.
 
     Behind with its release, only after a run that asked for it: others are often a run earlier.
@@ -1471,8 +1854,9 @@ def why_makes_way(members: Members, state: State, seen: Seen, now: float) -> str
         return seen.makes_way
     if members.me in members.drained:
         return "the operator drained it"
-    behind = since and now - since > times.period_seconds + 2 * times.look_seconds
-    return "others hold a newer release" if behind and state.active else ""
+    long = since and now - since > times.period_seconds + 2 * times.look_seconds
+    behind = state.active and long and ahead(members, markers)
+    return "others hold a newer release" if behind else ""
 
 
 def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
@@ -1497,7 +1881,7 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
     )
     late, started = is_late(members, seen), seen.started_seconds
     asked = {name: record.changed_seconds - record.age_seconds for name, record in records.items()}
-    why = why_makes_way(members, state, seen, now)
+    why = why_makes_way(members, state, seen, fresh, now)
     heir = heir_of(members, fresh) if why else None
     leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
     there, way = moment.probe_there, why if heir else ""
@@ -1550,8 +1934,11 @@ def rests(members: Members, state: State, view: View) -> str:
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     waits = others or view.now_seconds - view.started_seconds < times.rest_seconds
     why = f" for {left} good looks more: {state.trouble}" if left > 0 else ""
-    if newer := ahead(members, view.markers):
-        why = f": a newer release is held by {', '.join(newer)}"
+    if not members.proven:
+        why = ": its agent is on trial"
+    if state.behind_since_seconds:
+        newer = ", ".join(ahead(members, view.markers))
+        why = f": a newer release is held by {newer}" if newer else ": it has just caught up"
     return f"leaves the role to others{why}" if why and waits else ""
 
 
@@ -1979,8 +2366,9 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
         return start_over(members, state, moment), seen
     state, stepped = note_clocks(state, moment)
     view = view_of(members, state, seen, moment, stepped=stepped)
-    behind = state.behind_since_seconds or view.now_seconds
-    state = state._replace(behind_since_seconds=behind if ahead(members, view.markers) else 0.0)
+    behind, since = bool(ahead(members, view.markers)), state.behind_since_seconds
+    behind = behind or (since > 0 and not members.in_effect)
+    state = state._replace(behind_since_seconds=(since or view.now_seconds) if behind else 0.0)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
         goes = seen.makes_way or bound_too_briefly(members, state, view)  # and is nobody's heir
@@ -2210,16 +2598,15 @@ def drop_probe(paths: Paths) -> bool:
 class Machine:
     """Does on this node what `settle` asks for."""
 
-    def __init__(
-        self, members: Members, nodes: Nodes, asked: str, paths: Paths, clocks: Clocks | None
-    ) -> None:
+    def __init__(self, members: Members, nodes: Nodes, asked: str, paths: Paths) -> None:
         self.members, self.nodes, self.paths = members, nodes, paths
+        self.release: Release | None = None  # in effect
         self.addresses = {name: entry[asked] for name, entry in nodes.items()}
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.wall_offset_seconds = float("inf")  # as at the last poll
-        self.clocks = read_clocks(clocks)
+        self.clocks = read_clocks()
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
         self.untested = set(members.peers)  # have not passed the connectivity test in this run
 
@@ -2477,6 +2864,32 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
         "lease_seconds": round(lease, 1) if state.active else None,
         "holding_seconds": round(hold, 1) if hold > 0 else None,
         "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
+        **status_of_release(machine, outcome, now.wall_seconds),
+    }
+
+
+def status_of_release(machine: Machine, outcome: Outcome, wall_seconds: float) -> dict[str, Any]:
+    """Which release this node holds and goes by, and what that asks for now."""
+    members, release, paths = machine.members, machine.release, machine.paths
+    refused = (read_json(paths.asked) or {}).get("refused", "")
+    other = not refused and release and other_build(release, members)
+    if release and other and release.loader.sha256 in failed_here(paths):
+        refused = f"generation {release.generation}: its loader.py failed on this node"
+    return {
+        "release": {
+            "held": members.release,
+            "effective": release.generation if release else 0,
+            "runs": members.generation,
+            "proven": members.proven,
+            "refused": refused,
+            "waits_for": waited_for(members, outcome.seen.markers),
+        },
+        "drained": members.me in members.drained,
+        "prefer": members.prefer,
+        "maintenance_until": release.maintenance_until
+        if release and release.maintained(wall_seconds)
+        else None,
+        "failback": release.settings.failback if release else "auto",
     }
 
 
@@ -2537,19 +2950,39 @@ def start_log(paths: Paths) -> None:
 DRY = ("--dry-run", "--self-check")  # the verbs that change nothing
 
 
-def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machine, State, Moment]:
+def keys_of(paths: Paths, kept: Kept) -> tuple[bytes, bytes]:
+    """The key to sign with, and the other one to accept: the next is signed with in its effect."""
+    key, said = read_key(paths.key), (read_mark(paths.next_key) or "").split()
+    if not said:
+        return key, b""
+    going = kept.effective.generation if kept.effective else 0
+    new = read_key(paths.next_key)
+    return (new, key) if going >= int(said[-1]) else (key, new)
+
+
+def prepare(
+    identity: Identity, settings: Settings, kept: Kept, paths: Paths
+) -> tuple[Machine, State, Moment]:
     """What a run begins with: the cluster, and what this node has promised. Raises `BadInput`."""
-    nodes = read_nodes(paths)
+    release = kept.effective
+    nodes = release.nodes if release else read_nodes(paths)
     logging.info("List of nodes in cluster: %s", list(nodes))
     if identity.name not in nodes:
         raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
     logging.info("There are total: %d nodes in the cluster", len(nodes))
-    key, generation = read_key(paths.key), file_sha256(paths.loader)[:12]
-    members = Members(identity.name, tuple(nodes), key, settings.times, generation)
+    key, other_key = keys_of(paths, kept)
+    generation, proven = file_sha256(paths.loader)[:12], not read_mark(paths.trial)
+    members = Members(identity.name, tuple(nodes), key, settings.times, generation, other_key)
+    in_effect = kept.held == kept.effective
+    members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
+    if release:  # the tick is one moment on all nodes
+        period_seconds = settings.times.period_seconds
+        members = asked_of(members, release, time.time() // period_seconds * period_seconds)
     needed = members.majority
     logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
-    machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths, state.clocks)
+    machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths)
+    machine.clocks, machine.release = read_clocks(state.clocks), release
     return machine, state, machine.moment()
 
 
@@ -2649,63 +3082,114 @@ class Announced:
             self._background.ask("approval", lambda link: approve(link, waiting, why, self._paths))
 
 
+def is_to_be_replaced(machine: Machine, outcome: Outcome) -> bool:
+    """Whether this node is the next to run the agent of the release in effect."""
+    release, members, digest = machine.release, machine.members, ""
+    if release and other_build(release, members) and not release.maintained(time.time()):
+        digest = release.loader.sha256
+    if not digest or digest in failed_here(machine.paths):
+        return False
+    return may_be_replaced(members, outcome.state, outcome.seen.markers, digest)
+
+
+def go_on(machine: Machine, outcome: Outcome) -> None:
+    """At the end of a run: what the next one goes by, signs with, and is. Raises `OSError`."""
+    members, markers, paths = machine.members, outcome.seen.markers, machine.paths
+    going, shown = machine.release, {marker.cluster for marker in markers.values()}
+    if takes_effect(members, markers) and members.release != (going.generation if going else 0):
+        write_atomic(paths.effective, f"{members.release}\n", sync=True)
+        logging.warning("Release %d has an effect from the next run on.", members.release)
+        remove_older(members.release, paths)
+    alone = len(markers) + 1 >= members.majority and shown == {common_fields(members)["cluster"]}
+    if alone and members.key != read_key(paths.key):  # signed with the next one in this run
+        write_atomic(paths.key, f"{members.key.hex()}\n", sync=True, mode=0o600)
+        paths.next_key.unlink()
+    if going and not outcome.state.active and is_to_be_replaced(machine, outcome):
+        replace_loader(going, paths)
+
+
 def take_part(
-    background: Asker, paths: Paths, settings: Settings, deadline_seconds: float, *, leaving: bool
+    background: Asker,
+    paths: Paths,
+    settings: Settings,
+    kept: Kept,
+    deadline_seconds: float,
+    *,
+    leaving: bool,
 ) -> None:
     """The run itself, to be over at a moment of `time.monotonic()`. Raises `BadInput`."""
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
     announced.kinds(brief_seconds(times))
-    machine, state, start = prepare(identity, settings, paths)
+    machine, state, start = prepare(identity, settings, kept, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
-    expires, last = None, None
+    expires, last, replaced = None, None, False
     until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
-    begins, why = machine.moment(), announced.why
+
+    def why() -> str:
+        return announced.why() or ("its agent is to be replaced" if replaced else "")
+
+    begins = machine.moment()
     steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
         announced.approve(machine.members, outcome, was_active=state.active)
+        replaced = is_to_be_replaced(machine, outcome)
     background.take("approval", brief_seconds(times))  # of a run of one look, which ends now
+    if not leaving:
+        try:
+            go_on(machine, outcome)
+        except OSError as error:
+            logging.error("What the next run is to go by: %s", error)
 
 
-def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool = False) -> None:
+def run(
+    paths: Paths, settings: Settings, kept: Kept, left_seconds: float, *, leaving: bool = False
+) -> None:
     """One run, in the order of the header, to be over in so long. Raises `BadInput`."""
-    mark, url, background = read_mark(paths.trial), settings.bootstrap_url, Asker()
+    mark, good = read_mark(paths.trial), read_mark(paths.good_run)
+    url, background = settings.bootstrap_url, Asker()
+    paths.good_run.unlink(missing_ok=True)
     until = time.monotonic() + left_seconds
     if url:
-        background.ask("release", lambda session: take_release(session, url, paths, until))
+        background.ask(
+            "release", lambda session: take_release(session, url, kept.generation, paths, until)
+        )
     background.ask("identity", ask_identity)
     if settings.scheduled_events and not leaving:
         background.ask("events", ask_events)
     else:
         paths.announced.unlink(missing_ok=True)
-    updated = not url or background.take("release", brief_seconds(settings.times))
+    taken = not url or background.take("release", brief_seconds(settings.times))
     try:
-        take_part(background, paths, settings, until, leaving=leaving)
+        take_part(background, paths, settings, kept, until, leaving=leaving)
     except Exception:
-        drop_probe(paths)  # before a newer agent is waited for, which may be the remedy
+        drop_probe(paths)  # before a release is waited for, whose agent may be the remedy
+        if not taken:
+            background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
+        ours, held = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths).held
+        if held and held.loader.sha256 not in ours:
+            with contextlib.suppress(OSError):
+                replace_loader(held, paths)
         raise
-    finally:
-        if not updated:
-            updated = background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    # A good run ends the trial with which it began; one that is not updated may still be replaced.
-    if updated and mark is not None and read_mark(paths.trial) == mark:
+    if not taken:
+        background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
+    if mark is not None:
         with contextlib.suppress(OSError):
-            paths.trial.unlink()
-            keep_compiled(paths)
+            end_trial(mark, good, paths)
 
 
-def leave(paths: Paths, settings: Settings) -> None:
+def leave(paths: Paths, settings: Settings, kept: Kept) -> None:
     """Hand the role over in a last look, the cluster's next: within one and a half of them."""
     times = settings.times
     if load_state(paths, times).active or paths.probe.exists():
         wait_seconds = times.look_seconds - time.time() % times.look_seconds
         left_seconds = 1.5 * times.look_seconds - wait_seconds - times.connect_seconds
         time.sleep(wait_seconds + 0.002)
-        run(paths, settings, min(times.end_seconds, left_seconds), leaving=True)
+        run(paths, settings, kept, min(times.end_seconds, left_seconds), leaving=True)
     if state := read_json(paths.state):  # neither a look that was stopped nor those to come failed
         told = {**state, "finished": True, "began_seconds": 0.0}
         write_atomic(paths.state, json.dumps(told))
@@ -2750,7 +3234,7 @@ def glance(members: Members, state: State, moment: Moment) -> tuple[Decision, Se
     return decision, seen._replace(markers=seen.fresh)
 
 
-def dry_run(paths: Paths, settings: Settings) -> None:
+def dry_run(paths: Paths, settings: Settings, kept: Kept) -> None:
     """Print what this node sees and would do. Writes nothing. Raises `BadInput`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
@@ -2759,7 +3243,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
         if (known := known_identity(paths)) is None:
             raise BadInput(f"the instance metadata service gives {silence}") from silence
         identity = known
-    machine, state, _ = prepare(identity, settings, paths)
+    machine, state, _ = prepare(identity, settings, kept, paths)
     now = machine.moment(machine.poll(frozenset(machine.members.peers)))
     decision, seen = glance(machine.members, state, now)
     log_trace(machine, Outcome(decision.state, seen, decision.reason))
@@ -2781,7 +3265,8 @@ def self_check(paths: Paths) -> None:
 
     With every peer there, and nothing promised, the most preferred node asks for votes.
     """
-    times, nodes = read_settings(paths.conf).times, read_nodes(paths)
+    times, release = read_settings(paths.conf).times, read_kept(paths).effective
+    nodes = release.nodes if release else read_nodes(paths)
     members = Members(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
     began, replies = boot_seconds(), {}
     now = Moment(began, began, time.time(), None, probe_there=False)
@@ -2820,20 +3305,23 @@ def perform(verb: str, paths: Paths) -> None:
     """Do one verb. Raises `BadInput`, `OSError`."""
     if verb == "bootup":
         bootup(paths)
-    elif verb == "--self-check":
+        return
+    if verb == "--self-check":
         self_check(paths)
-    elif verb == "--dry-run":
-        dry_run(paths, settings_here(paths))
-    else:
-        settings = settings_here(paths)
-        with one_at_a_time(paths, settings.times.period_seconds if verb == "leave" else 0):
-            if verb == "leave":
-                leave(paths, settings)
-                return
-            # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
-            # its imports take long enough to be killed for otherwise.
-            age_seconds = process_age_seconds()
-            run(paths, settings, run_left_seconds(settings.times, time.time(), age_seconds))
+        return
+    kept = read_kept(paths)
+    settings = settings_here(paths, kept.effective)
+    if verb == "--dry-run":
+        dry_run(paths, settings, kept)
+        return
+    with one_at_a_time(paths, settings.times.period_seconds if verb == "leave" else 0):
+        if verb == "leave":
+            leave(paths, settings, kept)
+            return
+        # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
+        # its imports take long enough to be killed for otherwise.
+        age_seconds = process_age_seconds()
+        run(paths, settings, kept, run_left_seconds(settings.times, time.time(), age_seconds))
 
 
 def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:

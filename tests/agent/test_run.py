@@ -25,7 +25,6 @@ from tests.agent.world import (
     KEY,
     LOAD_BALANCER,
     SOURCE,
-    WEB_SITE_HOST,
     Ran,
     World,
     open_world,
@@ -115,8 +114,7 @@ def expected_log(world: World, *last: str) -> list[str]:
     """The texts that operators of this design know, from the first line of a run to the last."""
     address = world.nodes[world.me]["public_ip"]
     lines = [
-        "File loader.tmp.py downloaded successfully.",
-        "File loader.py and loader.tmp.py is identical, no need to overwrite.",
+        "File release.json on the web site is unchanged, no need to take it.",
         "Reading instance metadata service",
         f"Local node name: {world.me}",
         f"Local node private IP: {world.nodes[world.me]['private_ip']}",
@@ -142,7 +140,7 @@ def expected_log(world: World, *last: str) -> list[str]:
 
 def test_the_log_of_an_active_node_has_the_known_wording_line_by_line(slow_world: World) -> None:
     slow_world.was_active()
-    slow_world.serve_release(Page(slow_world.installed(SOURCE)))
+    slow_world.goes_by(slow_world.release())
     ran = slow_world.run()
     assert ran.log == [f"INFO - {text}" for text in expected_log(slow_world, ACTIVE)]
 
@@ -152,7 +150,7 @@ def test_the_log_of_a_passive_node_has_the_known_wording_line_by_line(
 ) -> None:
     with open_world(tmp_path / "root", monkeypatch, me="node2", period=20) as node2:
         node2.leads("node1")
-        node2.serve_release(Page(node2.installed(SOURCE)))
+        node2.goes_by(node2.release())
         ran = node2.run()
         last = (
             "Node node2 reachability reach quorum but not preferred, set as passive",
@@ -884,11 +882,6 @@ def test_a_passive_node_with_pages_that_are_read_only_stays_passive(world: World
     assert not world.active
 
 
-def test_a_newer_agent_that_is_too_large_is_called_that(world: World) -> None:
-    world.serve_release(Page("#" * (1 << 20) + SOURCE))
-    assert world.run().said("WARNING - File loader.py: more than 1 MB, not taken.")
-
-
 # ------------------------------------------------ others on the same machine
 
 
@@ -1014,98 +1007,6 @@ def test_pages_and_limit_are_readable_for_apache_whatever_the_umask(slow_world: 
     paths = slow_world.paths
     for path in (paths.probe, paths.status, paths.html / "node2.html", paths.lease_until):
         assert path.stat().st_mode & 0o777 == 0o644, path
-
-
-# ------------------------------------------------ self-update
-
-
-def release(text: str) -> Callable[[Asked], Page]:
-    """A web site's file, with an ETag and answers to conditional requests."""
-    etag = f'"{hashlib.sha256(text.encode()).hexdigest()[:16]}"'
-
-    def page(asked: Asked) -> Page:
-        if asked.headers.get("If-None-Match") == etag:
-            return Page("", 304, {"ETag": etag})
-        return Page(text, headers={"ETag": etag})
-
-    return page
-
-
-def test_a_newer_agent_is_taken_and_effective_at_the_next_run(world: World) -> None:
-    newer = world.installed(SOURCE).replace("Local node name: %s", "LOCAL NODE NAME: %s")
-    world.serve_release(release(newer))
-    ran = world.run()
-    assert (ran.code, world.active) == (0, True)
-    assert ran.said("WARNING - File loader.py is replaced by loader.tmp.py")
-    assert world.paths.loader.read_text() == newer
-    assert world.start().wait(10) == 0
-    assert "INFO - LOCAL NODE NAME: node1" in world.log()
-    assert (world.active, (world.paths.etc / "loader.tmp.py").exists()) == (True, False)
-
-
-def test_an_unchanged_agent_costs_a_304_and_writes_nothing(world: World) -> None:
-    world.serve_release(release(world.installed(SOURCE)))
-    world.run()
-    before = [path.stat().st_mtime_ns for path in (world.paths.loader, world.paths.release)]
-    ran = world.run()
-    first, second = world.cloud.site(WEB_SITE_HOST).asked_for("/bootstrap/loader.py")
-    assert "If-None-Match" not in first.headers
-    assert second.headers["If-None-Match"] == world.paths.release.read_text().split('"')[3] or True
-    assert ran.said("File loader.py on the web site is unchanged, no need to download.")
-    after = [path.stat().st_mtime_ns for path in (world.paths.loader, world.paths.release)]
-    assert after == before
-
-
-def test_an_agent_changed_by_hand_is_asked_for_without_condition_and_put_right(
-    world: World,
-) -> None:
-    right = world.installed(SOURCE)
-    world.serve_release(release(right))
-    world.run()
-    world.paths.loader.write_text(right + "# by hand\n")
-    world.run()
-    assert world.paths.loader.read_text() == right
-
-
-CUT = SOURCE.index("\ndef main(")
-BAD_RELEASES = {
-    "500": Page("", 500),
-    "redirect": Page("", 302, {"Location": "/elsewhere"}),
-    "silent": SILENT,
-    "closes": CLOSES,
-    "byte by byte": Page(SOURCE, pause_seconds=0.05),
-    "garbage": Page("<!doctype html><h1>It works!</h1>"),
-    "empty": Page(""),
-    "a word": Page("OK"),
-    "other Python": Page("print('hello')"),
-    "half": Page(SOURCE[: len(SOURCE) // 2], promised_bytes=len(SOURCE)),
-    "half that compiles": Page(SOURCE[:CUT], promised_bytes=len(SOURCE)),
-    "half that claims to be whole": Page(SOURCE[:CUT]),
-    "too large": Page(SOURCE + "#" * (1 << 20)),
-}
-
-
-@pytest.mark.parametrize("page", BAD_RELEASES.values(), ids=BAD_RELEASES)
-def test_a_web_site_that_fails_leaves_the_agent_and_the_role_as_they_are(
-    world: World, page: Page
-) -> None:
-    before = world.paths.loader.read_text()
-    world.serve_release(page)
-    ran = world.run()
-    assert (ran.code, world.active) == (0, True)
-    assert world.paths.loader.read_text() == before
-    assert not (world.paths.etc / "loader.tmp.py").exists()
-    assert ran.seconds < 0.95 * world.period
-    if page is not SILENT and not page.pause_seconds:  # those may answer after the run's end
-        assert [line for line in ran.log if "File loader" in line and "INFO" not in line]
-
-
-def test_an_agent_that_cannot_be_written_is_said_and_changes_nothing(world: World) -> None:
-    world.serve_release(Page(world.installed(SOURCE) + "# newer\n"))
-    there = world.paths.etc / "loader.tmp.py"
-    ran = in_own_mounts(world, f"mkdir {there}; mount -t tmpfs tmpfs {there}")
-    assert (ran.returncode, world.active) == (0, True)
-    assert any("ERROR - File loader.py is not replaced: " in line for line in world.log())
 
 
 # ------------------------------------------------ verbs

@@ -5,11 +5,13 @@ under a temporary root, and systemd is a stand-in on its socket that notes what 
 """
 
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +44,45 @@ def start_forkserver() -> None:
     process = PROCESSES.Process(target=int)
     process.start()
     process.join(RUN_SECONDS)
+
+
+class Operator:
+    """Somebody with an SSH key of their own, who may sign releases or not."""
+
+    def __init__(self, number: int) -> None:
+        self.key = Path(tempfile.mkdtemp(prefix="operator")) / "key"
+        words = ("-t", "ed25519", "-N", "", "-C", f"operator {number}", "-f", str(self.key))
+        subprocess.run(["ssh-keygen", "-q", *words], check=True, timeout=10)
+
+    @property
+    def signers(self) -> str:
+        """A file of allowed signers with this one alone."""
+        public = self.key.with_suffix(".pub").read_text()
+        return f'operator namespaces="{loader.NAMESPACE}" {public}'
+
+    def sign(self, data: bytes, namespace: str = loader.NAMESPACE) -> bytes:
+        words = ["ssh-keygen", "-Y", "sign", "-f", str(self.key), "-n", namespace]
+        ran = subprocess.run(words, input=data, check=True, capture_output=True, timeout=10)
+        return ran.stdout
+
+
+@functools.cache
+def operator(number: int = 1) -> Operator:
+    """The operators of all tests, of whom the first may sign."""
+    return Operator(number)
+
+
+def conditional(body: str | bytes) -> Callable[[Asked], Page]:
+    """A web site's file, with an ETag and answers to conditional requests."""
+    data = body.encode() if isinstance(body, str) else body
+    etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
+
+    def page(asked: Asked) -> Page:
+        if asked.headers.get("If-None-Match") == etag:
+            return Page("", 304, {"ETag": etag})
+        return Page(data, headers={"ETag": etag})
+
+    return page
 
 
 class Ran(NamedTuple):
@@ -97,6 +138,12 @@ class World:
         self.paths.nodes_info.write_text(json.dumps(self.nodes))
         self.paths.key.write_text(KEY)
         self.paths.loader.write_text(self.installed(SOURCE))
+        self.paths.cluster.write_text("lab\n")
+        self.paths.signers.write_text(operator().signers)
+        self.keys = (KEY, "")  # with which the peers sign, and which they accept as well
+        self.generation = 0  # of the newest release that was published
+        self.peers_hold: int | None = None  # None: the newest
+        self.builds: dict[str, tuple[str, bool]] = {}  # peer -> its agent, and whether it is proven
         self.paths.booted.write_text("[0, 0, 0, 0]")  # long ago: the hold after boot is over
         self.settings()
         self.metadata(me)
@@ -182,9 +229,57 @@ class World:
     def metadata_says(self, path: str, page: Page | Callable[[Asked], Page]) -> None:
         self.cloud.site(self.metadata_host).pages[path] = page
 
-    def serve_release(self, page: Page | Callable[[Asked], Page]) -> None:
-        self.cloud.site(WEB_SITE_HOST).pages["/bootstrap/loader.py"] = page
+    def site(self, name: str, page: Page | Callable[[Asked], Page]) -> None:
+        """What the web site has under a name."""
+        self.cloud.site(WEB_SITE_HOST).pages[f"/bootstrap/{name}"] = page
+
+    def release(self, agent: str | None = None, **changes: Any) -> dict[str, Any]:
+        """The next release: this node's agent and nodes, or others."""
+        code = (self.paths.loader.read_text() if agent is None else agent).encode()
+        digest = hashlib.sha256(code).hexdigest()
+        self.site(f"releases/{digest}/loader.py", Page(code))
+        plain = {
+            "cluster": "lab",
+            "generation": self.generation + 1,
+            "published": "2026-11-27T12:00:00Z",
+            "files": {"loader.py": {"sha256": digest, "size": len(code)}},
+            "nodes": self.nodes,
+            "settings": {
+                "period_seconds": self.period,
+                "look_seconds": self.look,
+                "pause_seconds": 0,
+                "peer_address": "public",
+                "scheduled_events": True,
+                "failback": "auto",
+            },
+            "drained": [],
+            "prefer": None,
+            "maintenance_until": None,
+            "allowed_signers": operator().signers,
+            "cluster_key": None,
+        }
+        return plain | changes
+
+    def publish(
+        self, release: dict[str, Any] | bytes, *, by: Operator | None = None, newest: bool = True
+    ) -> None:
+        """Sign a release and put it on the web site, as the newest or as one that was missed."""
+        data = release if isinstance(release, bytes) else json.dumps(release).encode()
+        self.generation = generation = json.loads(data)["generation"]
+        signature = (by or operator()).sign(data)
+        self.site(f"releases/{generation}/release.json.sig", Page(signature))
+        self.site(f"releases/{generation}/release.json", Page(data))
+        if newest:
+            self.site("release.json", conditional(data))
         self.settings(bootstrap_url=self.web_site)
+
+    def goes_by(self, release: dict[str, Any]) -> None:
+        """Publish a release; the node has taken it, and goes by it."""
+        self.publish(release)
+        until = time.monotonic() + RUN_SECONDS
+        loader.take_release(loader.new_session(), self.web_site, 0, self.paths, until)
+        assert loader.read_kept(self.paths).generation == self.generation
+        self.paths.effective.write_text(f"{self.generation}\n")
 
     # -- what the peers say
 
@@ -196,12 +291,13 @@ class World:
         self.page(peer, f"/{self.me}.html", page)
 
     def cluster(self, name: str, **changes: Any) -> loader.Members:
-        found = loader.Members(name, tuple(self.nodes), bytes.fromhex(KEY), self.times)
+        key, other_key = (bytes.fromhex(key) for key in self.keys)
+        found = loader.Members(name, tuple(self.nodes), key, self.times, other_key=other_key)
         return found._replace(**changes)
 
     def marker(self, peer: str, **fields: Any) -> loader.Marker:
         """A marker of the peer about this node, written now by one that has read this node's."""
-        shown = self.shown_to(peer)
+        shown, (build, proven) = self.shown_to(peer), self.builds.get(peer, ("", True))
         plain = loader.Marker(
             sender=peer,
             receiver=self.me,
@@ -215,8 +311,10 @@ class World:
             active=False,
             yields_to=None,
             heard={shown.epoch: shown.stamp} if shown else {},
-            generation="",
+            generation=build,
             at="",
+            proven=proven,
+            release=self.generation if self.peers_hold is None else self.peers_hold,
         )
         return plain._replace(**fields)
 

@@ -146,6 +146,15 @@ class Node:
     promised_seconds: float = 0.0  # what the disk says of promises before this boot
     ailment: Ailment = WELL
     ailing_runs: int = 0
+    # What the disk keeps of releases, and of the agent that runs.
+    newest: Any = None  # the one that the web site would give it
+    held: Any = None
+    effective: Any = None
+    build: str = ""
+    previous: str = ""
+    good_runs: int = 2  # of its agent, on trial until there were two
+    failed_runs: int = 0  # in a row, of one on trial
+    failed_builds: set[str] = field(default_factory=set)
 
     def gained(self, now: float) -> tuple[float, float]:
         """How far the boot clock and the raw one are ahead of clocks that only drift."""
@@ -201,6 +210,7 @@ class Process:
     poll_id: int = 0  # counts polls
     pause_id: int = 0  # counts its own pauses
     pausing: bool = False
+    outcome: Any = None  # of its last look
 
 
 Event = tuple[Callable[[], None], "Process | None"]
@@ -236,6 +246,8 @@ class Simulation:
             name: agent.Members(name, self.order, KEY, self.times) for name in self.order
         }
         self.left: set[str] = set()  # their timer is stopped
+        self.useless: set[str] = set()  # builds whose processes end before they do anything
+        self.replaced: list[tuple[float, str, str]] = []  # when which node began to run what
         self.announced: dict[str, str] = {}  # node -> what Azure announces for it
         self.shown: dict[tuple[str, str], list[Any]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
@@ -316,6 +328,75 @@ class Simulation:
             self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 
+    # ------------------------------------------------ releases
+
+    def publish(self, name: str, release: Any) -> None:
+        """From now on the web site gives a node this release."""
+        self.nodes[name].newest = release
+
+    def _prepare(self, process: Process) -> Any:
+        """The members as a run begins with them, and the release that it takes a little later."""
+        node, agent = process.node, self.agent
+        members, held = self.members[node.name], node.held
+        if node.newest is None:
+            return members
+        members = members._replace(
+            release=held.generation if held else 0,
+            generation=node.build[:12],
+            in_effect=node.held is node.effective,
+            proven=node.good_runs >= 2,
+        )
+        if node.effective:
+            period = members.times.period_seconds
+            tick = node.wall_clock(self.now) // period * period
+            members = agent.asked_of(members, node.effective, tick)
+        self.members[node.name] = members
+        self._soon(process, self.random.uniform(0.1, 1.5), lambda: self._take(node))
+        return members
+
+    def _take(self, node: Node) -> None:
+        if not node.held or node.newest.generation > node.held.generation:
+            node.held = node.newest
+
+    def _wanted(self, node: Node, outcome: Any) -> str:
+        """The agent that the node is the next to run, "" where it is not."""
+        release, members = node.effective, self.members[node.name]
+        if not release or not self.agent.other_build(release, members):
+            return ""
+        digest: str = release.loader.sha256
+        if release.maintained(node.wall_clock(self.now)) or digest in node.failed_builds:
+            return ""
+        markers = outcome.seen.markers
+        turn = self.agent.may_be_replaced(members, outcome.state, markers, digest)
+        return digest if turn else ""
+
+    def _go_on(self, process: Process) -> None:
+        """At the end of a run: what the next one goes by, and which agent it is."""
+        node, outcome = process.node, process.outcome
+        if node.newest is None or outcome is None or process.leaving:
+            return
+        members, digest = self.members[node.name], self._wanted(node, outcome)
+        known = node.held and node.held.generation == members.release
+        if known and self.agent.takes_effect(members, outcome.seen.markers):
+            node.effective = node.held
+        node.good_runs, node.failed_runs = node.good_runs + 1, 0
+        if digest and not outcome.state.active:
+            node.previous, node.build, node.good_runs = node.build, digest, 0
+            self.replaced.append((self.now, node.name, digest))
+
+    def _fails(self, process: Process) -> bool:
+        """Whether the agent is of no use; after three runs the one before is back."""
+        node = process.node
+        if node.build not in self.useless:
+            return False
+        node.failed_runs += 1
+        if node.failed_runs >= 3:
+            node.failed_builds.add(node.build)
+            node.build, node.good_runs, node.failed_runs = node.previous, 2, 0
+            node.limit_began = float("-inf")  # as `systemctl reset-failed` does
+        self._soon(process, 0.05, lambda: self._ended(process, failed=True))
+        return True
+
     # ------------------------------------------------ what happens to nodes
 
     def boot(self, name: str, booted: float | None = None) -> None:
@@ -384,18 +465,19 @@ class Simulation:
             if self.conditions.host_clock and (run := node.run) and run.pausing:
                 pause_id, soon = run.pause_id, self.random.uniform(0, 0.25)
                 self._soon(run, soon, lambda: self._pause_over(run, pause_id))
-            node.pauses.append((self.now, seconds))
-            lately = self.now - self.times.promise_seconds - seconds
-            if (
-                sum(length for end, length in node.pauses if end > lately)
-                > self.times.pause_seconds
-            ):
-                node.excused_until, node.looks_on = self.now + self.times.lease_seconds, 0
+            self.note_paused(node, seconds)
             self.note_served(node)
             if step_after is not None:
                 self.at(self.now + step_after, lambda: self.right_clock(node), node)
 
         self.at(resumes, lambda: go_on() if node.stopped else None)
+
+    def note_paused(self, node: Node, seconds: float) -> None:
+        """A pause is over; what the protocol does not absorb is excused for a while."""
+        node.pauses.append((self.now, seconds))
+        lately = self.now - self.times.promise_seconds - seconds
+        if sum(length for end, length in node.pauses if end > lately) > self.times.pause_seconds:
+            node.excused_until, node.looks_on = self.now + self.times.lease_seconds, 0
 
     def right_clock(self, node: Node) -> None:
         """The wall clock is stepped by what it has lost; systemd starts the fence for that."""
@@ -567,6 +649,8 @@ class Simulation:
     def _lock(self, process: Process) -> None:
         """Its imports are done. One run at a time: another one goes away, a handover waits."""
         node, times = process.node, self.members[process.node.name].times
+        if self._fails(process):
+            return
         if node.run and process.leaving:
             self._soon(process, 0.1, lambda: self._lock(process))
         elif node.run or (process.leaving and not node.probe):
@@ -584,7 +668,7 @@ class Simulation:
 
     def _look(self, process: Process, until_of: Callable[[float], float]) -> None:
         """The first look of a run, which the others follow."""
-        node, members = process.node, self.members[process.node.name]
+        node, members = process.node, self._prepare(process)
         process.clocks = node.state and node.state.clocks
         moment = self._moment(process)
         if node.state is None:
@@ -595,7 +679,11 @@ class Simulation:
             node.state = self.agent.first_state(epoch, start, times, promised)
         until = until_of(moment.now_seconds)
         leaving, process.untested = process.leaving, set(self.order)
-        makes_way = lambda: self.announced.get(node.name, "")  # noqa: E731
+
+        def makes_way() -> str:
+            replaced = process.outcome and self._wanted(node, process.outcome)
+            return self.announced.get(node.name, "its agent is to be replaced" if replaced else "")
+
         process.steps = self.agent.looks(
             members, node.state, moment, until, leaving=leaving, makes_way=makes_way
         )
@@ -639,12 +727,12 @@ class Simulation:
         times = clocks.fast_seconds, clocks.slow_seconds, wall, host
         return self.agent.Moment(*times, node.probe, value)
 
-    def _go_on(self, process: Process, value: Any = None) -> None:
+    def _proceed(self, process: Process, value: Any = None) -> None:
         moment = self._moment(process, value)
         self._step(process, lambda: process.steps.send(moment))
 
     def _answer(self, process: Process, value: Any = None, delay: float = 0.0) -> None:
-        self._soon(process, delay, lambda: self._go_on(process, value))
+        self._soon(process, delay, lambda: self._proceed(process, value))
 
     def _step(self, process: Process, proceed: Callable[[], Any]) -> None:
         try:
@@ -671,6 +759,7 @@ class Simulation:
         """Its last look is over; what was saved stays in the node's state."""
         node, seconds = process.node, self.random.uniform(*EXIT_SECONDS)
         dies, node.doomed = node.doomed == "exit", node.doomed.replace("exit", "")
+        self._go_on(process)
         if process.leaving:
             node.state = node.state._replace(finished=True, began_seconds=0.0)
         self._soon(process, seconds, lambda: self._ended(process, failed=dies))
@@ -690,7 +779,7 @@ class Simulation:
 
     def _do_outcome(self, process: Process, outcome: Any) -> None:
         """Report: status.json, and sometimes a trace."""
-        node = process.node
+        node, process.outcome = process.node, outcome
         node.looks_on += outcome.seen.had_quorum  # else nobody told it what it slept through
         if node.looks_on == 2 and self.now < node.excused_until:  # a whole look since it went on
             node.excused_until = self.now
@@ -706,13 +795,13 @@ class Simulation:
     def _pause_over(self, process: Process, pause_id: int) -> None:
         if process.pausing and process.pause_id == pause_id:
             process.pausing = False
-            self._go_on(process)
+            self._proceed(process)
 
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
             process.node.state = effect.state._replace(clocks=self._clocks(process))
             process.wall_offset = effect.state.wall_offset_seconds or process.wall_offset
-            self._go_on(process)
+            self._proceed(process)
 
         self._soon(process, 2 * self._write_seconds(), save)
 
@@ -904,7 +993,7 @@ class Simulation:
     def _poll_over(self, process: Process, poll_id: int) -> None:
         if process.poll_id == poll_id and process.replies is not None:
             replies, process.replies = process.replies, None
-            self._go_on(process, replies)
+            self._proceed(process, replies)
 
 
 # ------------------------------------------------ faults
@@ -957,6 +1046,8 @@ class Faults:
         for name, node in simulation.nodes.items():
             node.apache = True
             node.doomed, node.late_seconds = "", 0.0
+            if node.stopped:
+                simulation.note_paused(node, simulation.now - node.rates_since)
             if node.stopped or node.slew:
                 node.set_rates(simulation.now)
             if not node.up:

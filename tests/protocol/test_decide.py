@@ -85,6 +85,7 @@ MY_WORDS: dict[str, Callable[..., tuple[Said, Said]]] = {
     r"late": lambda: ({}, {"late": True}),
     r"wall clock jumped": lambda: ({}, {"clock_stepped": True}),
     r"began (\S+) s ago": lambda seconds: ({}, {"started_seconds": NOW - float(seconds)}),
+    r"behind for (\S+) s": lambda s: ({"behind_since_seconds": NOW - float(s)}, {}),
     r"make way": lambda: ({}, {"makes_way": "the operator drained it"}),
 }
 TOLD: dict[str, Callable[..., Said]] = {  # what the release in effect asks for
@@ -93,6 +94,7 @@ TOLD: dict[str, Callable[..., Said]] = {  # what the release in effect asks for
     r"the role stays": lambda: {"keeps_active": True},
     r"failback after (\d+) runs": lambda runs: {"failback_looks": int(runs)},
     r"release (\d+)": lambda number: {"release": int(number)},
+    r"on trial": lambda: {"proven": False},
 }
 PEER_WORDS: dict[str, Callable[..., Said]] = {
     r"there": lambda: {},
@@ -743,14 +745,12 @@ BROKEN: dict[str, tuple[str, str]] = {
         "READY_LOOKS if name == members.prefer else members.failback_looks",
         "members.failback_looks",
     ),
-    "an older release costs no preference": (
-        "newer := ahead(members, view.markers)",
-        "newer := list[str]()",
-    ),
+    "an older release costs no preference": ("    if state.behind_since_seconds:", "    if False:"),
     "an older release costs it for good": (
         '    return f"leaves the role to others{why}" if why and',
-        '    return f"leaves the role to others{why}" if newer or why and',
+        '    return f"leaves the role to others{why}" if state.behind_since_seconds or why and',
     ),
+    "an agent on trial costs no preference": ("    if not members.proven:", "    if False:"),
     "another release than mine is newer": (
         "if marker.release > members.release]",
         "if marker.release != members.release]",
