@@ -5,11 +5,11 @@
 set -eux
 umask 022
 cd /etc/bootstrap
-packages="apache2 logrotate python3-requests"
+packages="apache2 logrotate openssh-client openssl python3-requests"
 # Not just whether their programs are there: an installation that died leaves packages half set up.
 # shellcheck disable=SC2086 - one word a package
 if [ "$(dpkg-query --show --showformat='${db:Status-Status} ' $packages)" != \
-    "installed installed installed " ]; then
+    "installed installed installed installed installed " ]; then
     export DEBIAN_FRONTEND=noninteractive
     dpkg --configure -a || :  # it waits for no other installer, as the two below do
     apt-get -o DPkg::Lock::Timeout=120 update

@@ -87,10 +87,13 @@ def user_data(
     pause_seconds: int,
     peer_address: str,
     scheduled_events: bool,
+    cluster: str,
+    allowed_signers: str,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
-    `bootstrap_url`: where the web site keeps loader.py; `cluster_key`: 64 hexadecimal digits.
+    `bootstrap_url`: where the web site keeps loader.py; `cluster_key`: 64 hexadecimal digits;
+    `cluster`: whose releases it takes; `allowed_signers`: signed by whom, `signing.signers_text`.
     Raises `Refusal` where no node can be made of it.
     """
     if node not in nodes_info:
@@ -106,6 +109,8 @@ def user_data(
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
+        "/etc/bootstrap/cluster": cluster + "\n",
+        "/etc/bootstrap/allowed_signers": allowed_signers,
         "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
         "/etc/bootstrap/install.sh": install_script(bootstrap_url),
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
