@@ -22,6 +22,7 @@ from deploy.release import (
     check,
     check_change,
     check_ends,
+    key_words,
     release_of,
     release_text,
     renewed,
@@ -31,6 +32,7 @@ from deploy.signing import (
     SIGNATURE_BYTES,
     public_key,
     sign,
+    signers_keys,
     signers_text,
     unwrapped,
     why_unverified,
@@ -235,8 +237,19 @@ def publish(
     check(wanted)
     data = release_text(wanted)
     after = Newest(wanted, data, None, sign(key, data), (wanted,))
+    refuse_stranger(after, before.release if before else wanted, key)
     written = [*put(site, after, before.tag if before else None, code)]
     return Publication(before, after, (*written, *mend(site, after, code)))
+
+
+def refuse_stranger(new: Newest, before: Release, key: Path) -> None:
+    """Refuse to publish what no node would take."""
+    if why_unverified(new.data, new.signature, before.allowed_signers):
+        names = ", ".join(map(key_words, signers_keys(before.allowed_signers)))
+        raise Refusal(
+            f"{key}: no operator's of this cluster, who are {names}: let one of them run"
+            f" `keys add` with your public key first."
+        )
 
 
 def is_published(before: Newest, wanted: Release, now: float) -> bool:

@@ -161,7 +161,7 @@ def ssh_keygen(
         ) from error
     except subprocess.TimeoutExpired as error:
         raise Refusal(
-            f"ssh-keygen did not end within {seconds:.0f} s: it waits for a passphrase, an agent"
+            f"ssh-keygen did not end within {seconds:g} s: it waits for a passphrase, an agent"
             " or a touch; try again."
         ) from error
     if ran.returncode and NO_OPTION.search(ran.stderr.decode("utf-8", "replace")):

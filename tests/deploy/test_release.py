@@ -231,6 +231,11 @@ def test_an_end_that_is_over_or_far_away_is_refused(seconds: int) -> None:
 # ---- Changes
 
 
+def test_another_order_of_the_same_nodes_is_another_release() -> None:
+    assert ordered(FIRST, ("node3", "node1", "node2")) != FIRST
+    assert ordered(ordered(FIRST, ("node3", "node1", "node2")), tuple(FIRST.nodes)) == FIRST
+
+
 def test_what_is_over_does_not_come_along() -> None:
     over = maintained(preferring(FIRST, "node2", int(NOW)), int(NOW))
     assert renewed(replace(over, cluster_key="QUJD"), NOW) == FIRST

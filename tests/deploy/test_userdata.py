@@ -80,6 +80,16 @@ def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
     ]
 
 
+def test_whose_releases_a_node_takes_and_signed_by_whom_is_written_at_first_boot() -> None:
+    found = files(document(cluster="billing"))
+    assert found["/etc/bootstrap/cluster"]["content"] == "billing\n"
+    assert found["/etc/bootstrap/allowed_signers"]["content"] == SIGNERS
+    assert found["/etc/bootstrap/allowed_signers"]["permissions"] == "0644"
+    assert 'packages="apache2 logrotate openssh-client openssl python3-requests"' in (
+        found["/etc/bootstrap/install.sh"]["content"]
+    )
+
+
 def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
     found = files(document())
     named = {path.name: path.name for path in (CHECKOUT / "systemd").iterdir()}
