@@ -418,7 +418,11 @@ def test_status_says_which_release_is_in_force_and_who_is_behind(cluster: Cluste
 
 def test_status_says_what_operators_have_asked_for(cluster: Cluster) -> None:
     told = {"held": 4, "effective": 4, "runs": "", "proven": True, "refused": "", "waits_for": []}
-    asked: dict[str, Any] = {"prefer": "node3", "maintenance_until": 1_800_000_000, "failback": "never"}
+    asked: dict[str, Any] = {
+        "prefer": "node3",
+        "maintenance_until": 1_800_000_000,
+        "failback": "never",
+    }
     for name in NODES:
         page = status_page(name, "passive", release=told, drained=name == "node2", **asked)
         cluster.sites.nodes[name].pages["/status.json"] = page

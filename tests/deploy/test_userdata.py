@@ -85,8 +85,9 @@ def test_whose_releases_a_node_takes_and_signed_by_whom_is_written_at_first_boot
     assert found["/etc/bootstrap/cluster"]["content"] == "billing\n"
     assert found["/etc/bootstrap/allowed_signers"]["content"] == SIGNERS
     assert found["/etc/bootstrap/allowed_signers"]["permissions"] == "0644"
-    assert 'packages="apache2 logrotate openssh-client openssl python3-requests"' in (
-        found["/etc/bootstrap/install.sh"]["content"]
+    assert (
+        'packages="apache2 logrotate openssh-client openssl python3-requests"'
+        in (found["/etc/bootstrap/install.sh"]["content"])
     )
 
 
