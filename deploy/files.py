@@ -82,8 +82,8 @@ def locked(file: Path, busy: str) -> Iterator[None]:
 
     The file stays, and says nothing; the lock ends with its process.
     """
-    make_folder(file.parent)
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    create_whole(file, b"")
+    descriptor = os.open(file, os.O_RDONLY)
     try:
         try:
             lock(descriptor)
