@@ -27,6 +27,8 @@ LONGEST_SECONDS = 7 * 24 * 3600
 
 FAILBACK_SECONDS = 24 * 3600
 AGENT = "loader.py"
+BUILD_DIGITS = 12
+"""So many of an agent's SHA-256 tell it from others, in words and in what nodes say."""
 
 
 # ---- What it says
@@ -407,7 +409,7 @@ def told(release: Release) -> dict[str, str]:
         name: f"{entry['private_ip']} {entry['public_ip']}" for name, entry in release.nodes.items()
     }
     return {
-        "agent": release.files[AGENT].sha256[:12],
+        "agent": release.files[AGENT].sha256[:BUILD_DIGITS],
         "order": " ".join(release.nodes),
         **dict(sorted(places.items())),
         **settings,

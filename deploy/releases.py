@@ -22,6 +22,8 @@ from deploy.nodes_info import read_nodes_info, write_nodes_info
 from deploy.operate import View, late, look, looks, read_cluster
 from deploy.publish import SITE, Folder, Newest, Publication, Site, found_on, hold, publish
 from deploy.release import (
+    AGENT,
+    BUILD_DIGITS,
     Change,
     Release,
     agent,
@@ -242,11 +244,18 @@ def outcome(view: View, release: Release, asked: Asked) -> Iterator[str]:
             yield f"{node.node} is not reached ({node.reason}): it takes it when it returns."
         elif node.node in behind:
             yield f"{node.node} does not go by release {release.generation}: {behind[node.node]}."
+        elif node.release and node.release.runs != (build := build_of(release)):
+            yield f"{node.node} runs {node.release.runs} and comes to {build} in its turn."
     if not is_anybody_reached(view):
         yield "No node is reached from here: whether any has taken it, is not known."
     elif not behind and not asked.is_so(view, release):
         yield f"All nodes that are reached go by it, but {asked.if_not}."
     yield view.sentence
+
+
+def build_of(release: Release) -> str:
+    """What a node calls the agent of a release: the beginning of its SHA-256."""
+    return release.files[AGENT].sha256[:BUILD_DIGITS]
 
 
 def told(published: Publication, view: View, *, done: bool) -> dict[str, Any]:
@@ -332,6 +341,8 @@ def publish_to_cluster(order: Order, nodes_info: Path | None, config: Path | Non
         nodes = nodes_info or (None if before else state.nodes_file)
         settings, cluster = Settings(), ""
         if before is None:
+            if (order.folder / SITE).is_dir():
+                raise Refusal(f"{order.folder}: `lab up` publishes the first release of a lab.")
             settings, cluster = settings_of(config, {}), state.endpoints()["resource_group"]
             refuse_other_times(look(read_cluster(order.folder)), settings)
         wanted = next_release(before, nodes, settings, cluster=cluster, key=key)

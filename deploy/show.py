@@ -95,6 +95,8 @@ def _releases(view: View) -> list[Text]:
         for name, why in refused.items()
         if why and why != behind.get(name)
     ]
+    on_trial = [node.node for node in known if node.release and not node.release.proven]
+    lines += [Text(f"{name}: its new agent is on trial.", "yellow") for name in on_trial]
     return lines + [Text(line) for line in _asked_for(known)]
 
 

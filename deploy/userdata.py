@@ -92,8 +92,8 @@ def user_data(
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
-    `bootstrap_url`: where the web site keeps loader.py; `cluster_key`: 64 hexadecimal digits;
-    `cluster`: whose releases it takes; `allowed_signers`: signed by whom, `signing.signers_text`.
+    `bootstrap_url`: of the web site's releases; `cluster_key`: 64 hexadecimal digits; `cluster`:
+    whose releases it takes; `allowed_signers`: who may sign them, as `signing.signers_text` has it.
     Raises `Refusal` where no node can be made of it.
     """
     if node not in nodes_info:
@@ -102,8 +102,7 @@ def user_data(
     conf = (
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
-        f"bootstrap_url = {bootstrap_url}\n"
-        f"scheduled_events = {'true' if scheduled_events else 'false'}\n"
+        f"bootstrap_url = {bootstrap_url}\nscheduled_events = {'true' if scheduled_events else 'false'}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),

@@ -58,7 +58,8 @@ class Cluster:
     def says(self, name: str) -> Callable[[Asked], Page]:
         def page(asked: Asked) -> Page:
             number = self.release().generation
-            told = {"held": number, "effective": number, "runs": "0" * 12, "proven": True}
+            build = self.release().files["loader.py"].sha256[:12]
+            told = {"held": number, "effective": number, "runs": build, "proven": True}
             release: Any = told | {"refused": "", "waits_for": []} | self.stays.get(name, {})
             role = "active" if name == self.active() else "passive"
             return status_page(name, role, release=release)(asked)
@@ -194,6 +195,16 @@ def test_what_programs_read_is_json_alone_on_standard_output(cluster: Cluster) -
     assert said["nodes"]["node3"] == {"reached": True, "why_not": "generation 2: too warm"}
     assert said["nodes"]["node2"] == {"reached": True, "why_not": ""}
     assert said["active"] == "node2"
+
+
+def test_who_runs_another_agent_still_is_told_and_not_waited_for(cluster: Cluster) -> None:
+    cluster.stays["node2"] = {"runs": "0123456789ab", "proven": False}
+    done = cluster.run("failback", "never")
+    assert done.exit_code == 0
+    build = cluster.release().files["loader.py"].sha256[:12]
+    assert f"node2 runs 0123456789ab and comes to {build} in its turn." in done.output
+    assert done.output.count("in its turn") == 1
+    assert "node2: its new agent is on trial." in status(cluster)
 
 
 # ---- Who does not take it
@@ -386,6 +397,13 @@ def test_another_number_of_nodes_is_refused_with_how_to_do_it(
     done = cluster.run("publish", "--nodes-info", str(tmp_path / "nodes.json"))
     assert "5 nodes instead of 3" in str(done.exception)
     assert "Make a second cluster of 5 under another name" in str(done.exception)
+
+
+def test_a_lab_gets_its_first_release_from_lab_up(cluster: Cluster) -> None:
+    (cluster.state / SITE / RELEASE).unlink()
+    (cluster.state / "release.json").unlink()
+    done = cluster.run("publish")
+    assert "`lab up` publishes the first release of a lab" in str(done.exception)
 
 
 def test_a_key_in_the_settings_is_the_one_that_signs(cluster: Cluster, tmp_path: Path) -> None:
