@@ -473,7 +473,7 @@ def _why_late(node: NodeView, generation: int) -> str:
 
 
 def changes(before: View | None, after: View) -> list[str]:
-    """One line for each node whose role changed, and the sentence if it is another one now."""
+    """One line for each node whose role or release changed, and the sentence if that is new."""
     old = {node.node: node.role for node in before.nodes} if before else {}
     lines = [
         f"{node.node}: {old[node.node]} -> {node.role}: {node.reason}"
@@ -482,9 +482,24 @@ def changes(before: View | None, after: View) -> list[str]:
         for node in after.nodes
         if node.role != old.get(node.node)
     ]
+    if before:
+        lines += _release_changes(before, after)
 
     # Reasons count seconds; only another verdict is news.
     def news(view: View) -> tuple[object, ...]:
         return view.verdict, view.active, view.served, view.answering_200
 
     return lines if before and news(before) == news(after) else [*lines, after.sentence]
+
+
+def _release_changes(before: View, after: View) -> Iterator[str]:
+    """One line for each node that goes by another release now, or has refused one."""
+    old = {node.node: node.release for node in before.nodes}
+    for node in after.nodes:
+        was, now = old.get(node.node), node.release
+        if not now or now == was:
+            continue
+        if was is None or now.effective != was.effective:
+            yield f"{node.node}: goes by release {now.effective}"
+        if now.refused and (was is None or now.refused != was.refused):
+            yield f"{node.node}: refuses {now.refused}"

@@ -102,7 +102,7 @@ def user_data(
     conf = (
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
-        f"bootstrap_url = {bootstrap_url}\nscheduled_events = {'true' if scheduled_events else 'false'}\n"
+        f"bootstrap_url = {bootstrap_url}\nscheduled_events = {str(scheduled_events).lower()}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),

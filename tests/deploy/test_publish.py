@@ -253,6 +253,19 @@ def test_of_many_at_the_same_moment_one_publishes_and_the_release_is_whole(me: O
     assert len(found.release.drained) == 1
 
 
+def test_a_number_that_another_operator_takes_while_this_one_signs_is_not_overwritten(
+    me: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hers = me.site.path / "bootstrap" / "releases" / "2"
+    meanwhile = f'if [ "$2" = sign ]; then mkdir {hers}; echo hers >{hers}/release.json.sig; fi'
+    real = f'exec {shutil.which("ssh-keygen")} "$@"'
+    monkeypatch.setenv("PATH", stand_in(tmp_path / "slow", f"{meanwhile}\n{real}"))
+    with pytest.raises(Refusal, match="another operator publishes at this moment"):
+        me.asks(lambda release: drained(release, "node2"))
+    assert (hers / "release.json.sig").read_text() == "hers\n"
+    assert generation(me.site) == 1
+
+
 def test_a_lock_that_another_process_holds_refuses(me: Operator) -> None:
     lock = me.site.path / "bootstrap" / ".lock"
     code = "import fcntl,sys; f=open(sys.argv[1]); fcntl.flock(f,2); print(); sys.stdin.read()"

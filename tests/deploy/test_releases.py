@@ -454,6 +454,21 @@ def test_status_says_what_operators_have_asked_for(cluster: Cluster) -> None:
         assert line in said
 
 
+def test_watch_tells_each_node_that_goes_by_another_release_or_refuses_one(
+    cluster: Cluster,
+) -> None:
+    before = operate.look(operate.read_cluster(cluster.state))
+    cluster.stays["node3"] = {"held": 1, "effective": 1, "refused": "generation 2: too warm"}
+    cluster.run("failback", "never")
+    after = operate.look(operate.read_cluster(cluster.state))
+    assert operate.changes(before, after) == [
+        "node1: goes by release 2",
+        "node2: goes by release 2",
+        "node3: refuses generation 2: too warm",
+    ]
+    assert operate.changes(after, after) == []
+
+
 def test_status_says_nothing_of_releases_where_no_agent_knows_of_them(cluster: Cluster) -> None:
     for name in NODES:
         cluster.sites.nodes[name].pages["/status.json"] = status_page(name, "passive")
