@@ -17,9 +17,11 @@ from click.testing import CliRunner, Result
 from deploy import Refusal, operate, releases
 from deploy.azure.state import State
 from deploy.checkout import part
+from deploy.lab import cloud, commands
+from deploy.lab.state import Lab, lab_plan
 from deploy.nodes_info import read_nodes_info
-from deploy.publish import RELEASE, SITE, Folder, held_release, hold, publish
-from deploy.release import Release, failover_seconds, first_release, release_of
+from deploy.publish import RELEASE, SITE, Folder, found_on, held_release, hold, publish
+from deploy.release import Release, drained, failover_seconds, first_release, release_of
 from deploy.settings import Settings
 from deploy.signing import make_key, operators_key, public_key, signers_text
 from deploy.verbs import deploy, status_command
@@ -411,6 +413,33 @@ def test_a_key_in_the_settings_is_the_one_that_signs(cluster: Cluster, tmp_path:
     cluster.run("keys", "add", f"{her}.pub")
     (tmp_path / "cluster.toml").write_text(f'signing_key = "{her}"\n')
     assert f"signed with {her}." in cluster.run("drain", "node2").output
+
+
+# ---- The lab's own
+
+
+def test_a_lab_signs_with_a_key_of_its_own_and_keeps_what_operators_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "lab"
+    state.mkdir()
+    monkeypatch.setattr(commands, "STATE", state)
+    monkeypatch.setattr(cloud, "SITE", state / SITE)
+    lab = Lab(lab_plan(20, 2, 5))
+    release = commands.publish_release(lab)
+    assert (release.cluster, release.generation) == ("lab", 1)
+    key = operators_key("", state)
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert release.allowed_signers == signers_text([public_key(key)])
+    site, before = Folder(state / SITE), held_release(state)
+    found = found_on(site, state, key)
+    assert found
+    wanted = drained(found.release, "node2")
+    hold(state, publish(site, found, wanted, key=key, now=time.time()).after)
+    again = commands.publish_release(lab)
+    assert (again.generation, again.drained) == (2, ("node2",))
+    assert again.allowed_signers == release.allowed_signers
+    assert before == release
 
 
 # ---- status
