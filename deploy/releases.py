@@ -165,7 +165,9 @@ def announced(
 ) -> Publication:
     """Say what the next release brings, publish it, and say what was done."""
     now = time.time()
-    for line in changed_lines(renewed(before.release, now) if before else None, wanted):
+    if lines := changed_lines(renewed(before.release, now) if before else None, wanted):
+        lines.append(f"signing with {key}: it may ask for a passphrase or a touch")
+    for line in lines:
         order.say(line)
     published = publish(site, before, wanted, key=key, now=now, code=code)
     release = published.after.release
@@ -175,8 +177,8 @@ def announced(
         order.say(f"Release {release.generation} of {release.cluster} says so already.")
     else:
         order.say(
-            f"Release {release.generation} of {release.cluster}, signed with {key}."
-            f" Worst-case failover {failover_seconds(release.settings):.1f} s."
+            f"Release {release.generation} of {release.cluster} is published. Worst-case failover"
+            f" {failover_seconds(release.settings):.1f} s."
         )
     return published
 
@@ -326,6 +328,7 @@ def publish_to_folder(
         settings = settings_of(config, {})
         wanted = next_release(before, nodes, settings, cluster=settings.name, key=key)
         published = announced(order, site, before, wanted, key=key, code=agent())
+        hold(state, published.after)
     except OSError as error:
         raise Refusal(f"{order.folder}: can't be written: {error}.") from error
     if order.as_json:

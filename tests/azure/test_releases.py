@@ -18,6 +18,7 @@ from deploy.azure.state import fingerprint
 from deploy.releases import refuse_other_times
 from deploy.settings import Settings
 from deploy.signing import why_unverified
+from tests.azure.fake_azure.azure import SUBSCRIPTION
 from tests.azure.fake_azure.blobs import STORAGE_TOKEN
 from tests.azure.fake_azure.model import Request
 from tests.azure.fake_azure.operator import NAME, Operator, Outcome
@@ -100,6 +101,20 @@ def test_a_new_key_of_the_cluster_is_the_one_that_the_next_up_goes_on_with(
     assert operator.run("plan").code == 0
     on_cluster(operator, "drain", "node2")
     made(operator)
+
+
+def test_a_node_that_was_replaced_by_hand_is_asked_at_its_new_address(operator: Operator) -> None:
+    made(operator)
+    nodes = json.loads((operator.state / "nodes_info.json").read_text())
+    nodes["node2"]["public_ip"] = "198.51.100.77"
+    (operator.folder / "nodes.json").write_text(json.dumps(nodes))
+    words = ["--nodes-info", str(operator.folder / "nodes.json"), "--json"]
+    outcome = operator.deploy("publish", *words)
+    assert outcome.code == 0, outcome.output
+    assert json.loads((operator.state / "nodes_info.json").read_text()) == nodes
+    told = release_told(operator)
+    assert told["nodes"]["node2"]["public_ip"] == "198.51.100.77"
+    assert SUBSCRIPTION not in json.dumps(told)
 
 
 def before_releases(operator: Operator) -> None:

@@ -118,7 +118,8 @@ def test_an_order_is_published_waited_for_and_told(cluster: Cluster) -> None:
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[0] == "order: node1 node2 node3 -> node3 node1 node2"
-    assert f"Release 2 of lab, signed with {cluster.state / 'operator_key'}." in done.output
+    assert lines[1].startswith(f"signing with {cluster.state / 'operator_key'}: ")
+    assert "Release 2 of lab is published." in done.output
     seconds = failover_seconds(cluster.release().settings)
     assert f"Worst-case failover {seconds:.1f} s." in done.output
     assert [line[10:] for line in lines if line.endswith(" goes by it")] == [
@@ -412,7 +413,7 @@ def test_a_key_in_the_settings_is_the_one_that_signs(cluster: Cluster, tmp_path:
     her = make_operators_key(tmp_path / "hers", "her")
     cluster.run("keys", "add", f"{her}.pub")
     (tmp_path / "cluster.toml").write_text(f'signing_key = "{her}"\n')
-    assert f"signed with {her}." in cluster.run("drain", "node2").output
+    assert f"\nsigning with {her}: " in cluster.run("drain", "node2").output
 
 
 # ---- The lab's own
