@@ -1,7 +1,9 @@
 """Releases on a web site: signed by real keys, published by several operators, read back."""
 
+import contextlib
 import json
 import os
+import pty
 import resource
 import shutil
 import subprocess
@@ -40,7 +42,15 @@ from deploy.release import (
     with_cluster_key,
 )
 from deploy.settings import Settings
-from deploy.signing import public_key, sign, signers_text, unwrapped, why_unverified, wrapped
+from deploy.signing import (
+    SIGNATURE_BYTES,
+    public_key,
+    sign,
+    signers_text,
+    unwrapped,
+    why_unverified,
+    wrapped,
+)
 from tests.keys import make_key
 
 CODE, NEWER = b"print('agent')\n", b"print('newer')\n"
@@ -441,6 +451,40 @@ def test_a_node_unwraps_it_with_openssl_and_a_stranger_with_another_key_gets_not
 
 
 # ---- What ssh-keygen may say
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_every_kind_of_key_signs_and_only_what_was_signed_is_good(
+    kind: str, tmp_path: Path
+) -> None:
+    key = make_key(tmp_path / "id", "me", kind=kind)
+    signers = signers_text([public_key(key)])
+    signature = sign(key, b"message")
+    assert len(signature) < SIGNATURE_BYTES
+    assert why_unverified(b"message", signature, signers) == ""
+    assert why_unverified(b"massage", signature, signers) == "its signature is no operator's"
+    other = signers_text([public_key(make_key(tmp_path / "other", "me", kind=kind))])
+    assert why_unverified(b"message", signature, other) == "its signature is no operator's"
+
+
+def test_a_passphrase_is_asked_for_on_the_terminal(tmp_path: Path) -> None:
+    key = make_key(tmp_path / "id", "me", passphrase="secret")  # noqa: S106 - it opens nothing
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "deploy", "publish", "--key", str(key), "--to", str(site)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.pop("SSH_AUTH_SOCK", None)
+        os.execv(sys.executable, command)  # noqa: S606 - there is no shell to fool
+    said = b""
+    with contextlib.suppress(OSError):  # Linux says so where the other end is closed
+        while data := os.read(terminal, 4096):
+            said += data
+            if said.endswith(b"Enter passphrase: "):
+                os.write(terminal, b"secret\n")
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0, said.decode()
+    assert (site / RELEASE).exists()
 
 
 def without_terminal(key: Path, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -5,6 +5,7 @@ them; what real ones do with a release is for the agent's own tests.
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -332,6 +333,32 @@ def test_without_a_first_release_the_verb_that_makes_it_is_named(cluster: Cluste
     (cluster.state / "release.json").unlink()
     done = cluster.run("drain", "node2")
     assert "has no release yet: `publish` makes the first one." in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "publish",
+        "order",
+        "drain",
+        "undrain",
+        "switchover",
+        "maintenance",
+        "maintenance on",
+        "maintenance off",
+        "failback",
+        "keys",
+        "keys add",
+        "keys remove",
+        "keys rotate",
+    ],
+)
+def test_every_verb_explains_itself(words: str) -> None:
+    done = CliRunner().invoke(deploy, [*words.split(), "--help"])
+    assert done.exit_code == 0
+    options = re.findall(r"^  --[a-z-]+( [A-Z]+)?$", done.output, re.MULTILINE)
+    assert options == []  # none without a word about it
+    assert len(done.output.split("Options:")[0].splitlines()) >= 3
 
 
 # ---- Keys
