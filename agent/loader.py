@@ -43,6 +43,7 @@ Files of ours: /etc/bootstrap/{loader.*,promise_seconds,__pycache__}, /var/www/h
 #   verbs                   the command line
 
 import contextlib
+import functools
 import gc
 import hashlib
 import hmac
@@ -69,12 +70,14 @@ if __name__ == "__main__":
     gc.disable()  # a process of one period: with `gc.freeze` at its end a tenth of its CPU
 
 import requests
-from urllib3.exceptions import (  # what requests lets through while a body is read, and
-    HTTPError,
-    ProtocolError,  # what it has inside
-)
+
+# What requests lets through while a body is read, and what it has inside.
+from urllib3.exceptions import HTTPError, ProtocolError
 
 # ------------------------------------------------ files, clocks, systemd
+
+HOST_CLOCK = "/dev/ptp_hyperv"
+PAUSE_NOTICED_SECONDS = 0.25
 
 
 class BadInput(Exception):  # noqa: N818 - it names what is wrong, the caller decides what follows
@@ -111,7 +114,8 @@ class Paths:
         self.promised = self.etc / "promise_seconds"
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
-        self.approved = self.run / "approved.json"  # ids of scheduled events
+        self.announced = self.run / "announced.json"  # kinds of scheduled events
+        self.approved = self.run / "approved.json"  # ids of them
         self.release = self.run / "release.json"
         self.lock = self.run / "run.lock"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
@@ -150,24 +154,16 @@ def read_clocks(last: Clocks | None = None) -> Clocks:
     return advance(last, boot_seconds(), time.clock_gettime(time.CLOCK_MONOTONIC_RAW))
 
 
-HOST_CLOCK = "/dev/ptp_hyperv"
-
-
 def host_seconds() -> float | None:
     """The host's clock, which goes on while it pauses this machine; None where there is none.
 
     By its name alone: another PTP clock is a network card's. The number: clock_gettime(2).
     """
     try:
-        number = os.open(HOST_CLOCK, os.O_RDONLY)
+        with Path(HOST_CLOCK).open("rb", buffering=0) as clock:
+            return time.clock_gettime((~clock.fileno() << 3) | 3)
     except OSError:
         return None
-    try:
-        return time.clock_gettime((~number << 3) | 3)
-    except OSError:
-        return None
-    finally:
-        os.close(number)
 
 
 def process_age_seconds() -> float:
@@ -240,6 +236,7 @@ def remove(path: Path) -> bool:
 def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
     """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
 
+    `sync`: it is on the disk then, and its name.
     Where others may write to the folder, too: what is staged is a new file, no link is followed.
     """
     staged = path.with_name(f".{path.name}.tmp")
@@ -255,6 +252,8 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> Non
         if path.is_dir() and not path.is_symlink():
             remove(path)
         staged.replace(path)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             remove(staged)
@@ -302,16 +301,20 @@ def packed(data: bytes, kind: str, value: Any) -> bytes:
     return whole[: len(data)] + length + whole[len(data) + 4 :]
 
 
-def answer_of_systemd(stream: BinaryIO) -> tuple[bool, bytes]:
-    """Whether the call failed, and the body of the answer. Raises `OSError`."""
+def answer_of_systemd(stream: BinaryIO) -> bytes:
+    """The body of its answer. Raises `OSError`, with its sentence where the call failed."""
     for _ in range(100):  # signals to everybody may come before
         head = stream.read(16)
         if len(head) < 16:
             break
         length, _, fields = struct.unpack("<III", head[4:])
         rest = stream.read(fields + -fields % 8 + length)
+        said = rest[len(rest) - length :]
+        # What was asked for may be so already: the answer to an earlier call was lost.
+        if head[1] == 3 and b"already loaded" not in said and b"not loaded" not in said:
+            raise OSError(said[4:].rstrip(b"\0").decode(errors="replace"))
         if head[1] in (2, 3):  # a method's return, an error
-            return head[1] == 3, rest[len(rest) - length :]
+            return said
     raise OSError("it hung up")
 
 
@@ -340,13 +343,9 @@ def call_systemd(
             if not stream.readline().startswith(b"OK"):  # what comes before is not looked at
                 raise OSError("it does not know us")
             link.sendall(head + bytes(-len(head) % 8) + body)
-            refused, said = answer_of_systemd(stream)
+            return answer_of_systemd(stream)
     except OSError as error:
         raise OSError(f"can't reach systemd for the fence: {error.strerror or error}") from error
-    if refused and b"already loaded" not in said and b"not loaded" not in said:
-        sentence = said[4:].rstrip(b"\0").decode(errors="replace")
-        raise OSError(f"can't reach systemd for the fence: {sentence}")
-    return said  # or what was asked for is so: the answer to an earlier call was lost
 
 
 def tell_journal(sentence: str, *, warning: bool = False) -> None:
@@ -359,6 +358,7 @@ def tell_journal(sentence: str, *, warning: bool = False) -> None:
 
 DRIFT = 0.001  # rho: bound on the drift of two raw clocks
 SLEW = 0.0834  # how much slower the fence's clock may be made to go (chrony: 83,333 ppm)
+GAP_SECONDS = 0.75  # G: a run's end, Python's start and imports, if busy (docs/measurements.md)
 READY_LOOKS = 2  # K: looks with a majority before a node may take the role from an active one
 COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
 FORGIVEN_LOOKS = 10  # good looks in a row before a node's failures count from the first again
@@ -426,11 +426,6 @@ def check(times: Timing) -> Timing:
     if times.end_seconds + times.timeout_seconds >= look:
         raise BadInput(f"a look of {times.end_seconds:g} s does not end within {look:g} s.")
     return times
-
-
-GAP_SECONDS = 0.75
-"""G: an old run's end, the start of Python and its imports on a busy machine of two cores
-(docs/measurements.md)."""
 
 
 def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> Timing:
@@ -518,10 +513,7 @@ def read_settings(path: Path) -> Settings:
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
     found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    names = (
-        *("period_seconds", "look_seconds", "pause_seconds", "peer_address", "bootstrap_url"),
-        "scheduled_events",
-    )
+    names = ("period_seconds", "look_seconds", "pause_seconds", *Settings._fields[1:])
     unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
     if unknown:
         takes = f"{', '.join(names[:-1])} and {names[-1]}"
@@ -727,13 +719,11 @@ class Asker:
         return name, outcome
 
     def take(self, name: str, patience_seconds: float) -> Any:
-        """The answer to one question, once; None when it is not there by then."""
+        """The answer to one question, once; None when it is not there by then, or not asked."""
         until = time.monotonic() + patience_seconds
-        while name not in self._kept:
-            if (found := self.next(until)) is None:
-                return None
+        while name in self.busy and (found := self.next(until)):
             self._kept[found[0]] = found[1]
-        return self._kept.pop(name)
+        return self._kept.pop(name, None)
 
 
 # ------------------------------------------------ identity and update: who am I, which agent is it
@@ -742,6 +732,10 @@ METADATA = "http://169.254.169.254/metadata"
 INSTANCE = "instance?api-version=2021-02-01&format=json"
 LOAD_BALANCER = "loadbalancer?api-version=2020-10-01&format=json"
 EVENTS = "scheduledevents?api-version=2020-07-01"
+INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
+CHECK_SECONDS = 5.0
+CHECK_PASSED = "self-check passed"
+NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 
 
 class Identity(NamedTuple):
@@ -852,9 +846,6 @@ class Event(NamedTuple):
     nodes: tuple[str, ...]  # in small letters
 
 
-INTERRUPTING = ("Freeze", "Reboot", "Redeploy", "Preempt", "Terminate")
-
-
 def ask_events(session: requests.Session) -> tuple[Event, ...]:
     """The scheduled events that will interrupt a machine. Raises `Unanswered`.
 
@@ -877,7 +868,7 @@ def ask_events(session: requests.Session) -> tuple[Event, ...]:
         raise Unanswered("no scheduled events in it") from error
 
 
-def approve(session: requests.Session, events: list[Event], why: str, paths: Paths) -> bool:
+def approve(session: requests.Session, events: list[Event], why: str, paths: Paths) -> None:
     """Tell Azure that it need not wait: once, if it hears that. In a thread, as it may be slow."""
     known: list[str] = read_json(paths.approved) or []
     ids = [event.id for event in events if event.id not in known]
@@ -892,7 +883,6 @@ def approve(session: requests.Session, events: list[Event], why: str, paths: Pat
             tell_journal(f"Azure may go on with its {kinds}: {why}")
     except (Unanswered, OSError) as error:
         logging.warning("%s: not approved, tried again in the next run: %s", kinds, error)
-    return True
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -902,15 +892,6 @@ def failed_here(paths: Paths) -> set[str]:
         if 0 <= time.time() - paths.failed.stat().st_mtime < 3600:
             found.add((read_mark(paths.failed) or "")[:64])
     return found
-
-
-def ask_release(session: requests.Session, url: str, paths: Paths) -> Answer:
-    """Ask for `loader.py`; if the last one is still known to be ours or refused: if-none-match."""
-    url, last, headers = f"{url}/loader.py", read_json(paths.release) or {}, {}
-    known = {file_sha256(paths.loader), *failed_here(paths)}
-    if last.get("etag") and last.get("sha256") in known:
-        headers["If-None-Match"] = str(last["etag"])
-    return fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
 
 
 def keep_compiled(paths: Paths) -> None:
@@ -932,15 +913,6 @@ def keep_compiled(paths: Paths) -> None:
         write_atomic(compiled, content, sync=True)
 
 
-def end_trial(paths: Paths, mark: str | None) -> None:
-    """After a good run: the agent that ran it stays. `mark`: how the trial stood when it began."""
-    if mark is None or read_mark(paths.trial) != mark:
-        return
-    with contextlib.suppress(OSError):
-        paths.trial.unlink()
-        keep_compiled(paths)
-
-
 def replace_loader(digest: str, paths: Paths) -> None:
     """Put the checked agent in place, in steps of which each leaves an agent that runs.
 
@@ -952,16 +924,10 @@ def replace_loader(digest: str, paths: Paths) -> None:
         os.link(paths.loader, paths.previous)
     this_run = os.environ.get("INVOCATION_ID", "")
     write_atomic(paths.trial, f"{digest} {this_run}\n", sync=True)
-    sync_folder(paths.etc)
     with contextlib.suppress(OSError):  # a node that was made before has no such timer
         call_systemd(paths, "RestartUnit", ("s", "rollback.timer"), ("s", "replace"))
     paths.newer.replace(paths.loader)
     sync_folder(paths.etc)
-
-
-CHECK_SECONDS = 5.0
-CHECK_PASSED = "self-check passed"
-NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 
 
 def why_not(path: Path, until_seconds: float) -> str:
@@ -1033,9 +999,18 @@ def update(answer: Answer, paths: Paths, until_seconds: float) -> None:
 
 
 def take_release(session: requests.Session, url: str, paths: Paths, until_seconds: float) -> bool:
-    """Ask for a newer agent and take it: in a thread, the decision never waits for its check."""
+    """Ask for a newer agent and take it: in a thread, the decision never waits for its check.
+
+    If the last one that was asked for is still known to be ours or refused: if-none-match.
+    """
+    last, headers = read_json(paths.release) or {}, {}
+    known = {file_sha256(paths.loader), *failed_here(paths)}
+    if last.get("etag") and last.get("sha256") in known:
+        headers["If-None-Match"] = str(last["etag"])
+    url = f"{url}/loader.py"
     try:
-        update(ask_release(session, url, paths), paths, until_seconds)
+        answer = fetch(session, url, timeout_seconds=2, limit_bytes=1 << 20, headers=headers)
+        update(answer, paths, until_seconds)
     except Unanswered as silence:
         logging.warning("File loader.py: the web site gives %s, the run goes on.", silence)
     except OSError as error:
@@ -1044,6 +1019,8 @@ def take_release(session: requests.Session, url: str, paths: Paths, until_second
 
 
 # ------------------------------------------------ markers: what nodes tell each other
+
+MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
 
 
 class Grant(NamedTuple):
@@ -1095,25 +1072,6 @@ class Members(NamedTuple):
         return tuple(name for name in self.order if name != self.me)
 
 
-def read_members(identity: Identity, settings: Settings, paths: Paths) -> tuple[Members, Nodes]:
-    """The cluster that this node takes part in. Raises `BadInput`."""
-    nodes = read_nodes(paths)
-    logging.info("List of nodes in cluster: %s", list(nodes))
-    if identity.name not in nodes:
-        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
-    logging.info("There are total: %d nodes in the cluster", len(nodes))
-    key = read_key(paths.key)
-    generation = file_sha256(paths.loader)[:12]
-    members = Members(identity.name, tuple(nodes), key, settings.times, generation)
-    logging.info(
-        "Require minimum %d majority nodes to vote who's the active node", members.majority
-    )
-    return members, nodes
-
-
-MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
-
-
 def _mac(key: bytes, text: bytes) -> str:
     return hmac.new(key, text, "sha256").hexdigest()
 
@@ -1151,9 +1109,8 @@ def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: fields[name] for name in kind.__annotations__}
     for name, value in found.items():
         wanted = kind.__annotations__[name]
-        kinds = (
-            get_args(wanted) if isinstance(wanted, UnionType) else (get_origin(wanted) or wanted,)
-        )
+        either = get_args(wanted) if isinstance(wanted, UnionType) else None
+        kinds = either or (get_origin(wanted) or wanted,)
         number = type(value) in (int, float)
         fits = type(value) in kinds or (number and kinds == (float,))
         if not fits or (number and not 0 <= value < 1e12):
@@ -1298,32 +1255,28 @@ def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def origin(paths: Paths) -> str:
-    """Which boot of which machine it is: a restored disk or a clone is another one."""
-    known = known_identity(paths)
-    return f"{read_mark(paths.boot_id) or ''}{known.vm_id if known else ''}"
-
-
 def load_state(paths: Paths, times: Timing) -> State:
     """The state of this boot; a new one, which holds its vote, where there is none.
 
     The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
-    without a reboot, and with it what it had promised.
+    without a reboot, and with it what it had promised. That of another boot or of another machine,
+    as on a restored disk or a clone, is none.
     """
-    found, here = read_json(paths.state), origin(paths)
+    found, identity = read_json(paths.state), known_identity(paths)
+    here = f"{read_mark(paths.boot_id) or ''}{identity.vm_id if identity else ''}"
     try:
         state = State(**{**found, **_tuples(found)})
-        if state.origin in ("", here):
-            return state._replace(clocks=read_clocks(state.clocks), origin=here)
+        known = max(here, state.origin, key=len)  # a machine that Azure does not name is no other
+        if known.startswith(here) and known.startswith(state.origin):
+            return state._replace(clocks=read_clocks(state.clocks), origin=known)
     except (TypeError, KeyError, AttributeError, ValueError):
         pass
     clocks = read_clocks()
-    try:
-        booted = advance(Clocks(*read_json(paths.booted)), clocks.boot_seconds, clocks.raw_seconds)
-        passed_seconds = booted.slow_seconds - Clocks(*read_json(paths.booted)).slow_seconds
-    except TypeError:
-        passed_seconds = 0.0
-    since_seconds = clocks.slow_seconds - passed_seconds
+    since_seconds = clocks.slow_seconds
+    with contextlib.suppress(TypeError):
+        booted = Clocks(*read_json(paths.booted))
+        now = advance(booted, clocks.boot_seconds, clocks.raw_seconds)
+        since_seconds -= now.slow_seconds - booted.slow_seconds
     new = first_state(os.urandom(8).hex(), since_seconds, times, promised_seconds(paths))
     return new._replace(clocks=clocks, origin=here)
 
@@ -1359,11 +1312,10 @@ class Seen(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a peer answered in one poll: to the connectivity test, and for its marker about us."""
+    """What a peer answered in one poll when it was asked for its marker about us."""
 
-    connected: bool
-    marker: Answer | None = None
-    why: str = ""
+    marker: Answer
+    beside: tuple[str, Answer] | None = None  # without one for us: another node, and that one's
 
 
 def newer_records(
@@ -1398,6 +1350,24 @@ def times_in_vain(state: State, marker: Marker, slow: float) -> int:
     return times + 1 if vote and bound and marker.released < vote.stamp else times
 
 
+def votes_for_me(members: Members, state: State, vote: Grant | None) -> bool:
+    """Whether this is a vote for this boot of mine."""
+    return vote is not None and (vote.candidate, vote.epoch) == (members.me, state.epoch)
+
+
+def has_left_me(members: Members, state: State, name: str, reply: Reply, now: float) -> bool:
+    """Whether a peer that shows us nothing shows another node that it votes for us no more."""
+    if reply.beside is None:
+        return False
+    reader, page = reply.beside
+    try:
+        marker = parse_marker(members._replace(me=reader), name, page)
+        newer_records(members, state.records.get(name, {}), marker, now)
+    except BadInput:
+        return False
+    return not votes_for_me(members, state, marker.vote)
+
+
 def observe(
     members: Members, state: State, seen: Seen, replies: Mapping[str, Reply], moment: Moment
 ) -> tuple[State, Seen]:
@@ -1405,9 +1375,8 @@ def observe(
     now = moment.now_seconds
     markers, records = dict(seen.markers), dict(state.records)
     notes, first, in_vain = dict(seen.notes), dict(seen.first_stamps), dict(state.in_vain)
+    grants = dict(state.grants)
     for name, reply in replies.items():
-        if not reply.connected or reply.marker is None:
-            continue
         markers.pop(name, None)
         notes[name] = ""
         try:
@@ -1415,15 +1384,17 @@ def observe(
             records[name] = newer_records(members, records.get(name, {}), marker, now)
         except BadInput as absent:
             notes[name] = str(absent)
+            if has_left_me(members, state, name, reply, now):
+                grants.pop(name, None)
             continue
         markers[name] = marker
         if name not in first:
             first[name] = (marker.epoch, marker.stamp)
             in_vain[name] = times_in_vain(state, marker, moment.slow_seconds)
-    answered = seen.answered | {name for name, reply in replies.items() if reply.connected}
+    answered = seen.answered | set(replies)
     sees = tuple(name for name in members.peers if name in answered or name in state.sees)
     seen = seen._replace(answered=answered, markers=markers, first_stamps=first, notes=notes)
-    return state._replace(records=records, sees=sees, in_vain=in_vain), seen
+    return state._replace(records=records, sees=sees, in_vain=in_vain, grants=grants), seen
 
 
 class View(NamedTuple):
@@ -1498,9 +1469,27 @@ def failed(state: State, why: str) -> State:
     return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
-def is_ready(marker: Marker, view: View) -> bool:
-    """Whether a candidate may take the role from an active node (K looks, and a live agent)."""
-    return marker.quorum_runs >= READY_LOOKS and marker.sender in view.live
+def how_lost(*, late: bool) -> str:
+    """What took the role from a node that saw a quorum."""
+    return "its lease ended before it was renewed" if late else "its probe was taken away"
+
+
+def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
+    """Voters whose promises end before a passive node could renew a lease on them.
+
+    None where the others are a majority.
+    """
+    times = members.times
+    least_seconds = times.lease_seconds - tick_spread_seconds(times)
+    shown = {name: marker.vote for name, marker in view.markers.items()}
+    brief = [
+        name
+        for name, vote in shown.items()
+        if vote and (vote.candidate != members.me or vote.stamp > state.released)
+        if lease_of(vote.promise_seconds, times.pause_seconds) < least_seconds
+    ]
+    enough = 1 + len(shown) - len(brief) >= members.majority
+    return [] if enough or state.active else brief
 
 
 def rests(members: Members, state: State, view: View) -> str:
@@ -1513,6 +1502,8 @@ def rests(members: Members, state: State, view: View) -> str:
         return ""
     if view.late:
         return "began this look too late to stand"
+    if brief := bound_too_briefly(members, state, view):
+        return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     if left <= 0 or not (others or view.now_seconds - view.started_seconds < times.rest_seconds):
         return ""
@@ -1529,17 +1520,34 @@ def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
     return tuple(sorted(members.order, key=last.__contains__))
 
 
+class Claim(NamedTuple):
+    """Somebody who asks for votes, me included."""
+
+    epoch: str
+    stamp: int
+    active: bool
+    ready: bool  # may take the role from an active node: K good looks, and a live agent
+
+
+def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
+    """Who asks for votes now, most preferred first."""
+    found = {}
+    for name in preference(members, state, view):
+        marker = view.markers.get(name)
+        if marker is not None and marker.candidate:
+            ready = marker.quorum_runs >= READY_LOOKS and name in view.live
+            found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready)
+        elif name == members.me and state.candidate:
+            ready = state.quorum_runs >= READY_LOOKS
+            found[name] = Claim(state.epoch, state.stamp, state.active, ready)
+    return found
+
+
 def higher_candidates(members: Members, state: State, view: View) -> list[str]:
     """Candidates before me; while I am active only those that are ready to take over."""
-    order = preference(members, state, view)
+    order, asking = preference(members, state, view), claims(members, state, view)
     before = order[: order.index(members.me)]
-    return [
-        name
-        for name in before
-        if (marker := view.markers.get(name)) is not None
-        and marker.candidate
-        and (not state.active or is_ready(marker, view))
-    ]
+    return [n for n in before if n in asking and (not state.active or asking[n].ready)]
 
 
 def yielding(members: Members, view: View) -> set[str]:
@@ -1551,28 +1559,6 @@ def outvoted(members: Members, state: State, view: View) -> bool:
     """Whether so many of my voters yield to somebody else that the rest is no majority."""
     lost = yielding(members, view) & set(state.grants)
     return bool(lost) and len(state.grants) - len(lost) < members.majority
-
-
-class Claim(NamedTuple):
-    """Somebody who asks for votes, me included."""
-
-    epoch: str
-    stamp: int
-    active: bool
-    ready: bool  # may take the role from an active node
-
-
-def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
-    """Who asks for votes now, most preferred first."""
-    found = {}
-    for name in preference(members, state, view):
-        marker = view.markers.get(name)
-        if marker is not None and marker.candidate:
-            found[name] = Claim(marker.epoch, marker.stamp, marker.active, is_ready(marker, view))
-        elif name == members.me and state.candidate:
-            ready = state.quorum_runs >= READY_LOOKS
-            found[name] = Claim(state.epoch, state.stamp, state.active, ready)
-    return found
 
 
 def is_given_up(members: Members, state: State, view: View, vote: Vote) -> bool:
@@ -1628,9 +1614,9 @@ def count_grants(members: Members, state: State, view: View) -> State:
     shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
     for voter, vote in shown.items():
         newest = grants.get(voter, (state.released, 0.0))[0]
-        if vote is None or vote.candidate != members.me or vote.epoch != state.epoch:
+        if not votes_for_me(members, state, vote):
             grants.pop(voter, None)
-        elif newest < vote.stamp <= state.stamp:
+        elif vote and newest < vote.stamp <= state.stamp:
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
@@ -1661,17 +1647,10 @@ class Decision(NamedTuple):
     reason: str = ""
 
 
-def renews(members: Members, state: State) -> bool:
-    """Whether it asks, and no majority has granted this look's stamp so far."""
+def is_covered(members: Members, state: State) -> bool:
+    """Whether a majority has granted this look's stamp."""
     covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
-    return state.candidate and covered < members.majority
-
-
-def active_node(members: Members, state: State, view: View) -> str | None:
-    """The node that is active, as far as this one can see."""
-    if state.active:
-        return members.me
-    return next((n for n in members.order if n in view.markers and view.markers[n].active), None)
+    return covered >= members.majority
 
 
 def is_content(members: Members, decision: Decision, view: View, active: str) -> bool:
@@ -1688,21 +1667,19 @@ def is_content(members: Members, decision: Decision, view: View, active: str) ->
 def is_settled(members: Members, decision: Decision, view: View) -> bool:
     """Whether nothing is left to wait for in this look (docs/protocol.md section 4)."""
     state, now = decision.state, view.now_seconds
-    active = active_node(members, state, view)
+    others = (name for name in members.order if name in view.markers and view.markers[name].active)
+    active = members.me if state.active else next(others, None)
     if active is None:
         return False
     if view.announced:  # it goes on as a voter
         return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
-    calm = members.order.index(active) <= min(
-        members.order.index(name) for name in (members.me, *view.markers)
-    )
+    calm = active == next(n for n in members.order if n == members.me or n in view.markers)
     if not calm and now - view.started_seconds < members.times.stay_seconds:
         return False
     if state.active:
-        covered = sum(stamp >= state.stamp for stamp, _ in state.grants.values())
-        return covered >= members.majority
+        return is_covered(members, state)
     return is_content(members, decision, view, active)
 
 
@@ -1714,7 +1691,7 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     if view.announced or view.leaving:
         why = f"makes way: Azure announces {view.announced}" if view.announced else "is leaving"
         return f"Node {me} {why}, set as passive"
-    if not len(view.markers) + 1 >= members.majority:
+    if len(view.markers) + 1 < members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
     if not state.candidate and (why := rests(members, state, view)):
         return f"Node {me} {why}, set as passive"
@@ -1747,7 +1724,8 @@ def decide(members: Members, state: State, view: View) -> Decision:
         bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
     )
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
-    kept_back |= bool(view.announced) and not (state.active and renews(members, state))
+    renews = state.active and state.candidate and not is_covered(members, state)
+    kept_back |= bool(view.announced) and not renews
     wants = has_quorum and not higher and not kept_back
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
@@ -1757,7 +1735,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, give_up(state, now)._replace(active=False)
         if has_quorum and not steps_down:
-            state = failed(state, "its lease ended before it was renewed")
+            state = failed(state, how_lost(late=now >= fence))
     elif wants and now < fence:
         serve = fence
     elif not state.active and state.grants and (not wants or yielding(members, view)):
@@ -1824,8 +1802,8 @@ Looks = Generator[Effect | Outcome, Moment, None]
 
 def trouble_of(members: Members, error: OSError, then: str) -> str:
     """What could not be done, and what became of the role."""
-    where = getattr(error, "filename", None)
-    what = f"can't write {where}: {error.strerror}" if where else str(error)
+    path = error.filename
+    what = f"can't write {path}: {error.strerror}" if path else str(error)
     return f"Node {members.me} {what}, {then}"
 
 
@@ -1851,17 +1829,11 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
         generation=members.generation,
         at=utc(moment.wall_seconds),
     )
-    return {
-        name: marker._replace(
-            receiver=name, heard={e: r.stamp for e, r in state.records.get(name, {}).items()}
-        )
-        if name in state.sees
-        else None
-        for name in members.peers
-    }
-
-
-PAUSE_NOTICED_SECONDS = 0.25
+    shown: dict[str, Marker | None] = {}
+    for name in members.peers:
+        heard = {epoch: record.stamp for epoch, record in state.records.get(name, {}).items()}
+        shown[name] = marker._replace(receiver=name, heard=heard) if name in state.sees else None
+    return shown
 
 
 def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
@@ -1883,7 +1855,9 @@ def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
             logging.warning("This machine was paused for %.1f s", paused_seconds)
             stepped = True
     state = state._replace(wall_offset_seconds=offset, wall_read_seconds=now)
-    return state._replace(host_offset_seconds=host), stepped
+    # Where it can't be read for a while, it tells of a pause afterwards.
+    state = state._replace(host_offset_seconds=host_before if host is None else host)
+    return state, stepped
 
 
 def _drop() -> Generator[Effect, Moment, Moment]:
@@ -1898,14 +1872,10 @@ def _begin(
     members: Members, state: State, moment: Moment, *, leaving: bool
 ) -> Generator[Effect, Moment, tuple[State, Moment]]:
     """Drop a probe that should not be there before anything else, then ask with a new stamp."""
-    missed = (
-        0
-        < state.began_seconds
-        < moment.now_seconds - 1.6 * members.times.look_seconds - members.times.gap_seconds
-    )
+    now, times = moment.now_seconds, members.times
+    missed = 0 < state.began_seconds < now - 1.6 * times.look_seconds - times.gap_seconds
     state, stepped = note_clocks(state, moment)
-    now = moment.now_seconds
-    late = now >= lease_end_seconds(members, state) - members.times.margin_seconds
+    late = now >= lease_end_seconds(members, state) - times.margin_seconds
     rightful = state.active and moment.probe_there and not late and not stepped
     lost = state.active and not rightful and not stepped and state.quorum_runs > 0
     if (state.active or moment.probe_there) and not rightful:
@@ -1913,7 +1883,7 @@ def _begin(
         if state.active:
             state = give_up(state, now)._replace(active=False)
     if lost:
-        state = failed(state, "its lease ended before it was renewed")
+        state = failed(state, how_lost(late=late))
     elif missed or not state.finished:
         state = failed(state, "its last look did not end well")
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
@@ -1929,44 +1899,31 @@ def _begin(
     return state, moment
 
 
-def rolled_back(state: State, seen: Seen) -> bool:
-    """Whether a peer has read a request of ours that is newer than any we know of."""
-    heard = (heard_seconds(state, marker) for marker in seen.markers.values())
-    return any(seconds * 1000 > state.stamp + 0.5 for seconds in heard)
-
-
-def start_over(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
+def start_over(members: Members, state: State, moment: Moment) -> Decision:
     """A snapshot of a running machine was restored: what it promised since is forgotten."""
     epoch = hashlib.sha256(f"{state.epoch} {moment.wall_seconds}".encode()).hexdigest()[:16]
     new = first_state(epoch, moment.slow_seconds, members.times)
     new = new._replace(stamp=int(moment.now_seconds * 1000), sees=state.sees, records=state.records)
     why = f"Node {members.me} is a snapshot of itself, its peers know it newer, set as passive"
-    return Decision(new._replace(origin=state.origin), drop=True, reason=why), seen
+    logging.warning("%s", why)  # the look goes on, and ends with what came of that
+    return Decision(new._replace(origin=state.origin), drop=True, reason=why)
 
 
 def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
     """What follows from the replies of one poll."""
     state, seen = observe(members, state, seen, moment.value, moment)
-    if rolled_back(state, seen):
-        return start_over(members, state, seen, moment)
+    heard = (heard_seconds(state, marker) for marker in seen.markers.values())
+    if any(seconds * 1000 > state.stamp + 0.5 for seconds in heard):  # newer than any we know of
+        return start_over(members, state, moment), seen
     state, stepped = note_clocks(state, moment)
     view = view_of(members, state, seen, moment, stepped=stepped)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        good = 0 if seen.announced else decision.state.quorum_runs + 1
+        goes = seen.announced or bound_too_briefly(members, state, view)  # and is nobody's heir
+        good = 0 if goes else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
-
-
-def _withdraw(
-    decision: Decision, state: State, tries: int, why: str
-) -> Generator[Effect, Moment, State]:
-    """Remove what may be staged; elected in vain for long enough, free the voters at once."""
-    moment = yield from _drop()
-    if decision.serve_until_seconds is not None and tries >= COMMIT_TRIES:
-        state = failed(give_up(state, moment.now_seconds), why)._replace(candidate=False)
-    return state
 
 
 def _apply(
@@ -1974,7 +1931,8 @@ def _apply(
 ) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
     """Drop, save, serve, show: in this order, so that nothing is shown before it holds.
 
-    The state to go on with, and what could not be done.
+    The state to go on with, and what could not be done: elected in vain for long enough, a node
+    frees its voters at once.
     """
     state = decision.state
     try:
@@ -1985,13 +1943,16 @@ def _apply(
             moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
             if state.active and not moment.value:
                 raise OSError("came too late to renew its lease")
-            if bool(moment.value) != state.active:
-                state = state._replace(active=bool(moment.value))
+            if moment.value and not state.active:
+                state = state._replace(active=True)
                 moment = yield Save(state)
         yield Show(markers_of(members, state, moment))
     except OSError as error:
         if not state.active:
-            state = yield from _withdraw(decision, state, tries + 1, str(error))
+            moment = yield from _drop()  # what may be staged
+            if decision.serve_until_seconds is not None and tries + 1 >= COMMIT_TRIES:
+                state = failed(give_up(state, moment.now_seconds), str(error))
+                state = state._replace(candidate=False)
         return state, error
     return state, None
 
@@ -2053,7 +2014,7 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
         asleep_seconds = moment.now_seconds - seen.until_seconds
         if asleep_seconds > times.timeout_seconds + times.poll_seconds:
             return (yield from _overslept(members, state, seen, moment))
-        slow = frozenset(members.peers) - {n for n, r in moment.value.items() if r.connected}
+        slow = frozenset(members.peers).difference(moment.value)
         decision, seen = conclude(members, state, seen, moment)
         state, trouble = yield from _apply(members, decision, tries)
         tries, reason = (tries + 1 if trouble else 0), decision.reason
@@ -2068,36 +2029,24 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
         yield Pause(times.poll_seconds)
 
 
-def settle(
-    members: Members,
-    state: State,
-    start: Moment,
-    until_seconds: float,
-    *,
-    leaving: bool = False,
-    announced: str = "",
-) -> Steps:
+def settle(members: Members, state: State, start: Moment, seen: Seen) -> Steps:
     """One look, as the effects that it needs done; whoever does them sends back each `Moment`.
 
-    It is over by `until_seconds` on the boot clock, or after one poll where that is past. What
-    can't be done is tried again at the next poll: the fence that is armed already ends the
-    lease if it never can. Only a probe that can't be removed ends the look.
+    It is over by `seen.until_seconds`, or after one poll where that is past. What can't be done
+    is tried again at the next poll: the fence that is armed already ends the lease if it never
+    can. Only a probe that can't be removed ends the look.
     """
     last_stamps = {
         name: (epoch, record.stamp)
         for name, epochs in state.records.items()
         for epoch, record in list(epochs.items())[-1:]
     }
-    now = start.now_seconds
-    until_seconds = max(now, until_seconds)
-    seen = Seen(now, until_seconds, leaving, last_stamps=last_stamps, announced=announced)
     try:
-        return (yield from _settle(members, state, seen, start))
+        return (yield from _settle(members, state, seen._replace(last_stamps=last_stamps), start))
     except OSError as error:
         yield Drop()
-        return Outcome(
-            state._replace(active=False), seen, trouble_of(members, error, "set as passive")
-        )
+        reason = trouble_of(members, error, "set as passive")
+        return Outcome(state._replace(active=False), seen, reason)
 
 
 # ------------------------------------------------ machine: the effects done: files, fence, requests
@@ -2115,13 +2064,13 @@ class Fence:
         self._armed = paths.run / "fence"
         self._base = paths.run / "timer_base_microseconds"
 
-    def arm(self, until_seconds: float, left_seconds: float) -> None:
-        """Arm for a moment that is so far away; only then drop the fence before.
+    def arm(self, until_seconds: float, deadline_seconds: float) -> None:
+        """Arm for that moment of `time.monotonic()`; only then drop the fence before.
 
         Raises `OSError`; the next call ends what was begun: every name is noted before systemd
         may know it, and until it no longer does.
         """
-        lease, deadline_seconds = int(until_seconds * 1000), time.monotonic() + left_seconds
+        lease = int(until_seconds * 1000)
         if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
             return
         microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
@@ -2198,15 +2147,10 @@ class Machine:
     """Does on this node what `settle` asks for."""
 
     def __init__(
-        self,
-        members: Members,
-        nodes: Nodes,
-        addresses: Mapping[str, str],
-        paths: Paths,
-        clocks: Clocks | None,
+        self, members: Members, nodes: Nodes, asked: str, paths: Paths, clocks: Clocks | None
     ) -> None:
-        self.members, self.nodes, self.addresses, self.paths = members, nodes, addresses, paths
-        self.urls = {name: f"http://{addresses[name]}" for name in members.peers}
+        self.members, self.nodes, self.paths = members, nodes, paths
+        self.addresses = {name: entry[asked] for name, entry in nodes.items()}
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
@@ -2262,43 +2206,52 @@ class Machine:
         self.collect(replies, set())  # what came too late for the last poll
         for name in self.members.peers:
             if name not in self.asker.busy:
-                self.asker.ask(name, self.question(name))
+                self.asker.ask(name, functools.partial(self.question, name))
         self.collect(replies, set(wait_for))
         for name in self.asker.busy:
             self.silent[name] = self.silent.get(name) or "no answer yet"
         return replies
 
     def collect(self, replies: dict[str, Reply], waiting: set[str]) -> None:
-        """Take in the answers that are there, and wait for those of some peers."""
+        """Take in the answers that are there, and wait for those of some peers: the last counts."""
         deadline = time.monotonic() + self.members.times.timeout_seconds
         while found := self.asker.next(deadline if waiting else 0.0):
             name, outcome = found
             waiting.discard(name)
-            silent = isinstance(outcome, Unanswered)
-            replies[name] = Reply(connected=False, why=str(outcome)) if silent else outcome
-            self.silent[name] = replies[name].why
-            if replies[name].connected:
+            replies.pop(name, None)
+            if isinstance(outcome, Unanswered):
+                self.silent[name] = str(outcome)
+            else:
+                self.silent[name], replies[name] = "", outcome
                 self.untested.discard(name)
 
-    def question(self, name: str) -> Question:
+    def question(self, name: str, session: requests.Session) -> Reply:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""
-        url, me, times = self.urls[name], self.members.me, self.members.times
-        untested = name in self.untested
+        times, site = self.members.times, f"http://{self.addresses[name]}"
+        if name in self.untested:
+            page = fetch(session, f"{site}/", timeout_seconds=times.connect_seconds)
+            if page.status != 200:
+                raise Unanswered(f"status {page.status}")
+        url = f"{site}/{self.members.me}.html"
+        try:
+            marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
+        except HungUp:  # once more, on a new connection
+            marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
+        if marker.status not in (200, 404):
+            raise Unanswered(f"status {marker.status}")
+        unseen = marker.status == 404 and self.paths.probe.exists()
+        return Reply(marker, self.beside(session, name) if unseen else None)
 
-        def ask(session: requests.Session) -> Reply:
-            if untested:
-                page = fetch(session, f"{url}/", timeout_seconds=times.connect_seconds)
-                if page.status != 200:
-                    return Reply(connected=False, why=f"status {page.status}")
-            try:
-                marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
-            except HungUp:  # once more, on a new connection
-                marker = fetch(session, f"{url}/{me}.html", timeout_seconds=times.timeout_seconds)
-            if marker.status not in (200, 404):
-                return Reply(connected=False, why=f"status {marker.status}")
-            return Reply(connected=True, marker=marker)
-
-        return ask
+    def beside(self, session: requests.Session, name: str) -> tuple[str, Answer] | None:
+        """A peer's marker for another node, which tells whom it votes for; one of some nodes'."""
+        others = [other for other in self.members.peers if other != name]
+        seconds = self.members.times.timeout_seconds
+        with contextlib.suppress(Unanswered):
+            for other in others[:3]:
+                url = f"http://{self.addresses[name]}/{other}.html"
+                if (answer := fetch(session, url, timeout_seconds=seconds)).status == 200:
+                    return other, answer
+        return None
 
     def save(self, state: State) -> None:
         """Write the state before anything that depends on it is shown."""
@@ -2330,9 +2283,11 @@ class Machine:
         Reading the clock stays the last thing before the rename: a run that stood still until
         after its fence fired must not stage and commit again.
         """
-        if (left_seconds := until_seconds - self.now()[0]) <= 0:
+        # Systemd's clock first: a process that stands still before the second arms too early.
+        deadline_seconds = time.monotonic() + until_seconds - (now := self.now()[0])
+        if now >= until_seconds:
             return False
-        self.fence.arm(until_seconds, left_seconds)
+        self.fence.arm(until_seconds, deadline_seconds)
         if commit or not self.paths.probe.exists():
             content = f"<!doctype html><title>{self.members.me} is active</title>\n"
             write_atomic(self.paths.staged, content)
@@ -2355,6 +2310,7 @@ class Machine:
 # ------------------------------------------------ report: log, status.json, journal
 
 NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overridden or missing"
+TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
 
 
 def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
@@ -2411,10 +2367,9 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
     reachable = reachable_nodes(members, outcome)
     addresses_reached = [addresses[name] for name in reachable]
     logging.info("All reachable nodes (including local node): %s", addresses_reached)
-    enough = "more than or equal to" if len(reachable) >= members.majority else "less than"
-    logging.info(
-        "Total reachable nodes %d is %s majority nodes %d", len(reachable), enough, members.majority
-    )
+    count, needed = len(reachable), members.majority
+    enough = "more than or equal to" if count >= needed else "less than"
+    logging.info("Total reachable nodes %d is %s majority nodes %d", count, enough, needed)
     ordered = [(name, dict(machine.nodes[name])) for name in reachable]
     logging.info("Filtered reachable ordered nodes %s", ordered)
     logging.info("%s", outcome.reason)
@@ -2422,15 +2377,11 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
         logging.info("probe.html already does not exist")
 
 
-TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
-
-
-def status_of(
-    identity: Identity, machine: Machine, outcome: Outcome, now: Moment
-) -> dict[str, Any]:
+def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
-    times, slow = members.times, now.slow_seconds
+    times, now = members.times, machine.moment()
+    slow = now.slow_seconds
     vote = state.vote if state.vote and slow < state.vote.until_seconds else None
     lease = lease_end_seconds(members, state) - now.now_seconds
     hold = state.hold_until_seconds - slow
@@ -2475,22 +2426,19 @@ def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) ->
     tell_journal(f"{role}: {reason}", warning=warning or role != before)
 
 
-def outlook(outcome: Outcome) -> Any:
-    """Who is active, who sees whom, who votes for whom: what is worth a trace when it changes."""
-    state, seen = outcome.state, outcome.seen
-    shown = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
-    return state.active, seen.answered, shown, state.vote and state.vote.candidate
-
-
 def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any, last: Any) -> Any:
     """status.json, and where it says what `last` does not, trace and journal; what it says now.
 
-    `expires`: False where Apache sets no limit, None where nobody knows.
+    Worth a trace is who is active, who sees whom, and who votes for whom. `expires`: False where
+    Apache sets no limit, None where nobody knows.
     """
-    paths, now = machine.paths, (outlook(outcome), expires is False)
+    paths, state, seen = machine.paths, outcome.state, outcome.seen
+    votes = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
+    own = state.vote and state.vote.candidate
+    now = (state.active, seen.answered, votes, own, expires is False)
     if now != last:
         log_trace(machine, outcome)
-    status = status_of(identity, machine, outcome, machine.moment())
+    status = status_of(identity, machine, outcome)
     status["probe_expires"] = expires if isinstance(expires, bool) else None
     try:
         write_atomic(paths.status, json.dumps(status))
@@ -2522,13 +2470,22 @@ def start_log(paths: Paths) -> None:
 
 # ------------------------------------------------ verbs
 
+DRY = ("--dry-run", "--self-check")  # the verbs that change nothing
+
 
 def prepare(identity: Identity, settings: Settings, paths: Paths) -> tuple[Machine, State, Moment]:
-    """What a run begins with. Raises `BadInput`."""
-    members, nodes = read_members(identity, settings, paths)
-    addresses = {name: entry[f"{settings.peer_address}_ip"] for name, entry in nodes.items()}
+    """What a run begins with: the cluster, and what this node has promised. Raises `BadInput`."""
+    nodes = read_nodes(paths)
+    logging.info("List of nodes in cluster: %s", list(nodes))
+    if identity.name not in nodes:
+        raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
+    logging.info("There are total: %d nodes in the cluster", len(nodes))
+    key, generation = read_key(paths.key), file_sha256(paths.loader)[:12]
+    members = Members(identity.name, tuple(nodes), key, settings.times, generation)
+    needed = members.majority
+    logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
-    machine = Machine(members, nodes, addresses, paths, state.clocks)
+    machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths, state.clocks)
     return machine, state, machine.moment()
 
 
@@ -2566,17 +2523,17 @@ def looks(
     longest_seconds = look_seconds - times.timeout_seconds - times.poll_seconds  # the next is due
     early_seconds = look_seconds / 10  # a pause may end so early: chrony slews by up to a twelfth
     while True:
+        began_seconds, ends_seconds = start.now_seconds, until_seconds
         into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
-        ends_seconds = until_seconds
         if several:
-            ends_seconds = min(until_seconds, start.now_seconds + longest_seconds - into_seconds)
-        outcome = yield from settle(
-            members, state, start, ends_seconds, leaving=leaving, announced=announced()
-        )
+            ends_seconds = min(until_seconds, began_seconds + longest_seconds - into_seconds)
+        ends_seconds = max(began_seconds, ends_seconds)
+        seen = Seen(began_seconds, ends_seconds, leaving, announced=announced())
+        outcome = yield from settle(members, state, start, seen)
         state, now = outcome.state, (yield outcome)
         left_seconds = run_left_seconds(times, now.wall_seconds)
         until_seconds = min(until_seconds, now.now_seconds + left_seconds)
-        left_seconds = look_seconds - into_seconds - (now.now_seconds - start.now_seconds)
+        left_seconds = look_seconds - into_seconds - (now.now_seconds - began_seconds)
         over = now.now_seconds + max(0.0, left_seconds) >= until_seconds
         if leaving or over or not several:
             return
@@ -2589,31 +2546,39 @@ class Announced:
     def __init__(self, background: Asker, paths: Paths, node: str) -> None:
         self._background, self._paths, self._node = background, paths, node.lower()
         self._events: list[Event] = []
+        self._kinds = str(read_json(paths.announced) or "")  # as an earlier run knew
 
     def kinds(self, patience_seconds: float = 0.0) -> str:
         """What is known by now, "" for nothing. A late answer counts from the next look on."""
-        found = self._background.take("events", patience_seconds)
+        found, known = self._background.take("events", patience_seconds), self._kinds
         if isinstance(found, Unanswered):
             logging.info("Scheduled events: %s", found)
-        elif found:
+        elif found is not None:
             self._events = [event for event in found if self._node in event.nodes]
-        return ", ".join(sorted({event.kind for event in self._events}))
+            self._kinds = ", ".join(sorted({event.kind for event in self._events}))
+        if self._kinds != known:
+            with contextlib.suppress(OSError):
+                write_atomic(self._paths.announced, json.dumps(self._kinds))
+        return self._kinds
 
     def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
         """Once a run: when another node is active that does not go as well, or none can be.
 
         Who was active when the run began leaves it to the next one: the load balancer's probe has
-        to notice first.
+        to notice first. Who stays must be a majority, and of several that go each waits for those
+        after it, until they are back; or until Azure waits no longer.
         """
         waiting = [event for event in self._events if event.scheduled]
         going = {name for event in waiting for name in event.nodes}
         markers = outcome.seen.markers
         active = [n for n, marker in markers.items() if marker.active and n.lower() not in going]
-        if waiting and ((active and not was_active) or not heir_of(members, markers)):
+        before = members.order[: members.order.index(members.me)]
+        stay = sum(bool(m.quorum_runs) or n in before for n, m in markers.items() if not m.holding)
+        served = active and not was_active and stay >= members.majority
+        if waiting and (served or not heir_of(members, markers)):
             why = f"{active[0]} is active" if active else "no other node can be"
             self._events = [event._replace(scheduled=False) for event in self._events]
-            paths = self._paths
-            self._background.ask("approval", lambda link: approve(link, waiting, why, paths))
+            self._background.ask("approval", lambda link: approve(link, waiting, why, self._paths))
 
 
 def take_part(
@@ -2623,7 +2588,7 @@ def take_part(
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
-    announced.kinds(brief_seconds(times) if "events" in background.busy else 0.0)
+    announced.kinds(brief_seconds(times))
     machine, state, start = prepare(identity, settings, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
@@ -2635,8 +2600,7 @@ def take_part(
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
         announced.approve(machine.members, outcome, was_active=state.active)
-    if "approval" in background.busy:  # of a run of one look, which ends now
-        background.take("approval", brief_seconds(times))
+    background.take("approval", brief_seconds(times))  # of a run of one look, which ends now
 
 
 def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool = False) -> None:
@@ -2648,6 +2612,8 @@ def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool 
     background.ask("identity", ask_identity)
     if settings.scheduled_events and not leaving:
         background.ask("events", ask_events)
+    else:
+        paths.announced.unlink(missing_ok=True)
     updated = not url or background.take("release", brief_seconds(settings.times))
     try:
         take_part(background, paths, settings, until, leaving=leaving)
@@ -2657,8 +2623,11 @@ def run(paths: Paths, settings: Settings, left_seconds: float, *, leaving: bool 
     finally:
         if not updated:
             updated = background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    if updated:  # else that thread may still put another agent in place
-        end_trial(paths, mark)
+    # A good run ends the trial with which it began; one that is not updated may still be replaced.
+    if updated and mark is not None and read_mark(paths.trial) == mark:
+        with contextlib.suppress(OSError):
+            paths.trial.unlink()
+            keep_compiled(paths)
 
 
 def leave(paths: Paths, settings: Settings) -> None:
@@ -2723,8 +2692,7 @@ def dry_run(paths: Paths, settings: Settings) -> None:
             raise BadInput(f"the instance metadata service gives {silence}") from silence
         identity = known
     machine, state, _ = prepare(identity, settings, paths)
-    peers = frozenset(machine.members.peers)
-    now = machine.moment(machine.do(Poll(wait_for=peers)))
+    now = machine.moment(machine.poll(frozenset(machine.members.peers)))
     decision, seen = glance(machine.members, state, now)
     log_trace(machine, Outcome(decision.state, seen, decision.reason))
     vote = decision.state.vote
@@ -2737,7 +2705,7 @@ def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
     """The reply of a node in that state, which nobody sent."""
     marker = markers_of(sender, state, now)[receiver]
     page = format_marker(sender, marker).encode() if marker else b""
-    return Reply(connected=True, marker=Answer(200, page, {}, whole=True))
+    return Reply(Answer(200, page, {}, whole=True))
 
 
 def self_check(paths: Paths) -> None:
@@ -2782,26 +2750,22 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
 
 def perform(verb: str, paths: Paths) -> None:
     """Do one verb. Raises `BadInput`, `OSError`."""
-    if verb in ("bootup", "--self-check"):
-        bootup(paths) if verb == "bootup" else self_check(paths)
-        return
-    settings = settings_here(paths)
-    if verb == "--dry-run":
-        dry_run(paths, settings)
-        return
-    patience_seconds = settings.times.period_seconds if verb == "leave" else 0
-    with one_at_a_time(paths, patience_seconds):
-        if verb == "leave":
-            leave(paths, settings)
-        else:
+    if verb == "bootup":
+        bootup(paths)
+    elif verb == "--self-check":
+        self_check(paths)
+    elif verb == "--dry-run":
+        dry_run(paths, settings_here(paths))
+    else:
+        settings = settings_here(paths)
+        with one_at_a_time(paths, settings.times.period_seconds if verb == "leave" else 0):
+            if verb == "leave":
+                leave(paths, settings)
+                return
             # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
             # its imports take long enough to be killed for otherwise.
             age_seconds = process_age_seconds()
             run(paths, settings, run_left_seconds(settings.times, time.time(), age_seconds))
-
-
-DRY = ("--dry-run", "--self-check")
-"""The verbs that change nothing."""
 
 
 def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:

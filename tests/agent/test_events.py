@@ -170,6 +170,35 @@ def test_one_for_the_active_node_as_well_waits_until_that_one_has_made_way(world
     assert world.approved() == ["the Freeze"]
 
 
+def test_of_two_that_are_about_to_go_the_later_in_the_order_goes_first(world: World) -> None:
+    """Else both would be down at once, and the third alone is no majority."""
+    world.saw_its_peers()
+    world.leads("node3")
+    cannot_serve(world, "node2")
+    world.announces("Reboot")
+    makes_way(world, world.run(), "Reboot")
+    world.page("node2", "/", Page("", 503))
+    makes_way(world, world.run(), "Reboot")  # node2 reboots
+    assert world.approved() == []
+    world.page("node2", "/", Page())
+    world.votes("node2")
+    for _ in range(2):  # it has to see our marker first
+        makes_way(world, world.run(), "Reboot")
+    assert world.approved() == ["the Reboot"]
+
+
+def test_of_two_that_are_about_to_go_the_later_one_does_not_wait_for_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, me="node2") as world:
+        world.saw_its_peers()
+        world.leads("node3")
+        cannot_serve(world, "node1")
+        world.announces("Reboot")
+        world.run()
+        assert world.approved() == ["the Reboot"]
+
+
 # ------------------------------------------------ nobody else
 
 
@@ -258,6 +287,30 @@ def test_a_node_that_is_being_stopped_has_no_use_for_it(world: World) -> None:
     ran = world.run("leave")
     assert ran.journal == "passive: Node node1 is leaving, set as passive"
     assert world.cloud.site(world.metadata_host).asked_for(EVENTS) == []
+
+
+# ------------------------------------------------ known from an earlier run
+
+
+@pytest.mark.parametrize("answer", [Page("", 429), Page("<html>"), SILENT])
+def test_what_an_earlier_run_knew_holds_until_azure_answers(world: World, answer: Page) -> None:
+    """Else a node would take the role back whenever the answer is late, and give it up again."""
+    world.announces("Freeze")
+    makes_way(world, world.run(), "Freeze")
+    world.metadata_says(EVENTS, answer)
+    world.change_state(quorum_runs=5)  # it would be preferred again
+    makes_way(world, world.run(), "Freeze")
+    world.announces()
+    world.run()
+    assert world.state()["candidate"]
+
+
+def test_with_the_setting_off_what_an_earlier_run_knew_is_forgotten(world: World) -> None:
+    world.announces("Freeze")
+    makes_way(world, world.run(), "Freeze")
+    world.settings(scheduled_events="false")
+    world.run()
+    assert world.state()["candidate"]
 
 
 # ------------------------------------------------ several looks

@@ -540,3 +540,23 @@ def test_no_function_is_longer_than_40_lines(folder: str) -> None:
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 long += [f"{path.name}:{node.name} {lines}"] if lines > 40 else []
     assert long == []
+
+
+# ------------------------------------------------ the host's clock
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a folder", "another device"])
+def test_what_is_no_clock_tells_no_time_and_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    path = tmp_path / "ptp_hyperv"
+    if there == "a file":
+        path.write_text("garbage")
+    elif there == "a folder":
+        path.mkdir()
+    elif there == "another device":
+        path.symlink_to("/dev/null")
+    monkeypatch.setattr(loader, "HOST_CLOCK", str(path))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [loader.host_seconds() for _ in range(3)] == [None, None, None]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -249,8 +249,8 @@ def test_a_pause_of_which_the_hosts_clock_tells_ends_the_role_without_waiting_fo
     for there, here in (
         ("/dev/ptp_hyperv", str(clock)),
         (
-            "time.clock_gettime((~number << 3) | 3)",
-            "time.clock_gettime(time.CLOCK_MONOTONIC_RAW) + float(os.read(number, 9))",
+            "time.clock_gettime((~clock.fileno() << 3) | 3)",
+            "time.clock_gettime(time.CLOCK_MONOTONIC_RAW) + float(clock.read(9))",
         ),
     ):
         assert source.count(there) == 1

@@ -227,6 +227,18 @@ def test_a_wall_clock_that_is_stepped_ahead_as_the_probe_is_renewed_puts_off_no_
     assert limit <= time.time() + world.times.lease_seconds - world.times.margin_seconds
 
 
+def test_a_process_that_stands_still_before_it_arms_its_fence_puts_off_none(world: World) -> None:
+    source, read = world.installed(SOURCE), "self.now()[0]"
+    serve = source.index("    def serve(")
+    stood_still = f"[{read}, time.sleep(0.4)][0]"
+    source = source[:serve] + source[serve:].replace(read, stood_still, 1)
+    world.paths.loader.write_text(source)
+    world.start().communicate()
+    lease_ms, deadline_ms = map(int, re.findall("[0-9]+", world.fences()[0]))
+    ahead_seconds = loader.boot_seconds() - time.monotonic()
+    assert deadline_ms / 1000 <= lease_ms / 1000 - ahead_seconds + 0.1
+
+
 def test_an_active_node_moves_its_fence_forward_and_drops_the_old_one(world: World) -> None:
     world.run()
     world.run()
@@ -310,6 +322,53 @@ def test_a_node_that_could_not_serve_frees_its_voters_at_once_and_leaves_the_rol
     assert (shown.released, shown.candidate) == (state["released"], False)
     assert state["grants"] == {}
     assert state["failures"] > 0
+
+
+def not_seen_by(world: World, peer: str, reader: str, candidate: str, **fields: Any) -> None:
+    """The peer has no marker for this node, and shows `reader` its vote for `candidate`."""
+    stamp = int(loader.boot_seconds() * 1000)
+    vote = loader.Grant(candidate, "an epoch", stamp, world.times.promise_seconds, 1.0)
+    if candidate == world.me:
+        vote = vote._replace(epoch=world.state()["epoch"], stamp=world.state()["stamp"])
+    world.says(peer, Page("not found", 404))
+    shown = world.marker(peer, receiver=reader, vote=vote, **fields)
+    world.page(peer, f"/{reader}.html", Page(world.signed(shown)))
+
+
+@pytest.mark.parametrize("candidate", ["node2", "node1"])
+def test_a_woken_node_that_nobody_sees_yet_reads_whom_its_voters_voted_for_meanwhile(
+    world: World, candidate: str
+) -> None:
+    world.was_active()
+    not_seen_by(world, "node2", "node3", candidate)
+    not_seen_by(world, "node3", "node2", candidate)
+    world.run()
+    assert world.active == (candidate == "node1")  # else its lease ends later, as theirs
+    assert world.cloud.site(world.hosts["node2"]).asked_for("/node3.html")
+
+
+@pytest.mark.parametrize("why", ["forged", "older"])
+def test_what_a_peer_shows_others_counts_only_where_it_is_signed_and_no_older(
+    world: World, why: str
+) -> None:
+    world.was_active()
+    not_seen_by(world, "node2", "node3", "node2")
+    not_seen_by(world, "node3", "node2", "node2", epoch="epoch of node3", stamp=5)
+    known_stamp = 6 if why == "older" else 4
+    world.change_state(records={"node3": {"epoch of node3": [known_stamp, 0.0, 0.0, 0.0]}})
+    if why == "forged":
+        forged = world.signed(world.marker("node3", receiver="node2", stamp=5), key=bytes(32))
+        world.page("node3", "/node2.html", Page(forged))
+    world.run()
+    assert world.active  # by its own vote and node3's
+
+
+def test_a_passive_node_asks_for_no_marker_but_its_own(world: World) -> None:
+    world.saw_its_peers()
+    for peer, reader in (("node2", "node3"), ("node3", "node2")):
+        not_seen_by(world, peer, reader, "node2")
+    world.run()
+    assert not world.cloud.site(world.hosts["node2"]).asked_for("/node3.html")
 
 
 @pytest.mark.parametrize("status", [200, 404])

@@ -83,10 +83,13 @@ def measure(cluster: BootedLab, asked: argparse.Namespace, table: Table) -> bool
             found = [paused(cluster, phase, seconds, step) for phase in phases]
             two = [pause for pause in found if pause.beside]
             ever = ever or bool(two)
-            run_seconds = cluster.period_seconds - cluster.look_seconds
-            longest = [0.0, 0.0]  # within a run, and where it ended between two
+            look, period = cluster.look_seconds, cluster.period_seconds
+            longest = [
+                0.0,
+                0.0,
+            ]  # within a run; where one ends or begins
             for pause in two:
-                between = pause.into > run_seconds
+                between = not look < pause.into < period - look
                 longest[between] = max(longest[between], pause.beside)
             nobody = max(pause.nobody for pause in found)
             row = (f"{seconds:g} s", step, str(len(found)), str(len(two)))

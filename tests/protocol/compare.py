@@ -46,6 +46,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         ordered = sorted(value) if isinstance(value, (set, frozenset)) else value
         return [plain(each) for each in ordered]
+    if isinstance(value, bytes):  # a marker's page
+        return value.decode()
     return value
 
 

@@ -844,7 +844,7 @@ class Simulation:
         def arrive() -> None:
             if not process.alive:
                 return  # who asked is gone
-            refused, goes_on = self._refused(), False
+            refused, goes_on = None, False
             if lost or (node.name, peer) in self.cuts or not target.up or target.frozen:
                 when, answer = sent + node.real_delay(patience), refused
             elif not target.apache:
@@ -873,10 +873,16 @@ class Simulation:
     def _read(self, target: Node, reader: Node) -> Any:
         content = self._content(target, reader)
         status, body = (404, b"") if content is None else (200, content)
-        return self.agent.Reply(True, self.agent.Answer(status, body, {}, True))
+        answer = self.agent.Answer(status, body, {}, True)
+        beside = self._beside(target, reader) if content is None and reader.probe else None
+        return self.agent.Reply(answer, beside)
 
-    def _refused(self) -> Any:
-        return self.agent.Reply(False, why="no connection")
+    def _beside(self, target: Node, reader: Node) -> Any:
+        """What a node shows one of those that it sees: whoever is active asks for that as well."""
+        for name in self.order:
+            if name not in (target.name, reader.name) and name in target.markers:
+                return name, self.agent.Answer(200, target.markers[name], {}, True)
+        return None
 
     def _finish(self, process: Process, peer: str, reply: Any) -> None:
         if process.replies is None:
@@ -890,9 +896,10 @@ class Simulation:
     def _take_in(self, process: Process, peer: str, reply: Any) -> None:
         assert process.replies is not None
         process.asked.discard(peer)
-        if reply.connected:
+        process.replies.pop(peer, None)
+        if reply is not None:
             process.untested.discard(peer)
-        process.replies[peer] = reply
+            process.replies[peer] = reply
 
     def _poll_over(self, process: Process, poll_id: int) -> None:
         if process.poll_id == poll_id and process.replies is not None:

@@ -6,6 +6,7 @@ passes before the fence is due must cost nothing; and what was recorded must mov
 
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_a_voter_whose_vote_came_to_nothing_prefers_the_next_one_until_good_runs
                 *(None, {"mine": stamp}, "", ""),
             )
             page = AGENT.format_marker(voter._replace(me=name), marker).encode()
-            replies[name] = AGENT.Reply(True, AGENT.Answer(200, page, {}, whole=True))
+            replies[name] = AGENT.Reply(AGENT.Answer(200, page, {}, whole=True))
         moment = AGENT.Moment(now, now, now, None, probe_there=False, value=replies)
         return AGENT.glance(voter, state._replace(stamp=stamp), moment)[0].state
 
@@ -419,3 +420,72 @@ def test_a_shorter_promise_is_noted_only_when_no_vote_binds_longer(
     state = AGENT.State(epoch="mine", hold_until_seconds=0.0, vote=vote)
     AGENT.keep_promised(paths, state, AGENT.timing(2, 2, 0), now)
     assert paths.promised.read_text() == noted
+
+
+# ------------------------------------------------ settings that are not the same on all nodes
+
+RESTS = ("return [] if enough or state.active else brief", "return []")
+
+
+def with_pauses(pauses: tuple[float, ...], look: float, seed: int, agent: Any = AGENT) -> Any:
+    """A cluster, long after its start, of nodes that absorb pauses of different lengths."""
+    simulation = Simulation(replace(calm(len(pauses)), look_seconds=look), seed, agent)
+    for (name, members), pause in zip(simulation.members.items(), pauses, strict=True):
+        times = agent.timing(PERIOD, look, pause)
+        simulation.members[name] = members._replace(times=times)
+    simulation.run_for(100)
+    simulation.without = simulation.longest_without = 0
+    return simulation
+
+
+@pytest.mark.parametrize(
+    ("pauses", "look"),
+    [((5, 0, 0), 2), ((2, 0, 0), 2), ((10, 10, 0, 5, 0), 2), ((5, 0, 0), 20), ((10, 5, 5), 20)],
+)
+def test_a_node_for_which_its_voters_promise_too_little_leaves_the_role_to_another(
+    pauses: tuple[float, ...], look: float
+) -> None:
+    simulation = with_pauses(pauses, look, seed=1)
+    losses = len(simulation.losses)
+    simulation.run_for(300)
+    assert simulation.active() not in ([], ["node1"])
+    assert (len(simulation.losses), simulation.longest_without) == (losses, 0)
+
+
+def test_a_node_that_stands_in_spite_of_that_would_keep_everybody_from_serving() -> None:
+    simulation = with_pauses((5, 0, 0), 2.0, seed=1, agent=load_agent(RESTS))
+    simulation.run_for(300)
+    assert (simulation.active(), simulation.longest_without) == ([], 600)  # half seconds
+
+
+@pytest.mark.parametrize("gone", ["node1", "node2", "node3"])
+def test_whoever_is_lost_of_nodes_with_three_settings_another_one_serves(gone: str) -> None:
+    for order in itertools.permutations((10.0, 5.0, 0.0)):
+        simulation = with_pauses(order, 2.0, seed=1)
+        simulation.crash(gone)
+        simulation.run_for(60)
+        simulation.without = simulation.longest_without = 0
+        simulation.run_for(200)
+        assert simulation.longest_without <= 1, order
+
+
+def test_a_node_takes_the_role_back_when_its_voters_have_its_settings() -> None:
+    simulation = with_pauses((5, 0, 0), 2.0, seed=1)
+    for name in ("node2", "node3"):
+        times = AGENT.timing(PERIOD, 2, 5)
+        simulation.members[name] = simulation.members[name]._replace(times=times)
+    simulation.run_for(60)
+    assert simulation.active() == ["node1"]
+    assert simulation.longest_without <= 3
+
+
+@pytest.mark.parametrize(("pauses", "announced"), [((0, 5, 5), "node1"), ((5, 0, 5), "node2")])
+def test_such_a_node_is_nobodys_heir(pauses: tuple[float, ...], announced: str) -> None:
+    simulation = with_pauses(pauses, 2.0, seed=1)
+    simulation.crash("node3")
+    simulation.run_for(60)
+    assert simulation.active() == [announced]
+    simulation.announced[announced] = "Freeze"
+    simulation.without = simulation.longest_without = 0
+    simulation.run_for(120)
+    assert (simulation.active(), simulation.longest_without) == ([announced], 0)

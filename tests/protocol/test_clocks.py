@@ -198,11 +198,15 @@ def test_a_step_of_the_clock_that_starts_no_fence_is_found() -> None:
     assert max(after_a_pause(heedless, 15.0, 0.0, seed) for seed in range(20)) > 0.5
 
 
+DEAF = ("if has_left_me(members, state, name, reply, now):", "if False:")
+"""What a peer shows another node, where it shows none to us, is not read."""
+
+
 def test_markers_that_are_not_compared_are_found() -> None:
     blind = ("            grants.pop(voter, None)", "            pass")
     longest_and_median(20.0, None)
     with pytest.raises(TwoActive):  # after a whole look
-        longest_and_median(20.0, None, load_agent(blind))
+        longest_and_median(20.0, None, load_agent(blind, DEAF))
 
 
 def test_who_does_not_see_a_woken_node_at_once_is_found() -> None:
@@ -210,7 +214,14 @@ def test_who_does_not_see_a_woken_node_at_once_is_found() -> None:
         "    slow: frozenset[str] = frozenset()  # who",
         "    slow = frozenset(members.peers) - frozenset(state.sees)  # who",
     )
-    _, median = longest_and_median(20.0, None, load_agent(slow))
+    _, median = longest_and_median(20.0, None, load_agent(slow, DEAF))
+    _, ours = longest_and_median(20.0, None, load_agent(DEAF))
+    assert median > ours + 0.3
+
+
+def test_what_a_peer_shows_others_is_read_by_a_woken_node_that_it_does_not_see_yet() -> None:
+    """So that its own next look is enough: at the same moment no peer has looked since."""
+    _, median = longest_and_median(20.0, None, load_agent(DEAF))
     _, ours = longest_and_median(20.0, None)
     assert median > ours + 0.3
 
@@ -233,3 +244,46 @@ def test_a_host_clock_tells_a_machine_in_a_moment_that_it_was_paused() -> None:
     assert statistics.median(told) < 0.4  # it looks within a quarter of a second
     assert max(told) < 2 + AGENT.GAP_SECONDS + 0.3  # in the gap between two runs nobody does
     assert statistics.median(untold) > 1.5  # until Apache or the fence
+
+
+def cut_off_and_paused_with_a_clock_that_fails(agent: Any, seed: int) -> float:
+    """The same where the host's clock can't be read for half a second after the pause."""
+    conditions = QUIET(period_seconds=20, look_seconds=2, pause_seconds=5, host_clock=True)
+    simulation = settled(conditions, seed, agent)
+    simulation.run_for(simulation.random.uniform(0, 20))
+    simulation.pause("node1", 15.0, None)
+    for peer in ("node2", "node3"):
+        simulation.cut("node1", peer)
+    goes_on, moment_of = simulation.now + 15.0, simulation._moment
+
+    def moment(process: Any, value: Any = None) -> Any:
+        found = moment_of(process, value)
+        fails = process.node.name == "node1" and goes_on <= simulation.now < goes_on + 0.5
+        return found._replace(host_offset_seconds=None) if fails else found
+
+    simulation._moment = moment  # type: ignore[method-assign]
+    simulation.run_for(15.0)
+    return seconds_with_two(simulation, 10)
+
+
+def test_a_host_clock_that_fails_for_a_moment_tells_of_the_pause_afterwards() -> None:
+    forgets = (
+        "host_offset_seconds=host_before if host is None else host",
+        "host_offset_seconds=host",
+    )
+    ours, theirs = (
+        max(cut_off_and_paused_with_a_clock_that_fails(agent, seed) for seed in range(12))
+        for agent in (AGENT, load_agent(forgets))
+    )
+    assert ours < 2 + AGENT.GAP_SECONDS + 0.3
+    assert theirs > ours + 0.5
+
+
+def test_who_loses_its_probe_to_a_step_of_the_clock_does_not_say_that_its_lease_ended() -> None:
+    simulation = settled(QUIET(period_seconds=20, look_seconds=2), 1)
+    simulation.run_for(1)
+    node = simulation.nodes["node1"]
+    node.wall_offset += 0.3  # too little for the agent itself to notice
+    simulation.right_clock(node)
+    simulation.run_for(4)
+    assert node.state.trouble == "its probe was taken away"

@@ -1,11 +1,18 @@
 """The command that shows that two checkouts behave alike, on a copy of this one."""
 
+import itertools
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.protocol.simulate import conditions_of
+
 CHECKOUT = Path(__file__).resolve().parents[2]
+PAGES_SEED = next(seed for seed in itertools.count(1) if conditions_of(seed).pages)
+"""The first one whose markers are written as pages."""
 
 
 def copied(folder: Path, found: str, replaced: str) -> Path:
@@ -20,8 +27,8 @@ def copied(folder: Path, found: str, replaced: str) -> Path:
     return folder
 
 
-def compared(one: Path, other: Path) -> "subprocess.CompletedProcess[str]":
-    words = [str(one), str(other), "--seeds", "1", "--hours", "0.05", "--processes", "1"]
+def compared(one: Path, other: Path, seed: int = 1) -> "subprocess.CompletedProcess[str]":
+    words = [str(one), str(other), "--seeds", str(seed), "--hours", "0.05", "--processes", "1"]
     return subprocess.run(
         [sys.executable, "-m", "tests.protocol.compare", *words],
         cwd=CHECKOUT,
@@ -32,8 +39,9 @@ def compared(one: Path, other: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_another_name_in_the_agent_changes_no_end_state(tmp_path: Path) -> None:
-    ran = compared(CHECKOUT, copied(tmp_path, "hold_until_seconds", "held_until_seconds"))
+@pytest.mark.parametrize("seed", [1, PAGES_SEED])
+def test_another_name_in_the_agent_changes_no_end_state(tmp_path: Path, seed: int) -> None:
+    ran = compared(CHECKOUT, copied(tmp_path, "hold_until_seconds", "held_until_seconds"), seed)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.endswith(": all end in the same states\n")
 

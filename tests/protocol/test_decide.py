@@ -435,10 +435,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "one run makes ready": ("READY_LOOKS = 2 ", "READY_LOOKS = 1 "),
     "a dead agent is ready": (
-        "marker.quorum_runs >= READY_LOOKS and marker.sender in view.live",
+        "marker.quorum_runs >= READY_LOOKS and name in view.live",
         "marker.quorum_runs >= READY_LOOKS",
     ),
-    "any candidate moves an active node": ("and (not state.active or is_ready(marker, view))", ""),
+    "any candidate moves an active node": (" and (not state.active or asking[n].ready)", ""),
     "no candidate moves an active node": (
         "        bool(higher) or view.leaving",
         "        view.leaving",
@@ -465,6 +465,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     "a jump of the wall clock is nothing": (
         "view.leaving or view.clock_stepped or",
         "view.leaving or",
+    ),
+    "votes that end too soon for me are enough": (
+        "return [] if enough or state.active else brief",
+        "return []",
     ),
     "a promise ends by the faster clock": (
         "now, vote = view.slow_seconds, state.vote",
@@ -504,8 +508,8 @@ BROKEN: dict[str, tuple[str, str]] = {
         "    asking",
     ),
     "who does not ask is voted for": (
-        "        if marker is not None and marker.candidate:\n            found[name]",
-        "        if marker is not None:\n            found[name]",
+        "        if marker is not None and marker.candidate:\n            ready",
+        "        if marker is not None:\n            ready",
     ),
     "the least preferred is voted for": (
         "next(iter(asking), None)",
@@ -556,12 +560,12 @@ BROKEN: dict[str, tuple[str, str]] = {
         "grants[voter] = (int(view.now_seconds * 1000), vote",
     ),
     "a vote for whomever is mine": (
-        "vote is None or vote.candidate != members.me or vote.epoch != state.epoch",
-        "vote is None",
+        "return vote is not None and (vote.candidate, vote.epoch) == (members.me, state.epoch)",
+        "return vote is not None",
     ),
     "a vote for another boot of mine is mine": (
-        "vote.candidate != members.me or vote.epoch != state.epoch",
-        "vote.candidate != members.me",
+        "(vote.candidate, vote.epoch) == (members.me, state.epoch)",
+        "vote.candidate == members.me",
     ),
     "who shows another vote is still counted": (
         "            grants.pop(voter, None)",
@@ -572,8 +576,8 @@ BROKEN: dict[str, tuple[str, str]] = {
         "grants.get(voter, (0, 0.0))[0]",
     ),
     "an older grant replaces a newer one": (
-        "elif newest < vote.stamp <= state.stamp",
-        "elif vote.stamp <= state.stamp",
+        "elif vote and newest < vote.stamp <= state.stamp",
+        "elif vote and vote.stamp <= state.stamp",
     ),
     "what I have not written is counted": ("< vote.stamp <= state.stamp", "< vote.stamp"),
     "my own vote is not bound": (
