@@ -117,6 +117,8 @@ def compared(
     refuse_document(cluster)
     try:
         look(cluster)
+        if cluster.newest and state.key():  # another operator may have rotated it
+            hold(state.folder, cluster.newest)
         refuse_unsound(cluster, adopt=adopt)
         look_at_providers(cluster)
         if not cluster.unregistered & ASKED:

@@ -103,6 +103,25 @@ def test_a_new_key_of_the_cluster_is_the_one_that_the_next_up_goes_on_with(
     made(operator)
 
 
+def test_a_key_that_was_rotated_on_one_computer_is_found_by_up_on_another(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with an_operator(certificate, tmp_path / "one") as one:
+        made(one)
+        two = Operator(one.azure, tmp_path / "two", certificate[0])
+        shutil.copytree(one.state, two.state)
+        on_cluster(one, "keys", "rotate")
+        on_cluster(one, "drain", "node2")
+        old, new = (key_of(each) for each in (two, one))
+        assert old != new
+        made(two)
+        assert key_of(two) == new
+
+
+def key_of(operator: Operator) -> str:
+    return (operator.state / "cluster.key").read_text()
+
+
 def test_a_node_that_was_replaced_by_hand_is_asked_at_its_new_address(operator: Operator) -> None:
     made(operator)
     nodes = json.loads((operator.state / "nodes_info.json").read_text())
