@@ -211,6 +211,18 @@ def test_who_runs_another_agent_still_is_told_and_not_waited_for(cluster: Cluste
     assert "node2: its new agent is on trial." in status(cluster)
 
 
+def test_on_a_terminal_it_shows_that_it_waits_and_for_how_long_at_most(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    done = cluster.run("failback", "never")
+    assert done.exit_code == 0
+    assert "waiting for the nodes, 28 s at most" in done.output
+    monkeypatch.delenv("FORCE_COLOR")
+    assert "waiting" not in cluster.run("failback", "auto").output
+
+
 # ---- Who does not take it
 
 
