@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,18 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o644, folder_mode: i
     """Write a file so that it appears whole or not at all, in a folder made where there is none."""
     with staged(path, content, mode=mode, folder_mode=folder_mode) as part:
         part.replace(path)
+
+
+def create_whole(
+    path: Path, content: bytes, *, mode: int = 0o644, folder_mode: int = 0o755
+) -> bool:
+    """Write a file as `write_whole` does, but never in place of another; whether it is this one."""
+    with staged(path, content, mode=mode, folder_mode=folder_mode) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+    return True
 
 
 def write_json(path: Path, content: object, *, folder_mode: int = 0o755) -> None:
@@ -61,6 +74,36 @@ def staged(path: Path, content: bytes, *, mode: int, folder_mode: int) -> Iterat
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Let one process at a time do something; raises `Refusal` with `busy` while another one does.
+
+    The file stays, and says nothing; the lock ends with its process.
+    """
+    create_whole(file, b"")
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        try:
+            lock(descriptor)
+        except (BlockingIOError, PermissionError):
+            raise Refusal(busy) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock(descriptor: int) -> None:
+    """Lock a file for this process alone; raises `OSError` at once where another has it."""
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415 - each is only there on its own system
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # noqa: PLC0415
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def make_folder(folder: Path, *, mode: int = 0o755) -> None:

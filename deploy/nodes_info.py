@@ -1,5 +1,6 @@
 """`nodes_info.json`: its one reader and its one writer, by the rules of the agent that has it."""
 
+import json
 from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -39,6 +40,14 @@ def read_nodes_info(path: Path) -> dict[str, dict[str, str]]:
         return parse_nodes_info(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"{path}: can't be read: {error}.") from error
+    except BadInput as error:
+        raise Refusal(str(error)) from error
+
+
+def require_nodes(nodes: NodesInfo, where: str) -> None:
+    """Raise `Refusal` for nodes that an agent would refuse."""
+    try:
+        parse_nodes_info(json.dumps(nodes), where)
     except BadInput as error:
         raise Refusal(str(error)) from error
 

@@ -154,6 +154,22 @@ class Vote:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """How far a node is with the releases: which it holds, which it goes by, which it refused.
+
+    `held` and `effective` are generations, 0 for none; `runs` is the build of its agent, and
+    `proven` whether that is on trial no more; `waits_for` are the nodes that hold up what it holds.
+    """
+
+    held: int
+    effective: int
+    runs: str
+    proven: bool
+    refused: str
+    waits_for: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class NodeView:
     """One node as seen from here; None where it did not say.
 
@@ -181,6 +197,16 @@ class NodeView:
     holding_seconds: float | None = None
     worst_case_failover_seconds: float | None = None
     health_check: str | None = None  # what the load balancer's checks say: "up", "down (404)"
+    release: Holding | None = None  # None of an agent that knows of no releases
+    drained: bool | None = None
+    prefer: str | None = None
+    maintenance_until: float | None = None  # seconds of the wall clock
+    failback: str | None = None
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it has told anything of itself."""
+        return self.age_seconds is not None
 
 
 @dataclass(frozen=True)
@@ -258,6 +284,11 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
         version=_word(said.get("version")),
         generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
+        release=_holding(said.get("release")),
+        drained=said["drained"] if isinstance(said.get("drained"), bool) else None,
+        prefer=_word(said.get("prefer")),
+        maintenance_until=_moment(said.get("maintenance_until")),
+        failback=_word(said.get("failback")) or _seconds_word(said.get("failback")),
     )
     if age < -2:  # Date counts whole seconds, so a little less than nothing is normal
         return replace(view, reason="its last look lies in the future: its clock was set back")
@@ -283,6 +314,35 @@ def _promises(said: Mapping[str, Any], age: float) -> dict[str, Any]:
         "holding_seconds": left(said.get("holding_seconds")),
         "reachable": tuple(word for word in map(_word, names) if word) or None,
     }
+
+
+def _holding(said: object) -> Holding | None:
+    """What a node says of its releases; None where it says nothing that can be read."""
+    if not isinstance(said, dict):
+        return None
+    held, effective = _number(said.get("held")), _number(said.get("effective"))
+    if held is None or effective is None:
+        return None
+    names = said["waits_for"] if isinstance(said.get("waits_for"), list) else []
+    return Holding(
+        held=int(held),
+        effective=int(effective),
+        runs=_word(said.get("runs")) or "",
+        proven=said.get("proven") is True,
+        refused=_word(said.get("refused")) or "",
+        waits_for=tuple(word for word in map(_word, names) if word),
+    )
+
+
+def _moment(value: object) -> float | None:
+    """Seconds of the wall clock."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e11
+    return float(value) if usable else None  # type: ignore[arg-type]
+
+
+def _seconds_word(value: object) -> str | None:
+    seconds = _number(value)
+    return None if seconds is None else f"after {seconds:g} s"
 
 
 def _number(value: object) -> float | None:
@@ -393,8 +453,27 @@ def _until(moment: float) -> float:
     return max(0.0, moment - time.monotonic())
 
 
+def late(view: View, generation: int) -> dict[str, str]:
+    """The reached nodes that do not go by a release yet, each with why."""
+    whys = {node.node: _why_late(node, generation) for node in view.nodes if node.is_reached}
+    return {name: why for name, why in whys.items() if why}
+
+
+def _why_late(node: NodeView, generation: int) -> str:
+    """Why a node does not go by a release yet; "" where it does."""
+    told = node.release
+    if told is None:
+        return "its agent knows of no releases yet"
+    if told.effective >= generation:
+        return ""
+    if told.held >= generation:
+        others = ", ".join(told.waits_for) or "its next look"
+        return f"it holds release {told.held}, and waits for {others}"
+    return told.refused or f"it holds release {told.held}" if told.held else "it holds no release"
+
+
 def changes(before: View | None, after: View) -> list[str]:
-    """One line for each node whose role changed, and the sentence if it is another one now."""
+    """One line for each node whose role or release changed, and the sentence if that is new."""
     old = {node.node: node.role for node in before.nodes} if before else {}
     lines = [
         f"{node.node}: {old[node.node]} -> {node.role}: {node.reason}"
@@ -403,9 +482,24 @@ def changes(before: View | None, after: View) -> list[str]:
         for node in after.nodes
         if node.role != old.get(node.node)
     ]
+    if before:
+        lines += _release_changes(before, after)
 
     # Reasons count seconds; only another verdict is news.
     def news(view: View) -> tuple[object, ...]:
         return view.verdict, view.active, view.served, view.answering_200
 
     return lines if before and news(before) == news(after) else [*lines, after.sentence]
+
+
+def _release_changes(before: View, after: View) -> Iterator[str]:
+    """One line for each node that goes by another release now, or has refused one."""
+    old = {node.node: node.release for node in before.nodes}
+    for node in after.nodes:
+        was, now = old.get(node.node), node.release
+        if not now or now == was:
+            continue
+        if was is None or now.effective != was.effective:
+            yield f"{node.node}: goes by release {now.effective}"
+        if now.refused and (was is None or now.refused != was.refused):
+            yield f"{node.node}: refuses {now.refused}"

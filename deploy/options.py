@@ -30,6 +30,8 @@ HELP = {
     "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
     "scheduled_events": "Whether a node makes way before what Azure announces for its machine, and"
     " approves it: true or false.",
+    "signing_key": "File of the SSH key that signs releases, its public half where an agent has the"
+    " private one; else id_ed25519, id_ecdsa or id_rsa in ~/.ssh.",
 }
 
 

@@ -44,6 +44,7 @@ class Settings:
     pause_seconds: int = 5
     tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
     scheduled_events: bool = True
+    signing_key: str = ""  # a file; empty: the first of `signing.USUAL_KEYS` that exists
 
 
 RSA_BITS = 2048

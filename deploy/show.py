@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.loader import worst_failover_seconds
-from deploy.operate import NodeView, View, changes
+from deploy.operate import NodeView, View, changes, late
 from deploy.plan import Plan, is_url
+from deploy.release import utc_text
 from deploy.settings import times_of
 
 # ---- A plan
@@ -73,7 +74,44 @@ def picture(view: View) -> RenderableType:
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
         sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
-    return Group(table, reasons, "", sentence, *_pauses(view))
+    return Group(table, reasons, "", sentence, *_pauses(view), *_releases(view))
+
+
+def _releases(view: View) -> list[Text]:
+    """Which release is in force, who is behind and why, and what was asked for that holds now.
+
+    Nodes whose agent knows of no releases are only worth a word beside others that do.
+    """
+    known = [node for node in view.nodes if node.release]
+    newest = max((node.release.held for node in known if node.release), default=0)
+    if not known:
+        return []
+    behind = late(view, newest) if newest else {}
+    refused = {node.node: node.release.refused for node in known if node.release}
+    lines = [Text(f"Release {newest}." if newest else "No release is held.", "dim")]
+    lines += [Text(f"{name}: release {newest}: {why}.", "yellow") for name, why in behind.items()]
+    lines += [
+        Text(f"{name} refuses {why}", "bold yellow")
+        for name, why in refused.items()
+        if why and why != behind.get(name)
+    ]
+    on_trial = [node.node for node in known if node.release and not node.release.proven]
+    lines += [Text(f"{name}: its new agent is on trial.", "yellow") for name in on_trial]
+    return lines + [Text(line) for line in _asked_for(known)]
+
+
+def _asked_for(nodes: list[NodeView]) -> list[str]:
+    """What operators have asked for and is not usual, as the nodes say it."""
+    drained = [node.node for node in nodes if node.drained]
+    preferred = {node.prefer for node in nodes if node.prefer}
+    ends = [node.maintenance_until for node in nodes if node.maintenance_until]
+    rules = {node.failback for node in nodes if node.failback not in (None, "auto")}
+    return [
+        *([f"Drained: {', '.join(drained)}."] if drained else []),
+        *(f"Preferred for now: {name}." for name in sorted(filter(None, preferred))),
+        *([f"Maintenance until {utc_text(max(ends))}: the role stays."] if ends else []),
+        *(f"Failback: {rule}." for rule in sorted(filter(None, rules))),
+    ]
 
 
 def _pauses(view: View) -> list[Text]:

@@ -8,7 +8,8 @@ if [ "$(id -u)" != 0 ]; then
     echo "try.sh makes networks and boots nodes: run it as root, sudo sh deploy/try.sh" >&2
     exit 2
 fi
-set_up lab python3-venv systemd-container mmdebstrap nftables iproute2 util-linux curl
+set_up lab python3-venv systemd-container mmdebstrap nftables iproute2 util-linux curl \
+    openssh-client openssl
 "$python" -m deploy lab up
 echo "Waiting until one node is active and served"
 tries=60

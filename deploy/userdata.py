@@ -87,10 +87,13 @@ def user_data(
     pause_seconds: int,
     peer_address: str,
     scheduled_events: bool,
+    cluster: str,
+    allowed_signers: str,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
-    `bootstrap_url`: where the web site keeps loader.py; `cluster_key`: 64 hexadecimal digits.
+    `bootstrap_url`: of the web site's releases; `cluster_key`: 64 hexadecimal digits; `cluster`:
+    whose releases it takes; `allowed_signers`: who may sign them, as `signing.signers_text` has it.
     Raises `Refusal` where no node can be made of it.
     """
     if node not in nodes_info:
@@ -99,13 +102,14 @@ def user_data(
     conf = (
         f"[loader]\nperiod_seconds = {period_seconds}\nlook_seconds = {look_seconds}\n"
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
-        f"bootstrap_url = {bootstrap_url}\n"
-        f"scheduled_events = {'true' if scheduled_events else 'false'}\n"
+        f"bootstrap_url = {bootstrap_url}\nscheduled_events = {str(scheduled_events).lower()}\n"
     )
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
+        "/etc/bootstrap/cluster": cluster + "\n",
+        "/etc/bootstrap/allowed_signers": allowed_signers,
         "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
         "/etc/bootstrap/install.sh": install_script(bootstrap_url),
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),

@@ -12,20 +12,20 @@ from rich.console import Console
 
 from agent.loader import BadInput, __version__, read_key
 from deploy import Refusal
-from deploy.azure.cli import azure, azure_verbs, plain_console
-from deploy.azure.state import State, state_of_cluster
+from deploy.azure.cli import azure
 from deploy.checkout import NODES_FILE
 from deploy.lab import BOOTSTRAP_URL
+from deploy.lab import NAME as LAB_NAME
 from deploy.lab import STATE as LAB_STATE
 from deploy.lab.commands import lab_command
 from deploy.nodes_info import read_nodes_info
 from deploy.operate import look, looks, read_cluster
 from deploy.options import settings_options
 from deploy.plan import plan_of
-from deploy.publish import publish
-from deploy.release import release_files
+from deploy.releases import COMMANDS, key_of, key_option
 from deploy.settings import USUAL_LOOK, Settings, look_of, settings_of
 from deploy.show import picture, print_plan, watch_lines, watch_live
+from deploy.signing import public_key, signers_text
 from deploy.userdata import user_data
 
 
@@ -37,6 +37,8 @@ def deploy() -> None:
 
 deploy.add_command(azure)
 deploy.add_command(lab_command)
+for command in COMMANDS:
+    deploy.add_command(command)
 
 
 # ---- Before there is a cluster
@@ -69,6 +71,8 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
 @click.option(
     "--scheduled-events", type=bool, default=Settings.scheduled_events, show_default="true"
 )
+@click.option("--name", default=LAB_NAME, show_default=True, help="The cluster's, in its releases.")
+@key_option
 def user_data_command(
     node: str,
     nodes_info: Path,
@@ -79,6 +83,8 @@ def user_data_command(
     look_seconds: int | None,
     pause_seconds: int,
     scheduled_events: bool,
+    name: str,
+    key: str,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
     document = user_data(
@@ -91,6 +97,8 @@ def user_data_command(
         pause_seconds=pause_seconds,
         peer_address=Settings.peer_address,
         scheduled_events=scheduled_events,
+        cluster=name,
+        allowed_signers=signers_text([public_key(key_of(key, LAB_STATE))]),
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
@@ -103,45 +111,6 @@ def read_cluster_key(path: Path) -> str:
         return read_key(path).hex()
     except BadInput as error:
         raise Refusal(str(error)) from error
-
-
-# ---- The web site
-
-
-@deploy.command("publish")
-@click.option("--to", "directory", type=Path, help="A web server's folder; without: to Azure.")
-@click.option(
-    "--cluster",
-    type=Path,
-    show_default="of the cluster with the default name",
-    help="State folder of the cluster on Azure.",
-)
-@click.option("--nodes-info", type=Path, help="Other nodes than the cluster's, or the lab's.")
-def publish_command(directory: Path | None, cluster: Path | None, nodes_info: Path | None) -> None:
-    """Build the release and publish it, to a folder or to a cluster's storage account."""
-    if directory is None:
-        publish_to_account(cluster or state_of_cluster(Settings.name).folder, nodes_info)
-    else:
-        publish_to_folder(directory, nodes_info or NODES_FILE)
-
-
-def publish_to_account(folder: Path, nodes_info: Path | None) -> None:
-    """Upload the release to the storage account of the cluster whose state folder this is."""
-    state = State(folder)
-    endpoints = state.endpoints()
-    release = release_files(read_nodes_info(nodes_info or state.nodes_file))
-    azure_verbs().publish(endpoints, release, plain_console())
-
-
-def publish_to_folder(directory: Path, nodes_info: Path) -> None:
-    """Write the release to a folder, and say which files."""
-    release = release_files(read_nodes_info(nodes_info))
-    try:
-        publish(directory, release)
-    except OSError as error:
-        raise Refusal(f"{directory}: can't be written: {error}.") from error
-    for name in release:
-        click.echo(f"published {directory / name}")
 
 
 # ---- A cluster that is there

@@ -16,6 +16,7 @@ from deploy import Refusal
 from deploy.lab import STATE
 from deploy.lab import machine as virtual_machine
 from deploy.lab.state import TOOLS
+from tests.keys import make_key
 from tests.lab.cluster import CHECKOUT, BootedLab, lab
 
 NO_LAB = None
@@ -120,6 +121,14 @@ def cluster(machine: BootedLab) -> Iterator[BootedLab]:
     finally:
         machine.stop_watching()
     machine.assert_never_two()
+
+
+@pytest.fixture(scope="session")
+def home_with_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with an SSH key in it, of which nobody has to say anything."""
+    home = tmp_path_factory.mktemp("home")
+    make_key(home / ".ssh" / "id_ed25519", "me@home")
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeGuard
+from pathlib import Path
+from typing import TypeGuard
 
 from azure.core.exceptions import AzureError, HttpResponseError
 
@@ -33,12 +34,30 @@ from deploy.azure.resources import (
     resources,
 )
 from deploy.azure.state import State, fingerprint
-from deploy.azure.web_site import container, served, stale, upload
+from deploy.azure.web_site import Account, container
 from deploy.azure.words import code_of
 from deploy.nodes_info import nodes_info
 from deploy.plan import Node, Plan, with_public_addresses
-from deploy.release import release_files
+from deploy.publish import (
+    RELEASE,
+    Newest,
+    files_beside,
+    held_release,
+    hold,
+    newest,
+    publish,
+    stale,
+)
+from deploy.release import (
+    Release,
+    agent,
+    changed_lines,
+    first_release,
+    of_cluster,
+    renewed,
+)
 from deploy.settings import Settings
+from deploy.signing import public_key, signers_text
 from deploy.userdata import user_data
 
 WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
@@ -76,10 +95,12 @@ class AzureCluster:
     plan: Plan
     ssh_key: str
     state: State
+    signing_key: Path
     group: Body | None = None
     present: dict[str, Body] = field(default_factory=dict)
     web_site: Body = field(default_factory=dict)
     served: dict[str, bytes] = field(default_factory=dict)
+    newest: Newest | None = None  # of the releases on the web site
     unseen: str = ""  # why nobody knows what the web site serves
     unregistered: frozenset[str] = frozenset()
 
@@ -127,11 +148,29 @@ class AzureCluster:
             "authority": place.authority or "",
         }
 
-    def release(self) -> dict[str, bytes]:
-        """What the web site should serve; empty while the nodes' addresses are not known."""
+    def release(self) -> Release | None:
+        """What nodes should be told; None while their addresses are not known.
+
+        What the operator's verbs have changed since stays: order, drained nodes, and the like.
+        """
         if not all(node.public_ip for node in self.plan_now().nodes):
-            return {}
-        return release_files(self.nodes_info())
+            return None
+        plan, nodes = self.plan, self.nodes_info()
+        if self.newest is None:
+            return first_release(plan, nodes, agent(), self.signers(), cluster=plan.name)
+        before = renewed(self.newest.release, time.time())
+        own = {"peer_address": plan.peer_address, "scheduled_events": plan.scheduled_events}
+        return of_cluster(before, nodes, agent(), **own)
+
+    def signers(self) -> str:
+        """Who may sign releases: as the newest one says, or this operator."""
+        known = self.newest.release if self.newest else held_release(self.state.folder)
+        return known.allowed_signers if known else signers_text([public_key(self.signing_key)])
+
+    def account_site(self) -> Account:
+        """The web site's files."""
+        site = container(storage_of(self), self.cloud.identity)
+        return Account(site, self.endpoints()["web_site"])
 
     def document(self, name: str, key: str) -> str:
         """The first-boot document of a node; raises `Refusal` where no node can be made of it."""
@@ -145,6 +184,8 @@ class AzureCluster:
             pause_seconds=self.plan.pause_seconds,
             peer_address=self.plan.peer_address,
             scheduled_events=self.plan.scheduled_events,
+            cluster=self.plan.name,
+            allowed_signers=self.signers(),
         )
 
 
@@ -183,9 +224,13 @@ def look_at_release(cluster: AzureCluster, account: str) -> None:
     """Fill in what the web site serves; the rest goes on where that can't be looked at."""
     if not is_settled(cluster.present.get(account)):
         return
+    site, held = cluster.account_site(), held_release(cluster.state.folder)
+    signers = cluster.signers()
     try:
         with azures(storage_of(cluster)):
-            cluster.served = served(container_of(cluster))
+            cluster.served = site.served()
+            if held or RELEASE in cluster.served:
+                cluster.newest = newest(site, held, signers)
     except AzureError as error:
         cluster.unseen = cluster.cloud.words(error)
 
@@ -204,11 +249,6 @@ def look_at_providers(cluster: AzureCluster) -> None:
 def missing(cluster: AzureCluster) -> frozenset[str]:
     """The resources that are to be created."""
     return frozenset(cluster.resources()) - cluster.present.keys()
-
-
-def container_of(cluster: AzureCluster) -> Any:
-    """The web site's files."""
-    return container(storage_of(cluster), cluster.cloud.identity)
 
 
 def storage_of(cluster: AzureCluster) -> str:
@@ -291,14 +331,22 @@ def web_site_change(cluster: AzureCluster) -> Change:
 
 
 def release_change(cluster: AzureCluster) -> Change:
-    """Which files must be uploaded."""
-    release = cluster.release()
-    names = stale(release, cluster.served)
+    """What a new release says that the newest does not, or which of its files are missing."""
     if cluster.unseen:
         return Change("release", "upload", why=f"it can't be looked at: {cluster.unseen}")
-    if not release or not cluster.served:
+    if not cluster.release() or not cluster.newest:
         return Change("release", "create")
-    return Change("release", "change" if names else "leave", tuple(names))
+    lines = release_lines(cluster)
+    return Change("release", "change" if lines else "leave", tuple(lines))
+
+
+def release_lines(cluster: AzureCluster) -> list[str]:
+    """What is to be done about the release."""
+    wanted, found = cluster.release(), cluster.newest
+    if wanted is None or found is None or found.tag is None:
+        return ["it is not there"]
+    files = stale(files_beside(found, agent()), cluster.served)
+    return changed_lines(renewed(found.release, time.time()), wanted) or files
 
 
 # ---------------------------------------------------------------- making it so
@@ -469,17 +517,21 @@ def ensure_web_site(cluster: AzureCluster) -> str:
 
 
 def ensure_release(cluster: AzureCluster) -> str:
-    """Upload what the web site does not serve yet, and write the operator's copy."""
+    """Sign and upload what the web site does not serve yet, and write the operator's copy."""
     cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
-    release = cluster.release()
-    names = stale(release, cluster.served)
-    if not names:
+    before, folder, site = cluster.newest, cluster.state.folder, cluster.account_site()
+    if before and not cluster.unseen and not release_lines(cluster):
+        hold(folder, before)
         return "left"
     with azures(storage_of(cluster)):
-        site = container_of(cluster)
-        for name in names:
-            upload(site, name, release[name])
-    return "uploaded" if cluster.unseen else "changed" if cluster.served else "created"
+        if cluster.unseen:
+            cluster.newest = newest(site, held_release(folder), cluster.signers())
+        if wanted := cluster.release():  # the addresses came first
+            key, now = cluster.signing_key, time.time()
+            published = publish(site, cluster.newest, wanted, key=key, now=now, code=agent())
+            cluster.newest = published.after
+            hold(folder, cluster.newest)
+    return "uploaded" if cluster.unseen else "changed" if before else "created"
 
 
 # ---------------------------------------------------------------- what is refused

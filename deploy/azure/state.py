@@ -12,15 +12,21 @@ from hashlib import sha256
 from pathlib import Path
 
 from deploy import PROJECT, Refusal
-from deploy.files import expanded, make_folder, staged, write_json
+from deploy.files import create_whole, expanded, lock, make_folder, write_json
 from deploy.nodes_info import NodesInfo, write_nodes_info
+from deploy.publish import HELD
 
 
 @dataclass(frozen=True)
 class State:
-    """`nodes_info.json`, `endpoints.json` and `cluster.key` (mode 0600) in one folder."""
+    """`nodes_info.json`, `endpoints.json`, `release.json` and `cluster.key` (mode 0600)."""
 
     folder: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is kept of a cluster."""
+        return self.nodes_file, self.endpoints_file, self.key_file, self.folder / HELD
 
     @property
     def key_file(self) -> Path:
@@ -45,11 +51,7 @@ class State:
         if key is not None:
             return key
         new = f"{secrets.token_hex(32)}\n".encode()
-        with (
-            staged(self.key_file, new, mode=0o600, folder_mode=0o700) as part,
-            suppress(FileExistsError),  # somebody else's, made meanwhile, counts
-        ):
-            os.link(part, self.key_file)
+        create_whole(self.key_file, new, mode=0o600, folder_mode=0o700)  # made meanwhile, it counts
         return self.key() or self.key_made_if_missing()
 
     @contextmanager
@@ -73,7 +75,7 @@ class State:
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written: whoever holds the lock is alone."""
-        for file in (self.nodes_file, self.endpoints_file, self.key_file):
+        for file in self.files:
             for part in self.folder.glob(f".{file.name}.*"):
                 part.unlink(missing_ok=True)
 
@@ -139,7 +141,7 @@ class State:
 
     def remove(self) -> None:
         """Forget the cluster; the folder goes with the lock, if nothing else is in it."""
-        for file in (self.nodes_file, self.endpoints_file, self.key_file):
+        for file in self.files:
             file.unlink(missing_ok=True)
 
     def remove_if_empty(self) -> None:
@@ -148,18 +150,6 @@ class State:
             if [*self.folder.iterdir()] == [self.lock_file]:
                 self.lock_file.unlink()
                 self.folder.rmdir()
-
-
-def lock(descriptor: int) -> None:
-    """Lock a file for this process alone; raises `OSError` at once where another has it."""
-    if sys.platform == "win32":
-        import msvcrt  # noqa: PLC0415 - each is only there on its own system
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl  # noqa: PLC0415
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def state_of_cluster(name: str) -> State:

@@ -1,8 +1,11 @@
 """The verbs that talk to Azure, `azure up`, `plan` and `down` and `publish`, to their last line."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import click
 import requests
@@ -30,15 +33,31 @@ from deploy.azure.cluster import (
     steps,
 )
 from deploy.azure.resources import ADMIN_NAME, TYPES, Body
-from deploy.azure.state import State, state_of_cluster
-from deploy.azure.web_site import container, served, stale, upload
+from deploy.azure.state import State, fingerprint, state_of_cluster
+from deploy.azure.web_site import Account, container
 from deploy.azure.words import words_of
 from deploy.plan import HTTP_PORT, SSH_PORT, Plan, firewall, is_url, plan_of, sources
+from deploy.publish import hold
 from deploy.settings import Settings, ssh_public_key
+from deploy.signing import operators_key, public_key
 
 OWN_ADDRESS_SECONDS = 10
 KINDS = frozenset(kind.lower() for kind in TYPES.values())
 MACHINES = TYPES["virtual machine"].lower()
+
+
+class Keys(NamedTuple):
+    """The operator's: the text of that which logs in to machines, the file that signs releases."""
+
+    ssh_public: str
+    signing: Path
+
+
+def keys_of(settings: Settings) -> Keys:
+    """The operator's keys; raises `Refusal` before anything is touched."""
+    signing = operators_key(settings.signing_key)
+    public_key(signing)
+    return Keys(ssh_public_key(settings), signing)
 
 
 def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: bool) -> None:
@@ -46,24 +65,26 @@ def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: 
     wanted = plan_of(settings)
     with state_of_cluster(wanted.name).locked():
         wanted = resolved_once(wanted)
-        key = ssh_public_key(settings)
-        up_alone(place, wanted, key, console, adopt=adopt, yes=yes)
+        keys = keys_of(settings)
+        up_alone(place, wanted, keys, console, adopt=adopt, yes=yes)
 
 
 def up_alone(
-    place: Place, wanted: Plan, ssh_key: str, console: Console, *, adopt: bool, yes: bool
+    place: Place, wanted: Plan, keys: Keys, console: Console, *, adopt: bool, yes: bool
 ) -> None:
     """As `up`, with the cluster's lock held."""
-    cluster, planned = compared(place, wanted, ssh_key, adopt=adopt)
+    cluster, planned = compared(place, wanted, keys, adopt=adopt)
     if all(change.verb == "leave" for change in planned):
         cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
+        if cluster.newest:
+            hold(cluster.state.folder, cluster.newest)
         print_changes(cluster, planned, console)
         print_cluster(cluster, console)
         return
     print_changes(cluster, planned, console)
     if not yes:
         click.confirm("Go on?", abort=True)
-        cluster, now = compared(place, wanted, ssh_key, adopt=adopt)  # who knows how long it took
+        cluster, now = compared(place, wanted, keys, adopt=adopt)  # who knows how long it took
         if now != planned:
             raise Refusal(
                 "what there is changed while you were asked: nothing was done; run `azure up`"
@@ -81,20 +102,23 @@ def up_alone(
 def plan(place: Place, settings: Settings, console: Console, *, adopt: bool) -> bool:
     """Print what `up` would do; True where that is anything at all."""
     wanted = resolved_once(plan_of(settings))
-    cluster, planned = compared(place, wanted, ssh_public_key(settings), adopt=adopt)
+    cluster, planned = compared(place, wanted, keys_of(settings), adopt=adopt)
     print_changes(cluster, planned, console)
     return any(change.verb != "leave" for change in planned)
 
 
 def compared(
-    place: Place, wanted: Plan, ssh_key: str, *, adopt: bool
+    place: Place, wanted: Plan, keys: Keys, *, adopt: bool
 ) -> tuple[AzureCluster, list[Change]]:
     """The cluster as Azure has it, and what `up` would do; refuses before anything is touched."""
     cloud = signed_in(place, wanted.name)
-    cluster = AzureCluster(cloud, wanted, ssh_key, state_of_cluster(wanted.name))
+    state = state_of_cluster(wanted.name)
+    cluster = AzureCluster(cloud, wanted, keys.ssh_public, state, keys.signing)
     refuse_document(cluster)
     try:
         look(cluster)
+        if cluster.newest and state.key():  # another operator may have rotated it
+            hold(state.folder, cluster.newest)
         refuse_unsound(cluster, adopt=adopt)
         look_at_providers(cluster)
         if not cluster.unregistered & ASKED:
@@ -140,23 +164,37 @@ def resolved(source: str) -> str:
 # ---------------------------------------------------------------- publish
 
 
-def publish(endpoints: Mapping[str, str], files: Mapping[str, bytes], console: Console) -> None:
-    """Upload to a cluster's web site what it does not serve yet; `endpoints` as `up` wrote them."""
-    authority = endpoints["authority"] or None
-    place = Place(endpoints["subscription"], endpoints["arm_endpoint"], authority)
-    account = endpoints["storage_account"]
-    cloud = signed_in(place, endpoints["resource_group"])
+@contextmanager
+def web_site(endpoints: Mapping[str, str]) -> Iterator[Account]:
+    """The files of a cluster's web site, to read and to publish; `endpoints` as `up` wrote them."""
+    cloud = cloud_of(endpoints)
     try:
         with azures(endpoints["storage"]):
             site = container(endpoints["storage"], cloud.identity)
-            names = stale(files, served(site))
-            for name in names:
-                upload(site, name, files[name])
+            yield Account(site, endpoints["web_site"])
     except (AzureError, OSError) as error:
+        account = endpoints["storage_account"]
         raise Refusal(f"publishing to {account}: {cloud.words(error)}") from error
-    for name in files:
-        word = "published" if name in names else "unchanged"
-        console.print(f"{word} {endpoints['web_site']}/{name}")
+
+
+def cloud_of(endpoints: Mapping[str, str]) -> Cloud:
+    """A connection to the Azure that a cluster is on."""
+    authority = endpoints["authority"] or None
+    place = Place(endpoints["subscription"], endpoints["arm_endpoint"], authority)
+    return signed_in(place, endpoints["resource_group"])
+
+
+def tag_key(endpoints: Mapping[str, str], key: str) -> None:
+    """Say in the group's tags which key the cluster has now, for the next `up`."""
+    cloud = cloud_of(endpoints)
+    try:
+        group = cloud.group()
+        if group is None:
+            raise Refusal(f"there is no resource group {cloud.group_name} any more.")
+        tags = {**group.get("tags", {}), "key": fingerprint(key)}
+        cloud.put_group({"location": group["location"], "tags": tags})
+    except AzureError as error:
+        raise Refusal(f"Azure: {cloud.words(error)}") from error
 
 
 # ---------------------------------------------------------------- down

@@ -2,15 +2,26 @@
 
 import mimetypes
 import time
-from collections.abc import Callable, Mapping
-from hashlib import md5
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from azure.core.exceptions import ResourceNotFoundError
+from azure.core import MatchConditions
+from azure.core.exceptions import (
+    ResourceExistsError,
+    ResourceModifiedError,
+    ResourceNotFoundError,
+)
 from azure.storage.blob import ContainerClient, ContentSettings, ExponentialRetry
+
+from deploy import Refusal
+from deploy.publish import Found, digest
 
 CONTAINER = "$web"
 """What a static web site serves, https://learn.microsoft.com/azure/storage/blobs/storage-blob-static-website."""
+
+NOT_THERE = ("BlobNotFound", "ContainerNotFound")
+"""What storage says of a file that is not there; another 404 is an account that is not."""
 
 CONTAINER_SECONDS = 120.0
 """Longest wait for it after the web site was switched on."""
@@ -28,9 +39,62 @@ def container(endpoint: str, credential: Any) -> ContainerClient:
     )
 
 
-def stale(files: Mapping[str, bytes], served: Mapping[str, bytes]) -> list[str]:
-    """The names whose bytes are not what the web site serves, by MD5."""
-    return [name for name, data in files.items() if served.get(name) != digest(data)]
+@dataclass(frozen=True)
+class Account:
+    """A storage account as a place for releases; its methods raise `AzureError`.
+
+    A condition is one header of Put Blob, see
+    https://learn.microsoft.com/rest/api/storageservices/specifying-conditional-headers-for-blob-service-operations.
+    The SDK sends a request again whose answer got lost: what is there counts, not who was refused.
+    """
+
+    site: ContainerClient
+    where: str
+
+    def read(self, name: str, limit_bytes: int) -> Found | None:
+        """A file and its ETag; None also where there is no web site yet."""
+        blob = self.site.get_blob_client(name)
+        try:
+            answer = blob.download_blob(offset=0, length=limit_bytes + 1)
+            data = answer.readall()
+        except ResourceNotFoundError as error:
+            if getattr(error, "error_code", None) not in NOT_THERE:
+                raise
+            return None
+        if len(data) > limit_bytes:
+            raise Refusal(f"{self.where}/{name}: more than {limit_bytes} bytes: not what we write.")
+        return Found(data, str(answer.properties.etag))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a file where there is none: `If-None-Match: *`, answered 409 where there is one."""
+        try:
+            upload(self.site, name, data, overwrite=False)
+        except (ResourceExistsError, ResourceModifiedError):
+            return self._is(name, data)
+        return True
+
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Put a file in the place of that version: `If-Match`, answered 412 where it is another."""
+        if tag is None:
+            return self.create(name, data)
+        condition = {"etag": tag, "match_condition": MatchConditions.IfNotModified}
+        try:
+            upload(self.site, name, data, overwrite=True, **condition)
+        except ResourceModifiedError:
+            return self._is(name, data)
+        return True
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file there, whatever was there."""
+        upload(self.site, name, data, overwrite=True)
+
+    def served(self) -> dict[str, bytes]:
+        """The MD5 of every file."""
+        return served(self.site)
+
+    def _is(self, name: str, data: bytes) -> bool:
+        found = self.read(name, len(data))
+        return found is not None and found.data == data
 
 
 def served(site: ContainerClient) -> dict[str, bytes]:
@@ -42,13 +106,13 @@ def served(site: ContainerClient) -> dict[str, bytes]:
     return {blob.name: bytes(blob.content_settings.content_md5 or b"") for blob in blobs}
 
 
-def upload(site: ContainerClient, name: str, data: bytes) -> None:
+def upload(site: ContainerClient, name: str, data: bytes, **how: Any) -> None:
     """Put one file on the web site; visitors see the old bytes or the new ones."""
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
     settings = ContentSettings(
         content_type=kind, cache_control="no-cache", content_md5=bytearray(digest(data))
     )
-    once_there(lambda: site.upload_blob(name, data, overwrite=True, content_settings=settings))
+    once_there(lambda: site.upload_blob(name, data, content_settings=settings, **how))
 
 
 def once_there(send: Callable[[], object]) -> None:
@@ -64,8 +128,3 @@ def once_there(send: Callable[[], object]) -> None:
         else:
             return
         time.sleep(1)
-
-
-def digest(data: bytes) -> bytes:
-    """Storage keeps an MD5 of every blob: it finds a difference, it does not prove an origin."""
-    return md5(data, usedforsecurity=False).digest()

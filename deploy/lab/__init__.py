@@ -8,6 +8,9 @@ from pathlib import Path
 
 from deploy import PROJECT
 
+NAME = "lab"
+"""The cluster's name in its releases."""
+
 STATE = Path(f"/run/{PROJECT}/lab")
 """All that a running lab keeps on disk; `lab down` removes it."""
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from deploy import Refusal
+from deploy import Refusal, publish
 from deploy.files import write_whole
 from deploy.lab import LOAD_BALANCER, PROBE_SOURCE, STATE, WEB_SITE, container, process
 from deploy.lab.container import Container
@@ -15,7 +15,7 @@ from deploy.lab.network import FABRIC
 from deploy.operate import get
 from deploy.plan import Plan
 
-SITE = STATE / "site"
+SITE = STATE / publish.SITE
 """What the web site serves: `deploy.publish` fills it."""
 
 ENDPOINTS = {

@@ -18,7 +18,7 @@ from deploy.plan import Node, Plan, plan_of
 from deploy.settings import Settings
 
 MACHINE = "/run"
-TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "systemd-nspawn")
+TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "ssh-keygen", "systemd-nspawn")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def require_root() -> None:
     if missing:
         raise Refusal(
             f"{', '.join(missing)} not found: `apt-get install systemd-container mmdebstrap"
-            " nftables iproute2 util-linux` brings what the lab needs."
+            " nftables iproute2 util-linux openssh-client` brings what the lab needs."
         )
 
 

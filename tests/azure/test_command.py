@@ -13,6 +13,7 @@ import requests
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
+from deploy.signing import public_key, signers_text
 from deploy.userdata import user_data
 from tests.azure.fake_azure.azure import SUBSCRIPTION
 from tests.azure.fake_azure.model import Request
@@ -94,9 +95,9 @@ def test_nothing_that_everybody_may_read_names_the_subscription(operator: Operat
     # A web server's folder, as the lab's is.
     nodes, folder = operator.state / "nodes_info.json", operator.folder / "site"
     operator.deploy("publish", "--to", str(folder), "--nodes-info", str(nodes))
-    in_folder = {str(f): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    in_folder = {str(f): f.read_bytes() for f in folder.rglob("[!.]*") if f.is_file()}
     for served in (by_up, files, in_folder):
-        assert len(served) == 2
+        assert len(served) == 7
         for name, data in served.items():
             assert SUBSCRIPTION.encode() not in data, name
 
@@ -120,6 +121,8 @@ def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Op
         pause_seconds=8,
         peer_address="private",
         scheduled_events=False,
+        cluster=NAME,
+        allowed_signers=signers_text([public_key(operator.folder / ".ssh" / "id_ed25519")]),
     )
 
 

@@ -435,12 +435,12 @@ def test_after_kill_9_at_any_step_the_next_up_makes_exactly_the_same(
             same = outcome.code == 0 and snapshot(operator) == undisturbed
             return "same" if same else f"{what} at step {number}: {outcome.output}"
 
-    steps = [(number, what) for number in range(1, 24) for what in ("kill", "kill after")]
+    steps = [(number, what) for number in range(1, 29) for what in ("kill", "kill after")]
     with ThreadPoolExecutor(4) as pool:
         ends = list(pool.map(lambda step: killed(*step), steps))
     assert [end for end in ends if end not in ("same", "not killed")] == []
-    # A group, 16 resources, the web site's switch, 2 files: each of these was the last one once.
-    assert ends.count("same") == 2 * 20
+    # A group, 16 resources, the web site's switch, 7 files: each of these was the last one once.
+    assert ends.count("same") == 2 * 25
 
 
 # ---------------------------------------------------------------- who is not Azure

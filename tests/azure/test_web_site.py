@@ -16,7 +16,9 @@ pytest.importorskip("azure.storage.blob", reason="needs the packages of the extr
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.storage.blob import ContainerClient
 
-from deploy.azure.web_site import container, served, stale, upload
+from deploy import Refusal
+from deploy.azure.web_site import Account, container
+from deploy.publish import stale
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -123,17 +125,42 @@ def answers(port: int) -> bool:
 
 
 def test_only_what_differs_is_uploaded_and_it_is_served_as_it_was(site: ContainerClient) -> None:
-    assert served(site) == {}  # not even the container is there
+    account = Account(site, "the web site")
+    assert account.served() == {}  # not even the container is there
+    assert account.read("bootstrap/loader.py", 100) is None
     site.create_container(public_access="blob")  # in Azure the web site's switch does that
     files = {"bootstrap/loader.py": b"print('agent')\n", "bootstrap/nodes_info.json": b"{}\n"}
-    assert stale(files, served(site)) == list(files)
+    assert stale(files, account.served()) == list(files)
     for name, data in files.items():
-        upload(site, name, data)
-    assert stale(files, served(site)) == []
+        account.write(name, data)
+    assert stale(files, account.served()) == []
     files["bootstrap/loader.py"] = b"print('a newer agent')\n"
-    assert stale(files, served(site)) == ["bootstrap/loader.py"]
-    upload(site, "bootstrap/loader.py", files["bootstrap/loader.py"])
-    assert stale(files, served(site)) == []
+    assert stale(files, account.served()) == ["bootstrap/loader.py"]
+    account.write("bootstrap/loader.py", files["bootstrap/loader.py"])
+    assert stale(files, account.served()) == []
     answer = requests.get(f"{site.url}/bootstrap/loader.py", timeout=5)
     assert answer.content == files["bootstrap/loader.py"]
     assert answer.headers["Cache-Control"] == "no-cache"
+
+
+def test_of_two_who_replace_what_both_have_read_one_is_refused(site: ContainerClient) -> None:
+    account = Account(site, "the web site")
+    if not site.exists():
+        site.create_container(public_access="blob")
+    name = "bootstrap/release.json"
+    assert account.read(name, 100) is None
+    assert account.replace(name, b"first", None)
+    assert not account.replace(name, b"first of another", None)
+    found = account.read(name, 100)
+    assert found and found.data == b"first"
+    assert account.replace(name, b"second", found.tag)
+    assert not account.replace(name, b"second of another", found.tag)
+    again = account.read(name, 100)
+    assert again and again.data == b"second"
+    # An answer that got lost is sent again: what is there is ours.
+    assert account.replace(name, b"second", found.tag)
+    assert account.create("bootstrap/releases/1/release.json", b"1")
+    assert account.create("bootstrap/releases/1/release.json", b"1")
+    assert not account.create("bootstrap/releases/1/release.json", b"of another")
+    with pytest.raises(Refusal, match="more than 5 bytes"):
+        account.read(name, 5)

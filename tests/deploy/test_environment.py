@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from deploy.azure.state import State, state_of_cluster
+from deploy.checkout import part
 from deploy.nodes_info import read_nodes_info
-from deploy.publish import publish
-from deploy.release import release_files
+from deploy.signing import public_key, signers_text
 from deploy.userdata import user_data
 
 CHECKOUT = Path(__file__).parents[2]
@@ -30,6 +30,13 @@ KEY = "5e" * 32
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
 
 Ran = subprocess.CompletedProcess[bytes]
+
+
+@pytest.fixture(autouse=True)
+def home(home_with_key: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Whoever publishes has an SSH key."""
+    monkeypatch.setenv("HOME", str(home_with_key))
+    return home_with_key
 
 
 def deploy(
@@ -87,7 +94,9 @@ def test_where_there_is_no_linux_a_plan_is_printed() -> None:
     assert (table.returncode, table.stderr) == (0, b"")
 
 
-def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_path: Path) -> None:
+def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(
+    home: Path, tmp_path: Path
+) -> None:
     (tmp_path / "key").write_text(KEY)
     ran = deploy("user-data", "node1", "--cluster-key", str(tmp_path / "key"), env=WINDOWS)
     document = user_data(
@@ -100,6 +109,8 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
         pause_seconds=5,
         peer_address="public",
         scheduled_events=True,
+        cluster="lab",
+        allowed_signers=signers_text([public_key(home / ".ssh" / "id_ed25519")]),
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == document.encode()
@@ -108,8 +119,7 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(tmp_pa
 def test_where_there_is_no_linux_the_same_release_is_published(tmp_path: Path) -> None:
     ran = deploy("publish", "--to", str(tmp_path / "there"), env=WINDOWS)
     assert (ran.returncode, ran.stderr) == (0, b"")
-    publish(tmp_path / "here", release_files(NODES))
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert_published(tmp_path / "there")
 
 
 def test_where_there_is_no_linux_status_and_watch_look(silent: Path) -> None:
@@ -215,13 +225,22 @@ def test_a_checkout_with_windows_line_ends_gives_nodes_none(tmp_path: Path) -> N
     assert ran.stdout == deploy(*words).stdout
     ran = deploy("publish", "--to", str(tmp_path / "site"), env=env, prepare=prepare)
     assert (ran.returncode, ran.stderr) == (0, b"")
-    publish(tmp_path / "here", release_files(NODES))
-    assert contents(tmp_path / "site") == contents(tmp_path / "here")
+    assert_published(tmp_path / "site")
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    files = filter(Path.is_file, folder.rglob("*"))
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+def assert_published(folder: Path) -> None:
+    """A whole first release with the agent and the nodes of this checkout is there."""
+    site = folder / "bootstrap"
+    told = json.loads((site / "release.json").read_bytes())
+    digest = told["files"]["loader.py"]["sha256"]
+    found = {str(path.relative_to(site)) for path in site.rglob("[!.]*") if path.is_file()}
+    beside = {"release.json", "release.json.sig"}
+    names = {f"releases/1/{name}" for name in beside} | {f"releases/{digest}/loader.py"}
+    assert found == {*names, *beside, "loader.py", "nodes_info.json"}
+    agent = part("agent/loader.py").encode()
+    assert (site / f"releases/{digest}/loader.py").read_bytes() == agent
+    assert (site / "loader.py").read_bytes() == agent
+    assert list(told["nodes"]) == list(NODES)
 
 
 # ------------------------------------------------ a strict umask
@@ -366,8 +385,7 @@ def test_a_stream_that_is_closed_changes_nothing_else(
     assert deploy("plan", then=closed).returncode == 0
     assert deploy("status", "--cluster", str(silent), then=closed).returncode == 3
     assert deploy("publish", "--to", str(tmp_path / "site"), then=closed).returncode == 0
-    publish(tmp_path / "here", release_files(NODES))
-    assert contents(tmp_path / "site") == contents(tmp_path / "here")
+    assert_published(tmp_path / "site")
     assert deploy("lab", "up", "--nodes", "x", then=closed).returncode == 2
 
 
@@ -396,7 +414,7 @@ def test_a_folder_whose_name_can_not_be_printed_is_published_to(
     assert_one_sentence(deploy("status", "--cluster", folder, env=env), "no cluster at ")
     ran = deploy("publish", "--to", folder, env=env)
     assert (ran.returncode, ran.stderr) == (0, b"")
-    assert ran.stdout.startswith(b"published ")
+    assert ran.stdout.count(b"\npublished ") == 7
 
 
 def test_a_question_that_nobody_answers_names_the_option_that_does(operator: Any) -> None:

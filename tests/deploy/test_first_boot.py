@@ -4,20 +4,28 @@ The script is the document's own, run against a folder: commands that change a m
 that note what they are asked; every command may be told to fail, or to die with the script.
 """
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from deploy.checkout import CHECKOUT
 from deploy.nodes_info import read_nodes_info
+from deploy.publish import Folder, publish
+from deploy.release import first_release
+from deploy.settings import Settings
+from deploy.signing import public_key, signers_text
 from deploy.userdata import user_data
-from tests.agent.world import KEY, SOURCE, World, open_world
+from tests.agent.world import KEY, SOURCE, WEB_SITE_HOST, World, open_world
+from tests.keys import make_key
 from tests.web import Page
 
 COMMANDS = [
@@ -34,7 +42,7 @@ number=$(wc -l < "$here/../calls")
 if [ "$number $HOW" = "$DIE_AT fails" ]; then exit 1; fi
 case "$name $*" in
     dpkg-query*) cat "$here/../packages" ;;
-    apt-get*install*) echo "installed installed installed " > "$here/../packages" ;;
+    apt-get*install*) printf 'installed %.0s' 1 2 3 4 5 > "$here/../packages" ;;
     dpkg*|apt-get*|a2enconf*|systemctl*|sync*) ;;
     *) PATH=$REAL_PATH "$name" "$@" ;;
 esac
@@ -60,7 +68,9 @@ class FirstBoot:
 
     def __init__(self, world: World, agent: str) -> None:
         self.root, self.paths, self.agent = world.root, world.paths, agent
-        world.serve_release(Page(agent))
+        self.site = world.cloud.site(WEB_SITE_HOST)
+        self.key = make_key(self.root / "operator" / "id_ed25519", "me")
+        self.publish(agent)
         document = user_data(
             "node1",
             read_nodes_info(CHECKOUT / "nodes_info.json"),
@@ -71,6 +81,8 @@ class FirstBoot:
             pause_seconds=5,
             peer_address="public",
             scheduled_events=True,
+            cluster="lab",
+            allowed_signers=signers_text([public_key(self.key)]),
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
         self.front = self.files["/etc/bootstrap/index.html"]
@@ -85,8 +97,27 @@ class FirstBoot:
         """As cloud-init leaves it; the packages' installation died half way."""
         for path in (self.paths.loader, self.installed, self.paths.html / "index.html"):
             path.unlink(missing_ok=True)
-        (self.paths.etc / "index.html").write_text(self.front)
+        for name in ("index.html", "cluster", "allowed_signers"):
+            (self.paths.etc / name).write_text(self.files[f"/etc/bootstrap/{name}"])
         (self.root / "packages").write_text("installed half-configured not-installed ")
+
+    def publish(self, agent: str, **changed: Any) -> None:
+        """The web site serves this agent, as `key` has signed it."""
+        how: dict[str, Any] = {"key": self.key, "cluster": "lab", **changed}
+        folder, code = Folder(self.root / "operator" / f"site-{how['key'].name}"), agent.encode()
+        nodes, signers = read_nodes_info(CHECKOUT / "nodes_info.json"), [public_key(how["key"])]
+        wanted = first_release(
+            *(Settings(), nodes, code, signers_text(signers)), cluster=how["cluster"]
+        )
+        shutil.rmtree(folder.path, ignore_errors=True)
+        publish(folder, None, wanted, key=how["key"], now=time.time(), code=code)
+        files = (path for path in folder.path.rglob("[!.]*") if path.is_file())
+        self.site.pages |= {
+            f"/{path.relative_to(folder.path).as_posix()}": Page(path.read_bytes())
+            for path in files
+        }
+        digest = hashlib.sha256(code).hexdigest()
+        self.agents = f"/bootstrap/releases/{digest}/loader.py"
 
     @property
     def installed(self) -> Path:
@@ -112,6 +143,13 @@ class FirstBoot:
         )
         return Ran(done.returncode, done.stderr, (self.root / "calls").read_text().splitlines())
 
+    def refuses(self, cause: str) -> None:
+        ran = self.start()
+        assert (ran.code != 0, self.paths.loader.exists(), self.installed.exists()) == (
+            *(True, False, False),
+        )
+        assert cause in ran.errors
+
     def assert_nothing_is_half_there(self) -> None:
         front = self.paths.html / "index.html"
         assert not self.paths.loader.exists() or self.paths.loader.read_text() == self.agent
@@ -121,7 +159,7 @@ class FirstBoot:
         assert self.paths.loader.read_text() == self.agent
         assert (self.paths.html / "index.html").read_text() == self.front
         assert (self.paths.html / "index.html").stat().st_mode & 0o777 == 0o644
-        assert (self.root / "packages").read_text() == "installed installed installed \n"
+        assert (self.root / "packages").read_text() == 5 * "installed "
         assert self.installed.exists()
 
 
@@ -237,26 +275,78 @@ WRONG = {
     "half of it": (Page(SOURCE[: len(SOURCE) // 2], promised_bytes=len(SOURCE)), "not whole"),
     "half that claims to be whole": (
         Page(SOURCE[: SOURCE.index("\ndef main(")]),
-        "[  = self-check passed ]",
+        "loader.py: not what the release says it is",
     ),
-    "a page of somebody else": (Page("<!doctype html><h1>Sign in</h1>"), "SyntaxError"),
+    "a page of somebody else": (
+        Page("<!doctype html><h1>Sign in</h1>"),
+        "loader.py: not what the release says it is",
+    ),
     "an error": (Page("", 503), "503"),
     "nothing": (Page(status=0), "loader.py: "),
 }
 
 
 @pytest.mark.parametrize(("page", "cause"), WRONG.values(), ids=WRONG)
-def test_what_is_no_whole_agent_is_not_installed_and_the_journal_says_why(
+def test_what_is_not_the_agent_of_the_release_is_not_installed_and_the_journal_says_why(
     world: World, page: Page, cause: str
 ) -> None:
     boot = FirstBoot(world, world.installed(SOURCE))
-    world.serve_release(page)
-    ran = boot.start()
-    assert (ran.code != 0, boot.paths.loader.exists(), boot.installed.exists()) == (
-        *(True, False, False),
-    )
-    assert cause in ran.errors
-    world.serve_release(Page(boot.agent))
+    boot.site.pages[boot.agents] = page
+    boot.refuses(cause)
+    boot.publish(boot.agent)
+    assert boot.start().code == 0
+    boot.assert_whole()
+
+
+def other_signer(boot: FirstBoot) -> None:
+    boot.publish(STAND_IN, key=make_key(boot.root / "operator" / "stranger", "stranger"))
+
+
+def other_cluster(boot: FirstBoot) -> None:
+    boot.publish(STAND_IN, cluster="billing")
+
+
+def other_text(boot: FirstBoot) -> None:
+    told = boot.site.pages["/bootstrap/release.json"]
+    assert isinstance(told, Page)
+    assert isinstance(told.body, bytes)
+    boot.site.pages["/bootstrap/release.json"] = Page(told.body.replace(b"node1", b"node9"))
+
+
+def no_signature(boot: FirstBoot) -> None:
+    del boot.site.pages["/bootstrap/releases/1/release.json.sig"]
+
+
+def no_release(boot: FirstBoot) -> None:
+    boot.site.pages["/bootstrap/release.json"] = Page("<!doctype html><h1>Sign in</h1>")
+
+
+def broken_agent(boot: FirstBoot) -> None:
+    boot.publish("<!doctype html><h1>Sign in</h1>")
+
+
+def half_an_agent(boot: FirstBoot) -> None:
+    boot.publish(SOURCE[: SOURCE.index("\ndef main(")])
+
+
+REFUSED: dict[str, tuple[Callable[[FirstBoot], None], str]] = {
+    "a stranger has signed it": (other_signer, "release.json.sig: its signature is no operator's"),
+    "it is another cluster's": (other_cluster, "a release of billing, and this is a node of lab"),
+    "it was changed after it was signed": (other_text, "its signature is no operator's"),
+    "it has no signature": (no_signature, "releases/1/release.json.sig: HTTP Error 404"),
+    "it is a page of somebody else": (no_release, "release.json: "),
+    "its agent is none": (broken_agent, "SyntaxError"),
+    "its agent does nothing": (half_an_agent, "[  = self-check passed ]"),
+}
+
+
+@pytest.mark.parametrize(("change", "cause"), REFUSED.values(), ids=REFUSED)
+def test_a_release_that_is_not_taken_installs_nothing_and_the_journal_says_why(
+    boot: FirstBoot, change: Callable[[FirstBoot], None], cause: str
+) -> None:
+    change(boot)
+    boot.refuses(cause)
+    boot.publish(boot.agent)
     assert boot.start().code == 0
     boot.assert_whole()
 
@@ -272,6 +362,8 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         pause_seconds=5,
         peer_address="public",
         scheduled_events=True,
+        cluster="lab",
+        allowed_signers="",
     )
     (command,) = yaml.safe_load(document)["bootcmd"]
     marks = tmp_path / "var/lib/cloud/instance/sem"

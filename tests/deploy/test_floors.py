@@ -18,12 +18,14 @@ CHECKOUT = Path(__file__).parents[2]
 
 FLOORS = {
     "what all need": ("deploy", "deploy.files", "deploy.checkout"),
-    "settings and plan": ("deploy.settings", "deploy.plan", "deploy.nodes_info"),
+    "settings and plan": (
+        *("deploy.settings", "deploy.plan", "deploy.nodes_info", "deploy.signing"),
+    ),
     "what a node gets": ("deploy.release", "deploy.publish", "deploy.userdata"),
     "who makes a cluster, who looks at it": ("deploy.lab", "deploy.azure", "deploy.operate"),
     "showing, and options": ("deploy.show", "deploy.options"),
     "verbs of one place": ("deploy.azure.cli", "deploy.azure.verbs", "deploy.lab.commands"),
-    "every verb": ("deploy.verbs",),
+    "every verb": ("deploy.releases", "deploy.verbs"),
     "the command": ("deploy.__main__",),
 }
 """From the bottom up. A module imports from its own floor or from lower ones; of a package, those

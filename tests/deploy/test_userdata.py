@@ -17,13 +17,13 @@ from deploy.__main__ import main
 from deploy.checkout import CHECKOUT
 from deploy.lab.node import write_seed
 from deploy.nodes_info import read_nodes_info
-from deploy.publish import publish
-from deploy.release import release_files
+from deploy.signing import public_key, signers_text
 from deploy.userdata import UNITS, user_data
 from tests.agent.world import open_world
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
 KEY = "5e" * 32
+SIGNERS = signers_text(["ssh-ed25519 AAAA me@home"])
 Run = Callable[..., "tuple[int, str, str]"]
 
 
@@ -32,12 +32,20 @@ def document(node: str = "node1", **changes: Any) -> str:
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
         **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "pause_seconds": 5},
         **{"peer_address": "public", "scheduled_events": True},
+        **{"cluster": "lab", "allowed_signers": SIGNERS},
     }
     return user_data(node, **(options | changes))
 
 
 def files(text: str) -> dict[str, dict[str, str]]:
     return {file["path"]: file for file in yaml.safe_load(text)["write_files"]}
+
+
+@pytest.fixture(autouse=True)
+def home(home_with_key: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Whoever publishes has an SSH key."""
+    monkeypatch.setenv("HOME", str(home_with_key))
+    return home_with_key
 
 
 @pytest.fixture
@@ -70,6 +78,17 @@ def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
     assert [path for path, file in found.items() if KEY in file["content"]] == [
         "/etc/bootstrap/cluster.key"
     ]
+
+
+def test_whose_releases_a_node_takes_and_signed_by_whom_is_written_at_first_boot() -> None:
+    found = files(document(cluster="billing"))
+    assert found["/etc/bootstrap/cluster"]["content"] == "billing\n"
+    assert found["/etc/bootstrap/allowed_signers"]["content"] == SIGNERS
+    assert found["/etc/bootstrap/allowed_signers"]["permissions"] == "0644"
+    assert (
+        'packages="apache2 logrotate openssh-client openssl python3-requests"'
+        in (found["/etc/bootstrap/install.sh"]["content"])
+    )
 
 
 def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
@@ -177,11 +196,14 @@ def test_every_node_gets_the_same_document_but_for_its_name() -> None:
     assert unlike == ["/etc/bootstrap/index.html"]
 
 
-def test_the_verb_prints_the_document_and_nothing_else(run: Run, tmp_path: Path) -> None:
+def test_the_verb_prints_the_document_and_nothing_else(
+    run: Run, home: Path, tmp_path: Path
+) -> None:
     key = tmp_path / "cluster.key"
     key.write_text(KEY + "\n")
     code, out, err = run("user-data", "node1", "--cluster-key", str(key))
-    assert (code, out, err) == (0, document(), "")
+    signers = signers_text([public_key(home / ".ssh" / "id_ed25519")])
+    assert (code, out, err) == (0, document(allowed_signers=signers), "")
 
 
 def test_without_a_key_the_verb_makes_a_new_one_and_says_so(run: Run) -> None:
@@ -276,32 +298,6 @@ def test_bad_input_is_refused_in_one_sentence_with_code_2(
 # ------------------------------------------------ the release
 
 
-def listing(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def test_the_verb_publishes_the_agent_and_the_nodes(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("publish", "--to", str(tmp_path))
-    assert code == 0
-    found = listing(tmp_path)
-    assert [f"published {tmp_path / name}" for name in found] == out.splitlines()
-    assert found["bootstrap/loader.py"] == (CHECKOUT / "agent" / "loader.py").read_bytes()
-    nodes = loader.parse_nodes_info(found["bootstrap/nodes_info.json"].decode())
-    assert list(nodes) == list(NODES)
-    group = "/resourceGroups/active-passive-cluster/providers/Microsoft.Network"
-    assert nodes["node1"]["network_interface_id"] == f"{group}/networkInterfaces/node1-nic"
-    kept = ("ip_configuration_name", "private_ip", "public_ip")
-    assert [[e[k] for k in kept] for e in nodes.values()] == [
-        [e[k] for k in kept] for e in NODES.values()
-    ]
-    modes = {stat.S_IMODE(path.stat().st_mode) & 0o444 for path in tmp_path.rglob("*.*")}
-    assert modes == {0o444}  # a web server may read them
-
-
 def test_the_labs_copy_of_the_document_is_for_root_alone_also_where_it_was_not(
     tmp_path: Path,
 ) -> None:
@@ -313,39 +309,10 @@ def test_the_labs_copy_of_the_document_is_for_root_alone_also_where_it_was_not(
     assert document.read_text() == "#cloud-config\n"
 
 
-def test_publishing_again_changes_nothing(tmp_path: Path) -> None:
-    publish(tmp_path, release_files(NODES))
-    before = listing(tmp_path)
-    publish(tmp_path, release_files(NODES))
-    assert listing(tmp_path) == before
-
-
-FULL = """
-import resource, sys
-from pathlib import Path
-from deploy.publish import publish
-from deploy.release import release_files
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-publish(Path(sys.argv[1]), release_files({}))
-"""
-
-
-def test_a_release_that_can_not_be_written_leaves_the_one_that_is_there(tmp_path: Path) -> None:
-    site = tmp_path / "bootstrap"
-    site.mkdir()
-    (site / "loader.py").write_text("the release before")
-    command = [sys.executable, "-c", FULL, str(tmp_path)]
-    ran = subprocess.run(
-        command, check=False, capture_output=True, text=True, timeout=20, cwd=CHECKOUT
-    )
-    assert "File too large" in ran.stderr
-    assert (site / "loader.py").read_text() == "the release before"
-
-
 def test_a_release_that_is_published_is_one_that_an_agent_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    publish(tmp_path, release_files(NODES))
+    assert run("publish", "--to", str(tmp_path))[0] == 0
     published = (tmp_path / "bootstrap" / "loader.py").read_text()
     with open_world(tmp_path / "node", monkeypatch) as world:
         body = world.installed(published).encode()

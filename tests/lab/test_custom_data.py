@@ -8,8 +8,10 @@ import pytest
 pytest.importorskip("azure.mgmt.network", reason="needs the packages of the extra `azure`")
 pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`")
 
+from deploy import signing
+from deploy.lab import NAME as LAB_NAME
 from deploy.lab import STATE, WEB_SITE
-from tests.azure.fake_azure.operator import Operator
+from tests.azure.fake_azure.operator import NAME, Operator
 from tests.azure.operators import made
 from tests.lab.cluster import BootedLab
 from tests.lab.test_lab import labs
@@ -22,7 +24,9 @@ def test_the_custom_data_that_up_sends_is_the_document_that_booted_the_labs_node
     cluster: BootedLab, operator: Operator
 ) -> None:
     """Byte for byte, once what only Azure can give is put in its place: ids and addresses."""
-    operator.settings(period_seconds=cluster.period_seconds)
+    operator.settings(
+        period_seconds=cluster.period_seconds, signing_key=str(STATE / signing.OWN_KEY)
+    )
     operator.state.mkdir(parents=True)
     (operator.state / "cluster.key").write_text((STATE / "cluster.key").read_text())
     made(operator)
@@ -37,6 +41,9 @@ def test_the_custom_data_that_up_sends_is_the_document_that_booted_the_labs_node
         sent = base64.b64decode(machine["properties"]["osProfile"]["customData"]).decode()
         for azures, labs_own in given.items():
             sent = sent.replace(azures, labs_own)
+        of_cluster = "path: /etc/bootstrap/cluster\n  content: '"
+        assert f"{of_cluster}{NAME}\n" in sent
+        sent = sent.replace(f"{of_cluster}{NAME}\n", f"{of_cluster}{LAB_NAME}\n")
         seed = cluster.root(name) / "var/lib/cloud/seed/nocloud/user-data"
         assert sent == seed.read_text()
     assert cluster.active() == {"node1"}

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -40,6 +41,7 @@ class Account:
     key: bytes
     containers: dict[str, dict[str, bytes]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)  # a file's content type
+    writes: Counter[str] = field(default_factory=Counter)  # of each file: a new ETag each time
     web_site: dict[str, object] = field(default_factory=lambda: {"enabled": False})
     shared_keys: bool = True  # whether a request may be signed with the key
     web_site_at: float = 0.0  # when $web is there, on the monotonic clock
@@ -61,6 +63,9 @@ def signature(account: Account, request: Request) -> str:
 DATA = "Microsoft.Storage/storageAccounts/blobServices/containers/blobs/"
 UNSIGNED = "Server failed to authenticate the request."
 NO_KEYS = "Key based authentication is not permitted on this storage account."
+NOT_MET = "The condition specified using HTTP conditional header(s) is not met."
+TWO_CONDITIONS = "Multiple condition headers are not supported."
+DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
 NO_ROLE = "This request is not authorized to perform this operation using this permission."
 
 May = Callable[[str], bool]
@@ -99,12 +104,61 @@ def answer_blob(accounts: Mapping[str, Account], request: Request, may: May) -> 
     files = account.containers[container]
     if request.method == "GET" and request.query.get("comp") == "list":
         return Answer(200, listing(container, files), {"Content-Type": "application/xml"})
+    return answer_file(account, files, "/".join(rest), request)
+
+
+def answer_file(account: Account, files: dict[str, bytes], file: str, request: Request) -> Answer:
+    """Put Blob and Get Blob."""
     if request.method == "PUT" and request.headers.get("x-ms-blob-type") == "BlockBlob":
-        file = "/".join(rest)
+        if refusal := unmet(etag(account, files, file), request):
+            return refusal
         files[file] = request.data
         account.kinds[file] = request.headers["x-ms-blob-content-type"]
-        return Answer(201, b"", {"ETag": '"0x1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"})
+        account.writes[file] += 1
+        return Answer(201, b"", {"ETag": str(etag(account, files, file)), "Last-Modified": DATE})
+    if request.method == "GET" and file:
+        return part_of(files.get(file), etag(account, files, file), request)
     raise Refused(400, "UnsupportedOperation", f"{request.method} {request.path}")
+
+
+def etag(account: Account, files: Mapping[str, bytes], file: str) -> str | None:
+    """What tells this version of a file from any other; None where there is none."""
+    if file not in files:
+        return None
+    digest = hashlib.md5(files[file], usedforsecurity=False).hexdigest()[:12].upper()
+    return f'"0x{account.writes[file]:X}{digest}"'
+
+
+def unmet(tag: str | None, request: Request) -> Answer | None:
+    """How Put Blob refuses where the file is not as the request's condition says.
+
+    Azurite's WriteConditionalHeadersValidator; 409 for `*` as in Azure/azure-cli issue 25019, 412
+    as in Azure/azure-sdk-for-net issue 33668.
+    """
+    match, none_match = (request.headers.get(name) for name in ("If-Match", "If-None-Match"))
+    if match and none_match:
+        return failure(400, "MultipleConditionHeadersNotSupported", TWO_CONDITIONS)
+    if none_match == "*" and tag is not None:
+        return failure(409, "BlobAlreadyExists", "The specified blob already exists.")
+    if (none_match and none_match == tag) or (match and match not in {tag, tag and "*"}):
+        return failure(412, "ConditionNotMet", NOT_MET)
+    return None
+
+
+def part_of(data: bytes | None, tag: str | None, request: Request) -> Answer:
+    """Get Blob: the whole file, or the part that the request asks for."""
+    if data is None:
+        return failure(404, "BlobNotFound", "The specified blob does not exist.")
+    headers = {"ETag": str(tag), "Last-Modified": DATE, "x-ms-blob-type": "BlockBlob"}
+    wanted = request.headers.get("x-ms-range") or request.headers.get("Range")
+    if wanted is None:
+        return Answer(200, data, headers)
+    first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+    if first >= len(data):
+        return failure(416, "InvalidRange", "The range specified is invalid.")
+    last = min(last, len(data) - 1)
+    told = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+    return Answer(206, data[first : last + 1], {**headers, **told})
 
 
 def listing(container: str, files: Mapping[str, bytes]) -> bytes:

@@ -6,15 +6,18 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.azure.fake_azure.azure import SUBSCRIPTION, TENANT, FakeAzure
 from tests.azure.fake_azure.server import CLIENT, SECRET
+from tests.keys import make_key
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 LIMIT_SECONDS = 60
@@ -53,6 +56,8 @@ class Operator:
         """Set everything up."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "id.pub").write_text(SSH_KEY + "\n")
+        for name, content in signing_key().items():
+            write_private(self.folder / ".ssh" / name, content)
         self.settings()
         clean = {k: v for k, v in os.environ.items() if not k.startswith("AZURE_")}
         self.environment = clean | {
@@ -159,6 +164,21 @@ class Operator:
         )
         seconds = time.monotonic() - begun
         return Outcome(done.returncode, done.stdout + done.stderr, seconds, cpu_seconds() - used)
+
+
+@cache
+def signing_key() -> dict[str, bytes]:
+    """The key in the operator's home that signs releases, and its public half."""
+    with tempfile.TemporaryDirectory() as folder:
+        key = make_key(Path(folder) / "id_ed25519", "me@home")
+        return {path.name: path.read_bytes() for path in (key, key.with_suffix(".pub"))}
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """A file as ssh-keygen wants a private key to be."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(0o600)
 
 
 def cpu_seconds() -> float:
