@@ -1,10 +1,10 @@
 """The first-boot document and the web site's release, as an operator gets them."""
 
-import json
 import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from deploy.nodes_info import read_nodes_info
 from deploy.signing import public_key, signers_text
 from deploy.userdata import UNITS, user_data
 from tests.agent.world import open_world
+from tests.web import Page
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
 KEY = "5e" * 32
@@ -313,11 +314,15 @@ def test_a_release_that_is_published_is_one_that_an_agent_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     assert run("publish", "--to", str(tmp_path))[0] == 0
-    published = (tmp_path / "bootstrap" / "loader.py").read_text()
-    with open_world(tmp_path / "node", monkeypatch) as world:
-        body = world.installed(published).encode()
-        world.paths.loader.write_text("an older agent")
-        answer = loader.Answer(200, body, {}, whole=True)
-        loader.update(answer, world.paths, loader.boot_seconds() + 10)
-        assert world.paths.loader.read_bytes() == body
-        assert json.loads(world.paths.release.read_text())["etag"] == ""
+    site = tmp_path / "bootstrap"
+    with open_world(tmp_path / "node", monkeypatch, period=20, look=2) as world:
+        world.settings(pause_seconds=5)
+        for path in (world.paths.signers, world.paths.cluster):
+            path.unlink()  # as on a node from before releases
+        world.paths.loader.write_bytes((site / "loader.py").read_bytes())
+        for path in site.rglob("*.*"):
+            world.site(str(path.relative_to(site)), Page(path.read_bytes()))
+        until = time.monotonic() + 10
+        loader.take_release(loader.new_session(), world.web_site, 0, world.paths, until)
+        kept = loader.read_kept(world.paths)
+        assert (kept.generation, list(kept.held.nodes)) == (1, list(NODES))  # type: ignore[union-attr]
