@@ -1853,10 +1853,10 @@ def why_makes_way(
     if seen.makes_way:
         return seen.makes_way
     if members.me in members.drained:
-        return "the operator drained it"
+        return "makes way: the operator drained it"
     long = since and now - since > times.period_seconds + 2 * times.look_seconds
     behind = state.active and long and ahead(members, markers)
-    return "others hold a newer release" if behind else ""
+    return "makes way: others hold a newer release" if behind else ""
 
 
 def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
@@ -1933,13 +1933,16 @@ def rests(members: Members, state: State, view: View) -> str:
         return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
     others = any(marker.candidate or marker.active for marker in view.markers.values())
     waits = others or view.now_seconds - view.started_seconds < times.rest_seconds
-    why = f" for {left} good looks more: {state.trouble}" if left > 0 else ""
-    if not members.proven:
-        why = ": its agent is on trial"
+    newer = ", ".join(ahead(members, view.markers))
+    why = f"leaves the role to others for {left} good looks more: {state.trouble}"
     if state.behind_since_seconds:
-        newer = ", ".join(ahead(members, view.markers))
-        why = f": a newer release is held by {newer}" if newer else ": it has just caught up"
-    return f"leaves the role to others{why}" if why and waits else ""
+        held = f"a newer release is held by {newer}" if newer else "it has just caught up"
+        why = f"leaves the role to others: {held}"
+    elif not members.proven:
+        why = "leaves the role to others: its agent is on trial"
+    elif left <= 0:
+        return ""
+    return why if waits else ""
 
 
 def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
@@ -2136,8 +2139,7 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     if state.active or decision.serve_until_seconds is not None:
         return f"Node {me} reachability reach quorum and is preferred, set as active"
     if view.makes_way or view.leaving:
-        why = f"makes way: {view.makes_way}" if view.makes_way else "is leaving"
-        return f"Node {me} {why}, set as passive"
+        return f"Node {me} {view.makes_way or 'is leaving'}, set as passive"
     if len(view.markers) + 1 < members.majority:
         return f"Node {me} reachability does not reach quorum, set as passive"
     if not state.candidate and (why := rests(members, state, view)):
@@ -3060,7 +3062,7 @@ class Announced:
 
     def why(self) -> str:
         """The same as a reason to make way."""
-        return f"Azure announces {kinds}" if (kinds := self.kinds()) else ""
+        return f"makes way: Azure announces {kinds}" if (kinds := self.kinds()) else ""
 
     def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
         """Once a run: when another node is active that does not go as well, or none can be.
@@ -3129,7 +3131,7 @@ def take_part(
     until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
 
     def why() -> str:
-        return announced.why() or ("its agent is to be replaced" if replaced else "")
+        return announced.why() or ("makes way: its agent is to be replaced" if replaced else "")
 
     begins = machine.moment()
     steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)

@@ -86,7 +86,7 @@ MY_WORDS: dict[str, Callable[..., tuple[Said, Said]]] = {
     r"wall clock jumped": lambda: ({}, {"clock_stepped": True}),
     r"began (\S+) s ago": lambda seconds: ({}, {"started_seconds": NOW - float(seconds)}),
     r"behind for (\S+) s": lambda s: ({"behind_since_seconds": NOW - float(s)}, {}),
-    r"make way": lambda: ({}, {"makes_way": "the operator drained it"}),
+    r"make way": lambda: ({}, {"makes_way": "makes way: the operator drained it"}),
 }
 TOLD: dict[str, Callable[..., Said]] = {  # what the release in effect asks for
     r"(\S+) drained": lambda names: {"drained": frozenset(names.split("+"))},
@@ -701,10 +701,7 @@ BROKEN: dict[str, tuple[str, str]] = {
         "min(READY_LOOKS + failures - 1, 4)",
         "READY_LOOKS + failures - 1",
     ),
-    "who failed never stands": (
-        'others{why}" if why and waits',
-        'others{why}" if why',
-    ),
+    "who failed never stands": ("    return why if waits", "    return why if True"),
     "who failed stands where others do": ("waits = others or view", "waits = view"),
     "who failed stands at once where nobody does": (
         "others or view.now_seconds - view.started_seconds < times.rest_seconds",
@@ -747,10 +744,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "an older release costs no preference": ("    if state.behind_since_seconds:", "    if False:"),
     "an older release costs it for good": (
-        '    return f"leaves the role to others{why}" if why and',
-        '    return f"leaves the role to others{why}" if state.behind_since_seconds or why and',
+        "    return why if waits",
+        "    return why if state.behind_since_seconds or waits",
     ),
-    "an agent on trial costs no preference": ("    if not members.proven:", "    if False:"),
+    "an agent on trial costs no preference": ("    elif not members.proven:", "    elif False:"),
     "another release than mine is newer": (
         "if marker.release > members.release]",
         "if marker.release != members.release]",
