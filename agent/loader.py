@@ -112,7 +112,7 @@ class Paths:
         self.cluster = self.etc / "cluster"  # its name
         self.nodes_info = self.etc / "nodes_info.json"
         self.key = self.etc / "cluster.key"
-        self.next_key = self.etc / "cluster.key.next"  # and the generation that brings it
+        self.next_keys = self.etc / "cluster.key.next"
         self.conf = self.etc / "loader.conf"
         self.probe = self.html / "probe.html"
         self.staged = self.html / ".probe.html"  # fence.service removes both
@@ -627,11 +627,23 @@ def read_nodes(paths: Paths) -> Nodes:
 
 
 def read_key(path: Path) -> bytes:
-    """The cluster's key: 32 bytes, written as 64 hexadecimal digits; of the next, a generation."""
+    """The cluster's key: 32 bytes, written as 64 hexadecimal digits."""
     text = read_text(path, "put the cluster's key there, 64 hexadecimal digits").strip()
-    if not (found := re.fullmatch(r"([0-9a-fA-F]{64})(\n\d+)?", text)):
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
         raise BadInput(f"{path}: not a key: use 64 hexadecimal digits.")
-    return bytes.fromhex(found[1])
+    return bytes.fromhex(text)
+
+
+def read_next_keys(path: Path) -> list[tuple[bytes, int]]:
+    """The keys that come after it, oldest first, each with the generation that brings it."""
+    lines = re.findall(r"([0-9a-f]{64}) (\d+)\n", read_mark(path) or "")
+    return [(bytes.fromhex(key), int(generation)) for key, generation in lines]
+
+
+def write_next_keys(keys: Iterable[tuple[bytes, int]], path: Path) -> None:
+    """The same, on the disk and for root alone. Raises `OSError`."""
+    text = "".join(f"{key.hex()} {generation}\n" for key, generation in keys)
+    write_atomic(path, text, sync=True, mode=0o600)
 
 
 # ------------------------------------------------ releases: what an operator signed, as data
@@ -728,46 +740,44 @@ def generation_of(data: bytes) -> int:
 
 
 def parse_release(data: bytes, where: str = "release.json") -> Release:
-    """The release of that text, with every rule checked that it can break by itself.
-
-    Raises `BadInput`.
-    """
+    """The release of that text, if it breaks no rule by itself. Raises `BadInput`."""
     said = parse_json(data, where)
     try:
         said["loader"] = AgentFile(**typed(AgentFile, said["files"]["loader.py"]))
         said["settings"] = NodeSettings(**typed(NodeSettings, said["settings"]))
-        said["prefer"] = prefer = said["prefer"] and Preferred(**typed(Preferred, said["prefer"]))
+        said["prefer"] = said["prefer"] and Preferred(**typed(Preferred, said["prefer"]))
         release = Release(**typed(Release, said))
-        asked_for = {*release.drained, *([prefer.node] if prefer else [])}
+        wrong = broken_rule(release)
     except KeyError as missing:
         raise BadInput(f"{where}: it has no {missing.args[0]}.") from missing
     except (TypeError, AttributeError) as error:
         raise BadInput(f"{where}: {error}: not of the type it should be.") from error
+    if wrong:
+        raise BadInput(f"{where}: {wrong}.")
     check_nodes(release.nodes, where)
-    told = release.settings
-    timing(told.period_seconds, told.look_seconds, told.pause_seconds)
-    drained = set(release.drained)
-    for wrong, sentence in (
-        (asked_for - set(release.nodes), "it asks something of a node that it does not have"),
-        (drained >= set(release.nodes), "all nodes are drained: leave one out"),
-        (prefer and prefer.node in drained, "a node is drained and preferred at once"),
-        (
-            told.peer_address not in ("public", "private"),
-            "its peer_address is no public or private",
-        ),
-        (
-            told.failback not in ("auto", "never")
-            and not (isinstance(told.failback, int) and 1 <= told.failback <= 86_400),
-            "its failback is no auto, never, or 1 to 86400 seconds",
-        ),
-        (not re.fullmatch("[0-9a-f]{64}", release.loader.sha256), "a SHA-256 of it is none"),
-        (not 0 < release.loader.size <= AGENT_BYTES, "its loader.py is empty, or more than 1 MB"),
-        (not SIGNERS.fullmatch(release.allowed_signers), "a line of its allowed_signers is none"),
-        (not BASE64.fullmatch(release.cluster_key or ""), "its cluster_key is no base64"),
-    ):
-        if wrong:
-            raise BadInput(f"{where}: {sentence}.")
+    timing(*release.settings[:3])
     return release
+
+
+def broken_rule(release: Release) -> str:
+    """The first rule that it breaks, "" where it breaks none."""
+    told, nodes, drained = release.settings, set(release.nodes), set(release.drained)
+    prefer = {release.prefer.node} if release.prefer else set()
+    after = told.failback if isinstance(told.failback, int) else 0
+    rules = {
+        "it asks something of a node that it does not have": drained | prefer <= nodes,
+        "all nodes are drained: leave one out": drained < nodes or not nodes,
+        "a node is drained and preferred at once": not drained & prefer,
+        "its peer_address is no public or private": told.peer_address in ("public", "private"),
+        "its failback is no auto, never, or 1 to 86400 seconds": (
+            told.failback in ("auto", "never") or 1 <= after <= 86_400
+        ),
+        "a SHA-256 of it is none": re.fullmatch("[0-9a-f]{64}", release.loader.sha256),
+        "its loader.py is empty, or more than 1 MB": 0 < release.loader.size <= AGENT_BYTES,
+        "a line of its allowed_signers is none": SIGNERS.fullmatch(release.allowed_signers),
+        "its cluster_key is no base64": BASE64.fullmatch(release.cluster_key or ""),
+    }
+    return next((sentence for sentence, kept in rules.items() if not kept), "")
 
 
 def read_kept(paths: Paths) -> Kept:
@@ -1077,13 +1087,18 @@ def download(session: requests.Session, url: str, limit_bytes: int) -> bytes:
     return answer.body
 
 
-def ran(words: list[str], data: bytes) -> bytes | None:
+def ran(words: list[str], data: bytes, **env: str) -> bytes | None:
     """What a program says to `data`; None where it ends badly. Raises `Unanswered`."""
     import subprocess  # noqa: PLC0415 - once a release
 
     try:
         ended = subprocess.run(
-            words, input=data, capture_output=True, timeout=CHECK_SECONDS, check=False
+            words,
+            input=data,
+            capture_output=True,
+            timeout=CHECK_SECONDS,
+            check=False,
+            env=os.environ | env,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unanswered(f"no help from {words[0]} ({type(error).__name__})") from error
@@ -1119,6 +1134,8 @@ def followed(
     Each says who signs the next. One that is not there was never published. Raises as `verified`.
     """
     generation, signers = generation_of(data), read_mark(paths.signers)
+    if signers is None and kept.held:
+        signers = kept.held.allowed_signers
     found: list[Release] = []
     first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
     for number in range(first, generation):
@@ -1208,23 +1225,24 @@ def check_agent(code: bytes, paths: Paths, until_seconds: float) -> None:
         raise BadInput(f"its loader.py fails its self-check: {wrong}.")
 
 
-def keep_new_key(releases: list[Release], paths: Paths) -> None:
-    """The cluster's next key, as the last release that brings one does; each under the one before.
+def keep_new_keys(releases: list[Release], paths: Paths) -> None:
+    """Keep the keys of the cluster that releases bring, each encrypted under one before it.
 
     One that was missed and is not for this node, others have refused. Raises as `keep_release`.
     """
     import base64  # noqa: PLC0415 - once a new key
 
     openssl = ["openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-iter", "100000", "-salt"]
-    for release in releases:
+    first, later = read_key(paths.key), dict(read_next_keys(paths.next_keys))
+    for release in (release for release in releases if release.cluster_key):
         wrapped = base64.b64decode(release.cluster_key or "")
-        files = [path for path in (paths.next_key, paths.key) if wrapped and path.exists()]
-        said = (ran([*openssl, "-pass", f"file:{path}"], wrapped) for path in files)
-        key = next((one for one in said if one and re.fullmatch(rb"[0-9a-f]{64}\n", one)), None)
-        if key:
-            text = f"{key.decode()}{releases[-1].generation}\n"
-            write_atomic(paths.next_key, text, sync=True, mode=0o600)
-        elif wrapped and release is releases[-1]:
+        known = [*reversed(later), first]
+        said = (ran([*openssl, "-pass", "env:KEY"], wrapped, KEY=key.hex()) for key in known)
+        new = next((one for one in said if one and re.fullmatch(rb"[0-9a-f]{64}\n", one)), None)
+        if new:
+            later[bytes.fromhex(new.decode())] = releases[-1].generation
+            write_next_keys(later.items(), paths.next_keys)
+        elif release is releases[-1]:
             raise BadInput("its new key of the cluster is not for the one that this node has.")
 
 
@@ -1246,7 +1264,7 @@ def keep_release(
     check_change(release, paths)
     code = agent_of(session, url, release.loader, paths)
     check_agent(code, paths, until_seconds)
-    keep_new_key(releases, paths)
+    keep_new_keys(releases, paths)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "loader.py", code, sync=True)
     write_atomic(paths.cluster, f"{release.cluster}\n", sync=True)
@@ -1256,6 +1274,29 @@ def keep_release(
     logging.warning("Release %d is held.", generation)
 
 
+def came_of(
+    session: requests.Session, url: str, answer: Answer, paths: Paths, until_seconds: float
+) -> dict[str, Any]:
+    """Keep the release of this answer, or say why not; what is to be known of it. Raises `OSError`.
+
+    Where the web site did not tell all of it, it is asked again in the next run.
+    """
+    number, refused, heard = "?", "", True
+    try:
+        number = str(generation_of(answer.body))
+        keep_release(session, url, answer.body, paths, until_seconds)
+    except (BadInput, Unanswered) as wrong:
+        refused = f"generation {number}: {str(wrong).rstrip('.')}"
+        heard = not isinstance(wrong, Unanswered)
+    return {
+        "etag": answer.headers.get("ETag", "") if heard else "",
+        "sha256": hashlib.sha256(answer.body).hexdigest() if heard else "",
+        "refused": refused,
+        "held": read_kept(paths).generation,
+        "at": time.time(),
+    }
+
+
 def take_release(
     session: requests.Session, url: str, held: int, paths: Paths, until_seconds: float
 ) -> bool:
@@ -1263,12 +1304,10 @@ def take_release(
 
     Only if it is another one than at the last time, unless that was refused some minutes ago.
     """
-    last, headers = read_json(paths.asked) or {}, {}
-    known = last.get("held") == held
-    if last.get("refused") and not 0 <= time.time() - last["at"] < ASKED_AGAIN_SECONDS:
-        known = False
-    if known and last["etag"]:
-        headers["If-None-Match"] = str(last["etag"])
+    last = read_json(paths.asked) or {}
+    lately = not last.get("refused") or 0 <= time.time() - last["at"] < ASKED_AGAIN_SECONDS
+    known = lately and last.get("held") == held
+    headers = {"If-None-Match": str(last["etag"])} if known and last["etag"] else {}
     try:
         asked, limit_bytes = f"{url}/release.json", RELEASE_BYTES
         answer = fetch(session, asked, timeout_seconds=2, limit_bytes=limit_bytes, headers=headers)
@@ -1278,17 +1317,8 @@ def take_release(
         if answer.status == 304 or (known and last["sha256"] == digest):
             logging.info("File release.json on the web site is unchanged, no need to take it.")
             return True
-        told: dict[str, Any] = {"etag": "", "sha256": "", "refused": "", "at": time.time()}
-        number = "?"
-        try:
-            number = str(generation_of(answer.body))
-            keep_release(session, url, answer.body, paths, until_seconds)
-        except (BadInput, Unanswered) as wrong:
-            told["refused"] = f"generation {number}: {str(wrong).rstrip('.')}"
-            again = isinstance(wrong, Unanswered)  # in the next run
-        if not (told["refused"] and again):
-            told |= {"etag": answer.headers.get("ETag", ""), "sha256": digest}
-        write_atomic(paths.asked, json.dumps(told | {"held": read_kept(paths).generation}))
+        told = came_of(session, url, answer, paths, until_seconds)
+        write_atomic(paths.asked, json.dumps(told))
         if told["refused"] and told["refused"] != last.get("refused"):
             logging.error("Release not taken: %s", told["refused"])
             tell_journal(f"release not taken: {told['refused']}", warning=True)
@@ -1411,7 +1441,7 @@ class Members(NamedTuple):
     key: bytes
     times: Timing
     generation: str = ""  # my build: which loader.py this is
-    other_key: bytes = b""  # accepted as well, while the cluster goes over to a new one
+    other_keys: tuple[bytes, ...] = ()  # accepted as well, while the cluster goes over to a new one
     release: int = 0  # the generation that I hold, 0 for none
     in_effect: bool = True  # I go by it
     proven: bool = True
@@ -1473,7 +1503,7 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
     try:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
         mac = fields.pop("mac")
-        keys = [key for key in (members.key, members.other_key) if key]
+        keys = (members.key, *members.other_keys)
         signed = [k for k in keys if hmac.compare_digest(_mac(k, _canonical(fields)), str(mac))]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("its marker is not whole") from error
@@ -1931,7 +1961,7 @@ def rests(members: Members, state: State, view: View) -> str:
         return "began this look too late to stand"
     if brief := bound_too_briefly(members, state, view):
         return f"leaves the role to others: votes of {', '.join(brief)} bind too briefly for it"
-    others = any(marker.candidate or marker.active for marker in view.markers.values())
+    others = any(marker.candidate for marker in view.markers.values())  # who makes way does not ask
     waits = others or view.now_seconds - view.started_seconds < times.rest_seconds
     newer = ", ".join(ahead(members, view.markers))
     why = f"leaves the role to others for {left} good looks more: {state.trouble}"
@@ -2952,14 +2982,12 @@ def start_log(paths: Paths) -> None:
 DRY = ("--dry-run", "--self-check")  # the verbs that change nothing
 
 
-def keys_of(paths: Paths, kept: Kept) -> tuple[bytes, bytes]:
-    """The key to sign with, and the other one to accept: the next is signed with in its effect."""
-    key, said = read_key(paths.key), (read_mark(paths.next_key) or "").split()
-    if not said:
-        return key, b""
-    going = kept.effective.generation if kept.effective else 0
-    new = read_key(paths.next_key)
-    return (new, key) if going >= int(said[-1]) else (key, new)
+def keys_of(paths: Paths, release: Release | None) -> tuple[bytes, ...]:
+    """The key to sign with, by the release in effect, and behind it the others to accept."""
+    keys, going = [read_key(paths.key)], release.generation if release else 0
+    for key, generation in read_next_keys(paths.next_keys):
+        keys.insert(0 if going >= generation else len(keys), key)
+    return tuple(keys)
 
 
 def prepare(
@@ -2972,11 +3000,19 @@ def prepare(
     if identity.name not in nodes:
         raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
     logging.info("There are total: %d nodes in the cluster", len(nodes))
-    key, other_key = keys_of(paths, kept)
+    key, *other_keys = keys_of(paths, release)
     generation, proven = file_sha256(paths.loader)[:12], not read_mark(paths.trial)
-    members = Members(identity.name, tuple(nodes), key, settings.times, generation, other_key)
-    in_effect = kept.held == kept.effective
-    members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
+    members = Members(
+        identity.name,
+        tuple(nodes),
+        key,
+        settings.times,
+        generation,
+        tuple(other_keys),
+        kept.generation,
+        in_effect=kept.held == release,
+        proven=proven,
+    )
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds
         members = asked_of(members, release, time.time() // period_seconds * period_seconds)
@@ -3098,15 +3134,16 @@ def go_on(machine: Machine, outcome: Outcome) -> None:
     """At the end of a run: what the next one goes by, signs with, and is. Raises `OSError`."""
     members, markers, paths = machine.members, outcome.seen.markers, machine.paths
     going, shown = machine.release, {marker.cluster for marker in markers.values()}
+    alone = len(markers) + 1 >= members.majority and shown == {common_fields(members)["cluster"]}
+    if alone and members.key != read_key(paths.key):  # signed with a newer one in this run
+        write_atomic(paths.key, f"{members.key.hex()}\n", sync=True, mode=0o600)
+        later = read_next_keys(paths.next_keys)
+        write_next_keys(later[[key for key, _ in later].index(members.key) + 1 :], paths.next_keys)
     if takes_effect(members, markers) and members.release != (going.generation if going else 0):
         write_atomic(paths.effective, f"{members.release}\n", sync=True)
         logging.warning("Release %d has an effect from the next run on.", members.release)
         remove_older(members.release, paths)
-    alone = len(markers) + 1 >= members.majority and shown == {common_fields(members)["cluster"]}
-    if alone and members.key != read_key(paths.key):  # signed with the next one in this run
-        write_atomic(paths.key, f"{members.key.hex()}\n", sync=True, mode=0o600)
-        paths.next_key.unlink()
-    if going and not outcome.state.active and is_to_be_replaced(machine, outcome):
+    elif going and not outcome.state.active and is_to_be_replaced(machine, outcome):
         replace_loader(going, paths)
 
 

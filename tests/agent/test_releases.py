@@ -395,13 +395,22 @@ SECOND, THIRD = "2a" * 32, "3b" * 32
 def test_a_new_key_is_kept_beside_the_old_one_for_root_alone(world: World, tmp_path: Path) -> None:
     world.publish(world.release(cluster_key=wrapped(SECOND, KEY, tmp_path)))
     take(world)
-    assert world.paths.next_key.read_text() == f"{SECOND}\n1\n"
-    assert stat.S_IMODE(world.paths.next_key.stat().st_mode) == 0o600
+    assert world.paths.next_keys.read_text() == f"{SECOND} 1\n"
+    assert stat.S_IMODE(world.paths.next_keys.stat().st_mode) == 0o600
     assert world.paths.key.read_text().strip() == KEY
     old, new = bytes.fromhex(KEY), bytes.fromhex(SECOND)
-    assert loader.keys_of(world.paths, loader.read_kept(world.paths)) == (old, new)
-    world.paths.effective.write_text("1\n")
-    assert loader.keys_of(world.paths, loader.read_kept(world.paths)) == (new, old)
+    assert loader.keys_of(world.paths, None) == (old, new)
+    assert loader.keys_of(world.paths, loader.read_kept(world.paths).held) == (new, old)
+
+
+def test_a_second_new_key_before_all_have_the_first_leaves_all_three_accepted(
+    world: World, tmp_path: Path
+) -> None:
+    world.goes_by(world.release(cluster_key=wrapped(SECOND, KEY, tmp_path)))
+    world.publish(world.release(cluster_key=wrapped(THIRD, SECOND, tmp_path)))
+    take(world)
+    keys = [bytes.fromhex(key) for key in (SECOND, KEY, THIRD)]
+    assert [*loader.keys_of(world.paths, loader.read_kept(world.paths).effective)] == keys
 
 
 def test_a_node_that_missed_two_keys_has_the_last(world: World, tmp_path: Path) -> None:
@@ -411,7 +420,8 @@ def test_a_node_that_missed_two_keys_has_the_last(world: World, tmp_path: Path) 
     world.publish(world.release(cluster_key=wrapped(THIRD, SECOND, tmp_path)), newest=False)
     world.publish(world.release())
     take(world)
-    assert world.paths.next_key.read_text() == f"{THIRD}\n4\n"
+    assert world.paths.next_keys.read_text() == f"{SECOND} 4\n{THIRD} 4\n"
+    assert loader.keys_of(world.paths, loader.read_kept(world.paths).held)[0].hex() == THIRD
 
 
 # ------------------------------------------------ whole runs
@@ -483,7 +493,7 @@ def test_a_new_key_takes_the_old_ones_place_once_all_that_are_seen_sign_with_it(
     world.keys = (SECOND, KEY)
     world.run()
     assert world.paths.key.read_text() == f"{SECOND}\n"
-    assert not world.paths.next_key.exists()
+    assert world.paths.next_keys.read_text() == ""
     assert stat.S_IMODE(world.paths.key.stat().st_mode) == 0o600
     world.run()
     assert status(world)["waits_for"] == []
@@ -533,7 +543,7 @@ def test_power_lost_at_any_step_leaves_a_release_that_is_held_whole_or_not_at_al
             code = (world.paths.releases / "1" / "loader.py").read_bytes()
             kept = loader.read_kept(world.paths).held
             assert kept and hashlib.sha256(code).hexdigest() == kept.loader.sha256
-            assert loader.read_key(world.paths.next_key) == bytes.fromhex(SECOND)
+            assert loader.read_next_keys(world.paths.next_keys) == [(bytes.fromhex(SECOND), 1)]
             break
         assert ran.returncode == -9, ran.stderr
     assert found == {0, 1}

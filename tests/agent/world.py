@@ -140,7 +140,7 @@ class World:
         self.paths.loader.write_text(self.installed(SOURCE))
         self.paths.cluster.write_text("lab\n")
         self.paths.signers.write_text(operator().signers)
-        self.keys = (KEY, "")  # with which the peers sign, and which they accept as well
+        self.keys: tuple[str, ...] = (KEY,)  # the peers sign with the first, and accept all
         self.generation = 0  # of the newest release that was published
         self.peers_hold: int | None = None  # None: the newest
         self.builds: dict[str, tuple[str, bool]] = {}  # peer -> its agent, and whether it is proven
@@ -291,8 +291,8 @@ class World:
         self.page(peer, f"/{self.me}.html", page)
 
     def cluster(self, name: str, **changes: Any) -> loader.Members:
-        key, other_key = (bytes.fromhex(key) for key in self.keys)
-        found = loader.Members(name, tuple(self.nodes), key, self.times, other_key=other_key)
+        key, *others = (bytes.fromhex(key) for key in self.keys)
+        found = loader.Members(name, tuple(self.nodes), key, self.times, other_keys=tuple(others))
         return found._replace(**changes)
 
     def marker(self, peer: str, **fields: Any) -> loader.Marker:

@@ -332,7 +332,9 @@ class Simulation:
 
     def publish(self, name: str, release: Any) -> None:
         """From now on the web site gives a node this release."""
-        self.nodes[name].newest = release
+        newest = self.nodes[name].newest
+        if newest is None or release.generation > newest.generation:
+            self.nodes[name].newest = release
 
     def _prepare(self, process: Process) -> Any:
         """The members as a run begins with them, and the release that it takes a little later."""

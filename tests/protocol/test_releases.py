@@ -14,7 +14,7 @@ OLD, NEW = "0" * 64, "1" * 64
 SIGNERS = 'operator namespaces="azure-active-passive-cluster" ssh-ed25519 AAAA\n'
 CALM = Conditions(look_seconds=2, slow_share=0, lost_share=0)
 ORDERS = ["node1 node2 node3", "node3 node1 node2", "node2 node3 node1", "node3 node2 node1"]
-WHEREVER = pytest.mark.parametrize("seed", range(1, 6))
+WHEREVER = pytest.mark.parametrize("seed", range(1, 4))
 
 
 def release(generation: int, order: str = ORDERS[0], *, agent: Any = AGENT, **told: Any) -> Any:
@@ -286,6 +286,7 @@ class Operators:
     def __init__(self, simulation: Simulation) -> None:
         self.simulation, self.random = simulation, simulation.random
         self.generation = 1
+        self.on = True
 
     def publish(self, **told: Any) -> None:
         self.generation += 1
@@ -306,32 +307,36 @@ class Operators:
             {"maintenance_until": now + 200},
             {"build": self.random.choice([OLD, NEW])},
         ]
-        self.publish(order=order, **self.random.choice(kinds))
+        if self.on:
+            self.publish(order=order, **self.random.choice(kinds))
         wait = self.random.expovariate(1 / (5 * PERIOD))
         self.simulation.at(self.simulation.now + wait, self.strike)
 
 
-def rough_hours(seed: int, agent: Any = AGENT) -> Simulation:
-    """Faults and operators for a while, and the time to recover. Raises `TwoActive`."""
-    simulation = started(seed=seed, agent=agent)
-    faults, operators = Faults(simulation, every_seconds=12), Operators(simulation)
-    operators.strike()
-    for _ in range(3):
-        faults.start()
-        simulation.run_for(30 * PERIOD)
-        faults.stop()
-        operators.generation += 1_000  # nothing that is on its way counts any more
-        operators.publish(order=simulation.order)
-        simulation.run_for(16 * PERIOD)
-        simulation.without = simulation.longest_without = 0
-    return simulation
+def lasting(simulation: Simulation, seconds: float) -> list[str]:
+    """Who is active after so long, if nobody was so for no longer than a failover may take."""
+    simulation.run_for(PERIOD + AGENT.worst_failover_seconds(simulation.times))
+    simulation.without = simulation.longest_without = 0
+    simulation.run_for(seconds)
+    assert simulation.longest_without * PERIOD / 40 < 2
+    return simulation.active()
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_under_faults_and_releases_never_two_are_active_and_always_one_is_again(seed: int) -> None:
-    simulation = rough_hours(seed)
+    simulation = started(seed=seed)
+    faults, operators = Faults(simulation, every_seconds=12), Operators(simulation)
+    operators.strike()
+    for _ in range(3):
+        faults.start()
+        operators.on = True
+        simulation.run_for(30 * PERIOD)
+        faults.stop()
+        operators.on = False
+        operators.publish(order=simulation.order)
+        assert lasting(simulation, 30 * PERIOD) == ["node1"]
+        assert {node.build for node in simulation.nodes.values()} == {OLD}
     assert len(simulation.elections) > 4
-    assert simulation.active() == ["node1"]
 
 
 def each_its_own(simulation: Simulation) -> None:
@@ -354,7 +359,7 @@ def each_its_own(simulation: Simulation) -> None:
 @pytest.mark.parametrize("nodes", [3, 5])
 def test_no_two_are_active_though_every_node_goes_by_its_own_order(nodes: int) -> None:
     elections = 0
-    for seed in range(1, 9):
+    for seed in range(1, 6):
         conditions = Conditions(nodes=nodes, look_seconds=2)
         simulation = Simulation(conditions, seed, AGENT)
         each_its_own(simulation)
@@ -362,7 +367,7 @@ def test_no_two_are_active_though_every_node_goes_by_its_own_order(nodes: int) -
         faults.start()
         simulation.run_for(1200)
         elections += len(simulation.elections)
-    assert elections > 100
+    assert elections > 60
 
 
 def test_that_would_show_where_a_promise_did_not_bind() -> None:
