@@ -1946,6 +1946,11 @@ def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
     return [] if enough or state.active else brief
 
 
+def is_unready(members: Members, state: State) -> bool:
+    """Whether this node is behind, or its agent on trial."""
+    return state.behind_since_seconds > 0 or not members.proven
+
+
 def rests(members: Members, state: State, view: View) -> str:
     """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
 
@@ -1965,11 +1970,10 @@ def rests(members: Members, state: State, view: View) -> str:
     waits = others or view.now_seconds - view.started_seconds < times.rest_seconds
     newer = ", ".join(ahead(members, view.markers))
     why = f"leaves the role to others for {left} good looks more: {state.trouble}"
-    if state.behind_since_seconds:
+    if is_unready(members, state) and not state.candidate:  # two of them would give up in turn
         held = f"a newer release is held by {newer}" if newer else "it has just caught up"
+        held = held if state.behind_since_seconds else "its agent is on trial"
         why = f"leaves the role to others: {held}"
-    elif not members.proven:
-        why = "leaves the role to others: its agent is on trial"
     elif left <= 0:
         return ""
     return why if waits else ""
@@ -2368,6 +2372,7 @@ def _begin(
     elif missed or not state.finished:
         state = failed(state, "its last look did not end well")
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
+    stands = stands and not is_unready(members, state)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
         candidate=state.candidate and (stands or state.active) and not leaving,

@@ -742,12 +742,19 @@ BROKEN: dict[str, tuple[str, str]] = {
         "READY_LOOKS if name == members.prefer else members.failback_looks",
         "members.failback_looks",
     ),
-    "an older release costs no preference": ("    if state.behind_since_seconds:", "    if False:"),
+    "an older release costs no preference": (
+        "return state.behind_since_seconds > 0 or not members.proven",
+        "return not members.proven",
+    ),
     "an older release costs it for good": (
         "    return why if waits",
         "    return why if state.behind_since_seconds or waits",
     ),
-    "an agent on trial costs no preference": ("    elif not members.proven:", "    elif False:"),
+    "an agent on trial costs no preference": (
+        "return state.behind_since_seconds > 0 or not members.proven",
+        "return state.behind_since_seconds > 0",
+    ),
+    "two that are behind give up in turn": (" and not state.candidate:  # two", ":  # two"),
     "another release than mine is newer": (
         "if marker.release > members.release]",
         "if marker.release != members.release]",
