@@ -1091,15 +1091,9 @@ def ran(words: list[str], data: bytes, **env: str) -> bytes | None:
     """What a program says to `data`; None where it ends badly. Raises `Unanswered`."""
     import subprocess  # noqa: PLC0415 - once a release
 
+    told: dict[str, Any] = {"env": os.environ | env, "timeout": CHECK_SECONDS}
     try:
-        ended = subprocess.run(
-            words,
-            input=data,
-            capture_output=True,
-            timeout=CHECK_SECONDS,
-            check=False,
-            env=os.environ | env,
-        )
+        ended = subprocess.run(words, input=data, capture_output=True, check=False, **told)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unanswered(f"no help from {words[0]} ({type(error).__name__})") from error
     return None if ended.returncode else ended.stdout
@@ -1123,7 +1117,10 @@ def verified(
     words += ["-I", "operator", "-n", NAMESPACE, "-s", str(signature)]
     if ran(words, data) is None:
         raise BadInput("its signature is no operator's.")
-    return parse_release(data)
+    release, ours = parse_release(data), (read_mark(paths.cluster) or "").strip()
+    if ours and release.cluster != ours:  # an operator may have several
+        raise BadInput(f"it is of the cluster {release.cluster}, and this node's {ours}.")
+    return release
 
 
 def followed(
@@ -1149,10 +1146,8 @@ def followed(
 
 def check_change(release: Release, paths: Paths) -> None:
     """Refuse what no order of steps leads to while nodes run. Raises `BadInput`."""
-    name, kept, times = read_mark(paths.cluster), read_kept(paths), read_settings(paths.conf).times
-    if name and name.strip() != release.cluster:
-        raise BadInput(f"it is of the cluster {release.cluster}, and this node's {name.strip()}.")
-    nodes = kept.held.nodes if kept.held else read_nodes(paths)
+    held, times = read_kept(paths).held, read_settings(paths.conf).times
+    nodes = held.nodes if held else read_nodes(paths)
     if set(nodes) != set(release.nodes):
         raise BadInput(
             f"it has the nodes {', '.join(release.nodes)}, not {', '.join(nodes)}: majorities of"
@@ -3007,17 +3002,9 @@ def prepare(
     logging.info("There are total: %d nodes in the cluster", len(nodes))
     key, *other_keys = keys_of(paths, release)
     generation, proven = file_sha256(paths.loader)[:12], not read_mark(paths.trial)
-    members = Members(
-        identity.name,
-        tuple(nodes),
-        key,
-        settings.times,
-        generation,
-        tuple(other_keys),
-        kept.generation,
-        in_effect=kept.held == release,
-        proven=proven,
-    )
+    me, order, in_effect = identity.name, tuple(nodes), kept.held == release
+    members = Members(me, order, key, settings.times, generation, tuple(other_keys))
+    members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds
         members = asked_of(members, release, time.time() // period_seconds * period_seconds)

@@ -362,6 +362,14 @@ def test_what_was_missed_makes_nobody_an_operator_whom_no_operator_named(world: 
     assert held(world) == 1
 
 
+def test_what_an_operator_signed_for_another_cluster_says_nothing_here(world: World) -> None:
+    world.publish(world.release())
+    take(world)
+    world.publish(world.release(cluster="billing", allowed_signers=both()), newest=False)
+    world.publish(world.release(allowed_signers=both()), by=operator(2))
+    assert "no operator's" in take(world)["refused"]
+
+
 def test_a_node_from_before_releases_believes_the_first_one_and_only_that(world: World) -> None:
     for path in (world.paths.signers, world.paths.cluster):
         path.unlink()
