@@ -1146,7 +1146,7 @@ def followed(
 
 def check_change(release: Release, paths: Paths) -> None:
     """Refuse what no order of steps leads to while nodes run. Raises `BadInput`."""
-    held, times = read_kept(paths).held, read_settings(paths.conf).times
+    held, times = read_kept(paths).held, settings_here(paths, None).times
     nodes = held.nodes if held else read_nodes(paths)
     if set(nodes) != set(release.nodes):
         raise BadInput(

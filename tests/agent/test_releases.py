@@ -273,6 +273,17 @@ def test_what_is_refused_is_said_once_and_changes_nothing(
     assert (take(world)["refused"], held(world)) == ("", world.generation)
 
 
+def test_a_node_whose_units_know_no_looks_takes_a_release_with_one_look_a_run(
+    world: World,
+) -> None:
+    """Its loader.conf says nothing of looks, and its status that it looks once a run."""
+    world.paths.unit.parent.mkdir(parents=True)
+    world.paths.unit.write_text("[Service]\nType=oneshot\n")
+    world.publish(world.release())
+    world.paths.conf.write_text("[loader]\nperiod_seconds = 4\npause_seconds = 0\n")
+    assert (take(world)["refused"], held(world)) == ("", 1)
+
+
 def test_an_older_release_is_refused(world: World) -> None:
     old = world.release()
     world.publish(world.release(generation=5))

@@ -252,6 +252,18 @@ def test_agents_are_replaced_one_at_a_time_and_the_active_one_last(seed: int) ->
     assert max(gaps(simulation)) < 1
 
 
+def test_of_five_the_last_in_the_order_is_the_first_and_one_that_is_gone_waits_for_nobody() -> None:
+    conditions = Conditions(nodes=5, look_seconds=2, slow_share=0, lost_share=0)
+    simulation = started(conditions=conditions)
+    simulation.crash("node4")
+    publish(simulation, release(2, " ".join(simulation.order), build=NEW))
+    simulation.run_for(600)
+    simulation.boot("node4")
+    simulation.run_for(200)
+    names = [name for _, name, _ in simulation.replaced]
+    assert names == ["node5", "node3", "node2", "node1", "node4"]
+
+
 @WHEREVER
 def test_an_agent_that_fails_is_undone_and_goes_no_further(seed: int) -> None:
     simulation = started(seed=seed)
