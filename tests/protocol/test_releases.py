@@ -1,7 +1,7 @@
 """What operators ask for by releases, on a virtual clock: when it has an effect, and who serves."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -287,6 +287,106 @@ def test_no_agent_is_replaced_while_fewer_than_a_majority_would_be_left() -> Non
     simulation.boot("node2")
     simulation.run_for(600)
     assert {node.build for node in simulation.nodes.values()} == {NEW}
+
+
+# ------------------------------------------------ mutations: each rule, broken, must show
+
+
+def one_handover(agent: Any) -> bool:
+    simulation = started(agent=agent)
+    new = release(2, "node2 node1 node3", agent=agent)
+    publish(simulation, new, after=(0, 0, 150))
+    simulation.run_for(100)
+    early = roles(simulation) != ["node1"]
+    simulation.run_for(200)
+    return not early and roles(simulation) == ["node1", "node2"]
+
+
+def kept_away_while_behind(agent: Any) -> bool:
+    simulation = started(agent=agent)
+    simulation.crash("node1")
+    publish(simulation, release(2, drained=["node1"], agent=agent), after=(160, 0, 0))
+    simulation.run_for(100)
+    simulation.boot("node1")
+    simulation.run_for(200)
+    return roles(simulation) == ["node1", "node2"]
+
+
+def replaced_in_turn(agent: Any) -> bool:
+    simulation = started(agent=agent)
+    publish(simulation, release(2, build=NEW, agent=agent))
+    simulation.run_for(500)
+    moments, names, _ = zip(*simulation.replaced, strict=True)
+    apart = all(b - a > 2 * PERIOD for a, b in itertools.pairwise(moments))
+    return apart and names == ("node3", "node2", "node1") and len(simulation.losses) == 2
+
+
+def the_active_one_last(agent: Any) -> bool:
+    simulation = started(agent=agent)
+    publish(simulation, release(2, failback="never", agent=agent))
+    simulation.run_for(60)
+    simulation.crash("node1")
+    simulation.run_for(60)
+    simulation.boot("node1")
+    publish(simulation, release(3, failback="never", build=NEW, agent=agent))
+    simulation.run_for(500)
+    return [name for _, name, _ in simulation.replaced] == ["node3", "node1", "node2"]
+
+
+def replaced_with_a_majority_beside(agent: Any) -> bool:
+    simulation = started(agent=agent)
+    simulation.crash("node2")
+    publish(simulation, release(2, build=NEW, agent=agent))
+    simulation.run_for(200)
+    return simulation.replaced == []
+
+
+def heir_is_proven_and_not_drained(agent: Any) -> bool:
+    simulation = started(agent=agent)
+    publish(simulation, release(2, drained=["node1", "node2"], agent=agent))
+    simulation.run_for(150)
+    return roles(simulation) == ["node1", "node3"] and max(gaps(simulation)) < 1
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, str]]] = {
+    "a release has an effect whatever peers hold": (
+        one_handover,
+        ("return bool(members.release) and enough and not waited_for(members, markers)",
+         "return bool(members.release) and enough"),
+    ),
+    "who is behind stands": (
+        kept_away_while_behind,
+        ("return state.behind_since_seconds > 0 or not", "return not"),
+    ),
+    "who has caught up stands at once": (
+        kept_away_while_behind,
+        ("behind = behind or (since > 0 and not members.in_effect)", "pass"),
+    ),
+    "agents are replaced all at once": (
+        replaced_in_turn, ("members.majority and before <= done", "members.majority")
+    ),
+    "one on trial is proven": (
+        replaced_in_turn, ("if m.proven and m.generation ==", "if m.generation ==")
+    ),
+    "the active one waits for nobody": (
+        the_active_one_last, ("if state.active or (n in after and", "if (n in after and")
+    ),
+    "an agent is replaced though the rest is no majority": (
+        replaced_with_a_majority_beside,
+        ("members.proven and len(markers) >= members.majority", "members.proven"),
+    ),
+    "an heir may be drained": (
+        heir_is_proven_and_not_drained,
+        (" and m.proven and name not in members.drained", " and m.proven"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_shows(rule: str) -> None:
+    holds, mutation = RULES[rule]
+    assert holds(AGENT)
+    assert not holds(load_agent(mutation))
 
 
 # ------------------------------------------------ chance
