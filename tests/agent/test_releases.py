@@ -471,7 +471,9 @@ def test_a_release_has_an_effect_once_every_peer_that_is_seen_shows_it(world: Wo
     assert status(world)["effective"] == 0  # from the next run on
     world.run()
     assert (status(world)["effective"], world.status()["drained"]) == (1, True)
-    assert world.status()["reason"] == "Node node3 is drained, set as passive"
+    assert (
+        world.status()["reason"] == "Node node3 makes way: the operator drained it, set as passive"
+    )
     assert status(world)["waits_for"] == []
     shown = world.shown_to("node1")
     assert shown is not None
