@@ -244,6 +244,15 @@ def remove(path: Path) -> bool:
     return True
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on the disk as they are now. Raises `OSError`."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def write_atomic(
     path: Path, content: str | bytes, *, sync: bool = False, mode: int = 0o644
 ) -> None:
@@ -272,15 +281,6 @@ def write_atomic(
             remove(staged)
         error.filename = str(path)  # a write that fails does not say of which file
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the folder's names on the disk as they are now. Raises `OSError`."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 SYSTEMD = "org.freedesktop.systemd1"
@@ -597,11 +597,6 @@ def parse_json(text: str | bytes, path: str) -> Any:
         raise BadInput(f"{path}: not JSON: {error}.") from error
 
 
-def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
-    """The nodes of that text. Raises `BadInput` that says which entry is wrong, and why."""
-    return check_nodes(parse_json(text, path), path)
-
-
 def check_nodes(nodes: Any, path: str) -> Nodes:
     """The same nodes, if each entry is right. Raises `BadInput` that says which is not, and why."""
     if not isinstance(nodes, dict):
@@ -618,6 +613,11 @@ def check_nodes(nodes: Any, path: str) -> Nodes:
     for key in ("private_ip", "public_ip"):
         _check_addresses(found, key, path)
     return found
+
+
+def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
+    """The nodes of that text. Raises `BadInput` that says which entry is wrong, and why."""
+    return check_nodes(parse_json(text, path), path)
 
 
 def read_nodes(paths: Paths) -> Nodes:
@@ -739,26 +739,6 @@ def generation_of(data: bytes) -> int:
     return number
 
 
-def parse_release(data: bytes, where: str = "release.json") -> Release:
-    """The release of that text, if it breaks no rule by itself. Raises `BadInput`."""
-    said = parse_json(data, where)
-    try:
-        said["loader"] = AgentFile(**typed(AgentFile, said["files"]["loader.py"]))
-        said["settings"] = NodeSettings(**typed(NodeSettings, said["settings"]))
-        said["prefer"] = said["prefer"] and Preferred(**typed(Preferred, said["prefer"]))
-        release = Release(**typed(Release, said))
-        wrong = broken_rule(release)
-    except KeyError as missing:
-        raise BadInput(f"{where}: it has no {missing.args[0]}.") from missing
-    except (TypeError, AttributeError) as error:
-        raise BadInput(f"{where}: {error}: not of the type it should be.") from error
-    if wrong:
-        raise BadInput(f"{where}: {wrong}.")
-    check_nodes(release.nodes, where)
-    timing(*release.settings[:3])
-    return release
-
-
 def broken_rule(release: Release) -> str:
     """The first rule that it breaks, "" where it breaks none."""
     told, nodes, drained = release.settings, set(release.nodes), set(release.drained)
@@ -778,6 +758,26 @@ def broken_rule(release: Release) -> str:
         "its cluster_key is no base64": BASE64.fullmatch(release.cluster_key or ""),
     }
     return next((sentence for sentence, kept in rules.items() if not kept), "")
+
+
+def parse_release(data: bytes, where: str = "release.json") -> Release:
+    """The release of that text, if it breaks no rule by itself. Raises `BadInput`."""
+    said = parse_json(data, where)
+    try:
+        said["loader"] = AgentFile(**typed(AgentFile, said["files"]["loader.py"]))
+        said["settings"] = NodeSettings(**typed(NodeSettings, said["settings"]))
+        said["prefer"] = said["prefer"] and Preferred(**typed(Preferred, said["prefer"]))
+        release = Release(**typed(Release, said))
+        wrong = broken_rule(release)
+    except KeyError as missing:
+        raise BadInput(f"{where}: it has no {missing.args[0]}.") from missing
+    except (TypeError, AttributeError) as error:
+        raise BadInput(f"{where}: {error}: not of the type it should be.") from error
+    if wrong:
+        raise BadInput(f"{where}: {wrong}.")
+    check_nodes(release.nodes, where)
+    timing(*release.settings[:3])
+    return release
 
 
 def read_kept(paths: Paths) -> Kept:
@@ -2860,6 +2860,31 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
         logging.info("probe.html already does not exist")
 
 
+def status_of_release(machine: Machine, outcome: Outcome, wall_seconds: float) -> dict[str, Any]:
+    """Which release this node holds and goes by, and what that asks for now."""
+    members, release, paths = machine.members, machine.release, machine.paths
+    refused = (read_json(paths.asked) or {}).get("refused", "")
+    other = not refused and release and other_build(release, members)
+    if release and other and release.loader.sha256 in failed_here(paths):
+        refused = f"generation {release.generation}: its loader.py failed on this node"
+    return {
+        "release": {
+            "held": members.release,
+            "effective": release.generation if release else 0,
+            "runs": members.generation,
+            "proven": members.proven,
+            "refused": refused,
+            "waits_for": waited_for(members, outcome.seen.markers),
+        },
+        "drained": members.me in members.drained,
+        "prefer": members.prefer,
+        "maintenance_until": release.maintenance_until
+        if release and release.maintained(wall_seconds)
+        else None,
+        "failback": release.settings.failback if release else "auto",
+    }
+
+
 def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
@@ -2897,31 +2922,6 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
         "holding_seconds": round(hold, 1) if hold > 0 else None,
         "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
         **status_of_release(machine, outcome, now.wall_seconds),
-    }
-
-
-def status_of_release(machine: Machine, outcome: Outcome, wall_seconds: float) -> dict[str, Any]:
-    """Which release this node holds and goes by, and what that asks for now."""
-    members, release, paths = machine.members, machine.release, machine.paths
-    refused = (read_json(paths.asked) or {}).get("refused", "")
-    other = not refused and release and other_build(release, members)
-    if release and other and release.loader.sha256 in failed_here(paths):
-        refused = f"generation {release.generation}: its loader.py failed on this node"
-    return {
-        "release": {
-            "held": members.release,
-            "effective": release.generation if release else 0,
-            "runs": members.generation,
-            "proven": members.proven,
-            "refused": refused,
-            "waits_for": waited_for(members, outcome.seen.markers),
-        },
-        "drained": members.me in members.drained,
-        "prefer": members.prefer,
-        "maintenance_until": release.maintenance_until
-        if release and release.maintained(wall_seconds)
-        else None,
-        "failback": release.settings.failback if release else "auto",
     }
 
 
