@@ -233,6 +233,21 @@ def remove(path: Path) -> bool:
     return True
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on the disk as they are now. Raises `OSError`."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+SYSTEMD = "org.freedesktop.systemd1"
+ALIGNED = {"s": 4, "o": 4, "b": 4, "a": 4, "t": 8, "(": 8}
+"""Where a value of a type may begin, in bytes; the other types begin anywhere."""
+NUMBERS = {"y": "<B", "b": "<I", "t": "<Q"}
+
+
 def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> None:
     """The one writer of files: `path` appears whole or not at all. Raises `OSError`.
 
@@ -259,21 +274,6 @@ def write_atomic(path: Path, content: str | bytes, *, sync: bool = False) -> Non
             remove(staged)
         error.filename = str(path)  # a write that fails does not say of which file
         raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the folder's names on the disk as they are now. Raises `OSError`."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-SYSTEMD = "org.freedesktop.systemd1"
-ALIGNED = {"s": 4, "o": 4, "b": 4, "a": 4, "t": 8, "(": 8}
-"""Where a value of a type may begin, in bytes; the other types begin anywhere."""
-NUMBERS = {"y": "<B", "b": "<I", "t": "<Q"}
 
 
 def packed(data: bytes, kind: str, value: Any) -> bytes:
