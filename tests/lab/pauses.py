@@ -50,11 +50,15 @@ def asked_closely(cluster: BootedLab) -> Iterator[Sampler]:
 
 
 def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -> Pause:
-    """Pause node1, active, so long after a tick of its clock; watch until all has settled again."""
+    """Pause node1, active, a look later than so long after a tick of its clock, and watch.
+
+    Until all has settled again. Nobody else is active when it begins.
+    """
     options = [] if step == NEVER else ["--step-clock-after", step]
     cluster.settles_on("node1")
     behind_seconds = time.time() - float(cluster.shell("node1", "date", "+%s.%N"))
     cluster.wait_until((into_seconds + behind_seconds) % cluster.period_seconds)
+    cluster.settles_on("node1")  # which it may have lost meanwhile
     with asked_closely(cluster) as sampler:
         began, went_on = cluster.pause("node1", seconds, *options)
         settled_by = time.time() + 3 * cluster.look_seconds

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from agent.loader import worst_failover_seconds
 from tests.lab.cluster import BootedLab, busy_cores, lab
 from tests.lab.test_lab import labs
 
@@ -66,7 +67,7 @@ def test_the_active_node_crashes_between_two_runs(cluster: BootedLab) -> None:
     cluster.settles_on("node2")
     first = cluster.first_200("node2", since=crashed)
     assert first is not None
-    assert first - crashed <= 7
+    assert first - crashed <= worst_failover_seconds(cluster.times)
 
 
 @at_the_default

