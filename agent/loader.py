@@ -253,12 +253,6 @@ def sync_folder(folder: Path) -> None:
         os.close(number)
 
 
-SYSTEMD = "org.freedesktop.systemd1"
-ALIGNED = {"s": 4, "o": 4, "b": 4, "a": 4, "t": 8, "(": 8}
-"""Where a value of a type may begin, in bytes; the other types begin anywhere."""
-NUMBERS = {"y": "<B", "b": "<I", "t": "<Q"}
-
-
 def write_atomic(
     path: Path, content: str | bytes, *, sync: bool = False, mode: int = 0o644
 ) -> None:
@@ -287,6 +281,12 @@ def write_atomic(
             remove(staged)
         error.filename = str(path)  # a write that fails does not say of which file
         raise
+
+
+SYSTEMD = "org.freedesktop.systemd1"
+ALIGNED = {"s": 4, "o": 4, "b": 4, "a": 4, "t": 8, "(": 8}
+"""Where a value of a type may begin, in bytes; the other types begin anywhere."""
+NUMBERS = {"y": "<B", "b": "<I", "t": "<Q"}
 
 
 def packed(data: bytes, kind: str, value: Any) -> bytes:
