@@ -1130,9 +1130,11 @@ def followed(
 
     Each says who signs the next. One that is not there was never published. Raises as `verified`.
     """
-    generation, signers = generation_of(data), read_mark(paths.signers)
-    if signers is None and kept.held:
-        signers = kept.held.allowed_signers
+    generation, signers = generation_of(data), None
+    if os.path.lexists(paths.signers):
+        signers = read_text(paths.signers, "put a line for each operator there, as UTF-8")
+    if kept.held:  # a newer one may have died after it wrote its signers
+        signers = f"{signers or ''}\n{kept.held.allowed_signers}"
     found: list[Release] = []
     first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
     for number in range(first, generation):
@@ -1237,7 +1239,7 @@ def keep_new_keys(releases: list[Release], paths: Paths) -> None:
         if new:
             later[bytes.fromhex(new.decode())] = releases[-1].generation
             write_next_keys(later.items(), paths.next_keys)
-        elif release is releases[-1]:
+        elif release is releases[-1] and read_kept(paths).held:  # a new machine has the new one
             raise BadInput("its new key of the cluster is not for the one that this node has.")
 
 
@@ -1281,7 +1283,7 @@ def came_of(
         number = str(generation_of(answer.body))
         keep_release(session, url, answer.body, paths, until_seconds)
     except (BadInput, Unanswered) as wrong:
-        refused = f"generation {number}: {str(wrong).rstrip('.')}"
+        refused = f"generation {number}: {str(wrong).rstrip('.')[:300]}"  # it may quote a stranger
         heard = not isinstance(wrong, Unanswered)
     return {
         "etag": answer.headers.get("ETag", "") if heard else "",
@@ -1300,7 +1302,7 @@ def take_release(
     Only if it is another one than at the last time, unless that was refused some minutes ago.
     """
     last = read_json(paths.asked) or {}
-    lately = not last.get("refused") or 0 <= time.time() - last["at"] < ASKED_AGAIN_SECONDS
+    lately = 0 <= time.time() - last.get("at", 0) < ASKED_AGAIN_SECONDS
     known = lately and last.get("held") == held
     headers = {"If-None-Match": str(last["etag"])} if known and last["etag"] else {}
     try:
@@ -1425,6 +1427,7 @@ class Marker(NamedTuple):
     at: str
     release: int = 0  # the generation that the sender holds, 0 for none
     proven: bool = True  # no trial of another build is under way there
+    goes_by: str | None = None  # what the sender takes for agreed; None: an agent that says nothing
     cluster: str = ""  # which key it is signed with (`common_fields`)
 
 
@@ -1444,6 +1447,7 @@ class Members(NamedTuple):
     drained: frozenset[str] = frozenset()  # may not become active
     prefer: str | None = None  # for a while, before all others
     keeps_active: bool = False  # whoever is active comes before the order
+    goes_by: str = ""  # the release in effect, and what of it is not over by my clock
     failback_looks: int = READY_LOOKS  # good looks before the order moves the role
 
     @property
@@ -1512,7 +1516,7 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
     try:
         vote = fields["vote"]
         fields |= {"vote": vote and Grant(**typed(Grant, vote))}
-        told = {"release": 0, "proven": True}  # by agents that know of no releases
+        told = {"release": 0, "proven": True, "goes_by": None}  # by agents that know of no releases
         fields = told | fields | {"sender": sender, "receiver": members.me, **common}
         return Marker(**typed(Marker, fields))
     except (TypeError, KeyError) as error:
@@ -1811,6 +1815,7 @@ def asked_of(members: Members, release: Release, wall_seconds: float) -> Members
         prefer=prefer.node if prefer and preferred else None,
         keeps_active=maintained or told.failback == "never",
         failback_looks=max(READY_LOOKS, int(-(-seconds // members.times.look_seconds))),
+        goes_by=f"{release.generation} {prefer if preferred else None} {maintained}",
     )
 
 
@@ -1988,6 +1993,10 @@ def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
         if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and name not in active
     }
     stays = active if members.keeps_active else set()
+    told = {m.goes_by for m in view.markers.values() if m.release == members.release} - {None}
+    if not told <= {members.goes_by}:  # of two orders each may put its own node first, for ever
+        members = members._replace(order=tuple(sorted(members.order)), prefer=None)
+        stays = active
     return tuple(
         sorted(members.order, key=lambda n: (n in last, n != members.prefer, n not in stays))
     )
@@ -2308,6 +2317,7 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
         at=utc(moment.wall_seconds),
         release=members.release,
         proven=members.proven,
+        goes_by=members.goes_by,
     )
     shown: dict[str, Marker | None] = {}
     for name in members.peers:
@@ -2404,7 +2414,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
         goes = seen.makes_way or bound_too_briefly(members, state, view)  # and is nobody's heir
-        good = 0 if goes else decision.state.quorum_runs + 1
+        behind = state.behind_since_seconds > 0 and not state.active  # nor is one that rests
+        good = 0 if goes or behind else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -3011,7 +3022,9 @@ def prepare(
     needed = members.majority
     logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
-    machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths)
+    # Addresses need no agreement: where they are wrong, none is ever reached.
+    places = kept.held.nodes if kept.held else nodes
+    machine = Machine(members, places, f"{settings.peer_address}_ip", paths)
     machine.clocks, machine.release = read_clocks(state.clocks), release
     return machine, state, machine.moment()
 
@@ -3201,8 +3214,9 @@ def run(
         drop_probe(paths)  # before a release is waited for, whose agent may be the remedy
         if not taken:
             background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-        ours, held = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths).held
-        if held and held.loader.sha256 not in ours:
+        ours, (held, going) = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths)
+        # Of the release in effect the others say whose turn it is, or where it has failed.
+        if held and held != going and held.loader.sha256 not in ours:
             with contextlib.suppress(OSError):
                 replace_loader(held, paths)
         raise
@@ -3341,7 +3355,7 @@ def perform(verb: str, paths: Paths) -> None:
         self_check(paths)
         return
     kept = read_kept(paths)
-    settings = settings_here(paths, kept.effective)
+    settings = settings_here(paths, kept.held)
     if verb == "--dry-run":
         dry_run(paths, settings, kept)
         return
