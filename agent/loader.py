@@ -56,6 +56,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import socket
 import stat
 import struct
@@ -1096,6 +1097,8 @@ def ran(words: list[str], data: bytes, **env: str) -> bytes | None:
         ended = subprocess.run(words, input=data, capture_output=True, check=False, **told)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unanswered(f"no help from {words[0]} ({type(error).__name__})") from error
+    if ended.returncode and re.search(rb"(unknown|illegal|invalid) option", ended.stderr):
+        raise Unanswered(f"no help from {words[0]}: it is older than OpenSSH 8.1 or OpenSSL 1.1.1")
     return None if ended.returncode else ended.stdout
 
 
@@ -1345,12 +1348,10 @@ def keep_compiled(paths: Paths) -> None:
         write_atomic(compiled, content, sync=True)
 
 
-def remove_older(generation: int, paths: Paths) -> None:
-    """Forget the releases before one. Raises `OSError`."""
-    import shutil  # noqa: PLC0415 - once a release
-
+def remove_older(held: int, effective: int, paths: Paths) -> None:
+    """Forget the releases before the one that is held, but that in effect. Raises `OSError`."""
     for folder in paths.releases.iterdir():
-        if folder.name.isdecimal() and int(folder.name) < generation:
+        if folder.name.isdecimal() and int(folder.name) < held and int(folder.name) != effective:
             shutil.rmtree(folder)
 
 
@@ -3147,9 +3148,10 @@ def go_on(machine: Machine, outcome: Outcome) -> None:
     if takes_effect(members, markers) and members.release != (going.generation if going else 0):
         write_atomic(paths.effective, f"{members.release}\n", sync=True)
         logging.warning("Release %d has an effect from the next run on.", members.release)
-        remove_older(members.release, paths)
     elif going and not outcome.state.active and is_to_be_replaced(machine, outcome):
         replace_loader(going, paths)
+    if members.release > 1:
+        remove_older(members.release, going.generation if going else 0, paths)
 
 
 def take_part(
