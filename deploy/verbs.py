@@ -22,6 +22,7 @@ from deploy.nodes_info import read_nodes_info
 from deploy.operate import look, looks, read_cluster
 from deploy.options import settings_options
 from deploy.plan import plan_of
+from deploy.publish import held_release
 from deploy.releases import COMMANDS, key_of, key_option
 from deploy.settings import USUAL_LOOK, Settings, look_of, settings_of
 from deploy.show import picture, print_plan, watch_lines, watch_live
@@ -56,11 +57,17 @@ def plan_command(config: Path | None, *, as_json: bool, **options: Any) -> None:
         print_plan(plan, Console())
 
 
+CLUSTER_KEY_HELP = (
+    "A file; without: a new key. A release.json beside it, as in a cluster's state folder, says"
+    " whose signatures count; without: your key's."
+)
+
+
 @deploy.command("user-data")
 @click.argument("node")
 @click.option("--nodes-info", type=Path, default=NODES_FILE)
 @click.option("--bootstrap-url", default=BOOTSTRAP_URL, show_default=True)
-@click.option("--cluster-key", "key_file", type=Path, help="A file; without: a new key.")
+@click.option("--cluster-key", "key_file", type=Path, help=CLUSTER_KEY_HELP)
 @click.option("--period-seconds", type=int, default=Settings.period_seconds, show_default=True)
 @click.option(
     "--look-seconds",
@@ -87,6 +94,8 @@ def user_data_command(
     key: str,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
+    held = held_release(key_file.parent) if key_file else None
+    signers = held.allowed_signers if held else None
     document = user_data(
         node,
         read_nodes_info(nodes_info),
@@ -98,7 +107,7 @@ def user_data_command(
         peer_address=Settings.peer_address,
         scheduled_events=scheduled_events,
         cluster=name,
-        allowed_signers=signers_text([public_key(key_of(key, LAB_STATE))]),
+        allowed_signers=signers or signers_text([public_key(key_of(key, LAB_STATE))]),
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
 from deploy import PROJECT, Refusal, signing
 from deploy.__main__ import say
@@ -52,6 +54,7 @@ from deploy.signing import (
     why_unverified,
     wrapped,
 )
+from deploy.verbs import deploy
 from tests.keys import make_key
 
 CODE, NEWER = b"print('agent')\n", b"print('newer')\n"
@@ -541,6 +544,21 @@ def test_a_node_unwraps_it_with_openssl_and_a_stranger_with_another_key_gets_not
     (tmp_path / "another").write_text("00" * 32 + "\n")
     assert unwrapped(text, tmp_path / "another") is None
     assert unwrapped("no base64", old) is None
+
+
+def test_user_data_lets_a_new_machine_believe_whoever_signed_the_newest_release(
+    me: Operator, her: Operator
+) -> None:
+    """She signed it; he makes the document, in whose state folder it is known who may."""
+    me.asks(lambda release: signed_also_by(release, public_key(her.key)))
+    hold_of_another(me, her)
+    last = her.asks(lambda release: drained(release, "node3")).after
+    words = ["--cluster-key", str(me.state / "cluster.key"), "--key", str(me.key)]
+    ran = CliRunner().invoke(deploy, ["user-data", "node2", *words])
+    assert ran.exit_code == 0, ran.output
+    files = {file["path"]: file["content"] for file in yaml.safe_load(ran.output)["write_files"]}
+    signers = files["/etc/bootstrap/allowed_signers"]
+    assert why_unverified(last.data, last.signature, signers) == ""
 
 
 # ---- What ssh-keygen may say
