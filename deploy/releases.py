@@ -166,6 +166,7 @@ def announced(
     """Say what the next release brings, publish it, and say what was done."""
     now = time.time()
     if lines := changed_lines(renewed(before.release, now) if before else None, wanted):
+        lines += warnings(before.release if before else None, wanted)
         lines.append(f"signing with {key}: it may ask for a passphrase or a touch")
     for line in lines:
         order.say(line)
@@ -181,6 +182,14 @@ def announced(
             f" {failover_seconds(release.settings):.1f} s."
         )
     return published
+
+
+def warnings(before: Release | None, wanted: Release) -> list[str]:
+    """What an operator may not have thought of."""
+    able = [name for name in wanted.nodes if name not in wanted.drained]
+    if len(able) != 1 or (before and before.drained == wanted.drained):
+        return []
+    return [f"only {able[0]} may become active now: if it is lost, nobody is"]
 
 
 def follow(order: Order, published: Publication, asked: Asked, *, unreached: int = 1) -> None:

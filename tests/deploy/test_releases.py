@@ -334,8 +334,12 @@ def test_a_time_that_is_none_is_told_with_one_that_is(text: str, cluster: Cluste
 
 
 def test_all_nodes_but_one_may_be_drained(cluster: Cluster) -> None:
+    warning = "only node3 may become active now: if it is lost, nobody is"
     for name in ("node1", "node2"):
-        assert cluster.run("drain", name).exit_code == 0
+        drained_one = cluster.run("drain", name)
+        assert drained_one.exit_code == 0
+        assert (warning in drained_one.output) == (name == "node2")
+    assert warning not in cluster.run("failback", "never").output
     done = cluster.run("drain", "node3")
     assert "all nodes are drained: nobody could be active" in str(done.exception)
 
