@@ -589,7 +589,8 @@ def refuse_other_key(cluster: AzureCluster, wanted: str | None) -> None:
         what = "missing" if key is None else "not the key of this cluster"
         raise Refusal(
             f"{cluster.state.key_file}: {what}; copy the file from the computer that made the"
-            " cluster (on a node it is /etc/bootstrap/cluster.key)."
+            " cluster (on a node it is /etc/bootstrap/cluster.key), or run `keys rotate` again if"
+            " that was interrupted."
         )
 
 

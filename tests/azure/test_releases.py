@@ -20,7 +20,7 @@ from deploy.settings import Settings
 from deploy.signing import why_unverified
 from tests.azure.fake_azure.azure import SUBSCRIPTION
 from tests.azure.fake_azure.blobs import STORAGE_TOKEN
-from tests.azure.fake_azure.model import Request
+from tests.azure.fake_azure.model import Fault, Request
 from tests.azure.fake_azure.operator import NAME, Operator, Outcome
 from tests.azure.operators import SCOPE, an_operator, made, mutations
 from tests.azure.test_verbs import web_files
@@ -101,6 +101,22 @@ def test_a_new_key_of_the_cluster_is_the_one_that_the_next_up_goes_on_with(
     assert operator.run("plan").code == 0
     on_cluster(operator, "drain", "node2")
     made(operator)
+
+
+def test_a_rotation_that_broke_off_before_azure_knew_of_it_is_run_again(operator: Operator) -> None:
+    made(operator)
+    operator.azure.faults.append(Fault(puts_the_group, "refused", code="Forbidden", status=403))
+    words = ("keys", "rotate", "--cluster", str(operator.state))
+    assert operator.deploy(*words).code == 2
+    refused = operator.run("up", "--yes")
+    assert refused.code == 2
+    assert "or run `keys rotate` again if that was interrupted." in refused.output
+    on_cluster(operator, "keys", "rotate")
+    made(operator)
+
+
+def puts_the_group(request: Request) -> bool:
+    return request.method == "PUT" and request.path.lower().endswith(f"/resourcegroups/{NAME}")
 
 
 def test_a_key_that_was_rotated_on_one_computer_is_found_by_up_on_another(
