@@ -2460,7 +2460,7 @@ def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> St
     if not stays:
         yield Drop()
     then = "stays active" if stays else "set as passive"
-    state = state._replace(active=stays)
+    state, seen = state._replace(active=stays), seen._replace(markers=seen.fresh)
     return Outcome(state, seen, f"Node {members.me} was stopped for a while, {then}")
 
 

@@ -214,6 +214,27 @@ def test_a_handover_begins_with_the_next_look_and_is_over_within_it() -> None:
         assert taken_at - lost_at < 1.2
 
 
+def test_of_a_look_that_was_stopped_only_markers_that_counted_are_told_of() -> None:
+    """Node2 has heard nothing of node1, which sleeps for a minute while it waits for more."""
+    members = AGENT.Members("node1", ("node1", "node2", "node3"), b"key", AGENT.timing(20, 2, 0))
+    state, now = AGENT.first_state("epoch", 0.0, members.times), 1000.0
+    moment = AGENT.Moment(now, now, now, None, probe_there=False)
+    others = AGENT.first_state("epoch of node2", 0.0, members.times)
+    others = others._replace(sees=("node1",))
+    reply = AGENT.made_up(members._replace(me="node2"), others, "node1", moment)
+    steps = AGENT.settle(members, state, moment, AGENT.Seen(now, now + 1))
+    effect, polls = next(steps), 0
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            polls += isinstance(effect, AGENT.Poll)
+            now = 1060.0 if polls > 1 else 1000.0
+            replies = {"node2": reply} if isinstance(effect, AGENT.Poll) else None
+            effect = steps.send(moment._replace(now_seconds=now, value=replies))
+    outcome = ended.value.value
+    assert "was stopped for a while" in outcome.reason
+    assert outcome.seen.markers == {}
+
+
 # ------------------------------------------------ the grid of looks
 
 
