@@ -1037,7 +1037,8 @@ def ran(
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-            said = process.stdout.read(1 << 16)
+            os.set_blocking(process.stdout.fileno(), False)  # who is left may keep it open
+            said = process.stdout.read(1 << 16) or b""
     except subprocess.TimeoutExpired:
         raise Unanswered(f"no end in {seconds:g} s") from None
     except OSError as error:
