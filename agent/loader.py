@@ -1011,7 +1011,7 @@ def approve(session: requests.Session, events: list[Event], why: str, paths: Pat
 
 CHECK_SECONDS = 5.0
 CHECK_PASSED = "self-check passed"
-ASKED_AGAIN_SECONDS = 600.0  # what was refused: perhaps the answer was not the web site's
+ASKED_AGAIN_SECONDS = 600.0  # whatever was said: perhaps the answer was not the web site's
 
 
 def ran(
@@ -1075,7 +1075,8 @@ def keep_new_keys(releases: list[Release], paths: Paths) -> None:
         if new := [key for code, key in said if not code and HEX_KEY.fullmatch(key)]:
             keys[bytes.fromhex(new[0])] = releases[-1].generation
             write_keys(keys, paths)
-        elif release is releases[-1]:  # one that was missed and is for no key here, others refused
+        # One that was missed and is for no key here, others refused; a new machine has the new key.
+        elif release is releases[-1] and read_kept(paths).held:
             raise BadInput("its new key of the cluster is not for the one that this node has.")
 
 
@@ -1115,9 +1116,13 @@ class Site(NamedTuple):
 
     def followed(self, data: bytes, kept: Kept) -> list[Release]:
         """The release of that text, verified; before it those that were missed on the way to it."""
-        generation, signers = generation_of(data), read_mark(self.paths.signers)
-        if signers is None:  # on a node that was made before there were any: its first release's
-            signers = (kept.held or parse_release(data)).allowed_signers
+        generation, signers = generation_of(data), ""
+        if os.path.lexists(self.paths.signers):
+            signers = read_text(self.paths.signers, "put a line for each operator there, as UTF-8")
+        elif not kept.held:  # on a node that was made before there were any: its first release's
+            signers = parse_release(data).allowed_signers
+        if kept.held:  # a newer one may have died after it wrote its signers
+            signers += f"\n{kept.held.allowed_signers}"
         found: list[Release] = []
         first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
         # Each says who signs the next. One that is not there was never published.
@@ -1184,7 +1189,8 @@ class Site(NamedTuple):
             number = str(generation_of(data))
             self.keep(data)
         except (BadInput, Unanswered) as wrong:  # what was not told is asked again in the next run
-            return f"generation {number}: {str(wrong).rstrip('.')}", isinstance(wrong, BadInput)
+            why = str(wrong).rstrip(".")[:300]  # it may quote a stranger
+            return f"generation {number}: {why}", isinstance(wrong, BadInput)
         return "", True
 
 
@@ -1192,8 +1198,8 @@ def take_release(
     session: requests.Session, url: str, held: int, paths: Paths, until_seconds: float
 ) -> bool:
     """Ask for a newer release than `held` and keep it: in a thread, no decision waits for it."""
-    last, now = read_json(paths.asked) or {"refused": ""}, time.time()
-    lately = not last["refused"] or 0 <= now - last["at"] < ASKED_AGAIN_SECONDS
+    last, now = read_json(paths.asked) or {"refused": "", "at": 0}, time.time()
+    lately = 0 <= now - last["at"] < ASKED_AGAIN_SECONDS
     known = last.get("etag") if lately and last.get("held") == held else ""
     headers = {"If-None-Match": known} if known else {}
     try:
@@ -1308,6 +1314,7 @@ class Marker(NamedTuple):
     at: str
     release: int = 0  # the generation that the sender holds, 0 for none
     proven: bool = True  # no trial of another build is under way there
+    goes_by: str | None = None  # what the sender takes for agreed; None: an agent that says nothing
     cluster: str = ""  # which key it is signed with (`common_fields`)
 
 
@@ -1327,6 +1334,7 @@ class Members(NamedTuple):
     drained: frozenset[str] = frozenset()  # may not become active
     prefer: str | None = None  # for a while, before all others
     keeps_active: bool = False  # whoever is active comes before the order
+    goes_by: str = ""  # the release in effect, and what of it is not over by my clock
     failback_looks: int = READY_LOOKS  # good looks before the order moves the role
 
     @property
@@ -1668,6 +1676,7 @@ def asked_of(members: Members, release: Release, wall_seconds: float) -> Members
         prefer=prefer.node if prefer and preferred else None,
         keeps_active=maintained or told.failback == "never",
         failback_looks=max(READY_LOOKS, int(-(-seconds // members.times.look_seconds))),
+        goes_by=f"{release.generation} {prefer if preferred else None} {maintained}",
     )
 
 
@@ -1816,6 +1825,10 @@ def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
         if marker.quorum_runs < looks_to_prefer(state.in_vain.get(name, 0)) and name not in active
     }
     stays = active if members.keeps_active else set()
+    told = {m.goes_by for m in view.markers.values() if m.release == members.release} - {None}
+    if not told <= {members.goes_by}:  # of two orders each may put its own node first, for ever
+        members = members._replace(order=tuple(sorted(members.order)), prefer=None)
+        stays = active
     return tuple(
         sorted(members.order, key=lambda n: (n in last, n != members.prefer, n not in stays))
     )
@@ -2114,6 +2127,7 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
         vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
     both = {name: value for name, value in state._asdict().items() if name in Marker._fields}
     both |= {"generation": members.generation, "release": members.release, "proven": members.proven}
+    both |= {"goes_by": members.goes_by}
     both |= {"holding": state.holding(now), "vote": vote, "at": utc(moment.wall_seconds)}
     shown: dict[str, Marker | None] = dict.fromkeys(members.peers)
     for name in set(state.sees) & set(shown):
@@ -2206,7 +2220,8 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
         goes = seen.makes_way or bound_too_briefly(members, state, view)  # and is nobody's heir
-        good = 0 if goes else decision.state.quorum_runs + 1
+        behind = state.behind_since_seconds > 0 and not state.active  # nor is one that rests
+        good = 0 if goes or behind else decision.state.quorum_runs + 1
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -2774,7 +2789,9 @@ def prepare(
     needed = members.majority
     logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
-    machine = Machine(members, nodes, f"{settings.peer_address}_ip", paths)
+    # Addresses need no agreement: where they are wrong, none is ever reached.
+    places = kept.held.nodes if kept.held else nodes
+    machine = Machine(members, places, f"{settings.peer_address}_ip", paths)
     machine.clocks, machine.release = read_clocks(state.clocks), release
     return machine, state, machine.moment()
 
@@ -2949,8 +2966,9 @@ def run(
     except Exception:
         drop_probe(paths)  # before a release is waited for, whose agent may be the remedy
         background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-        ours, newest = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths).held
-        if newest and newest.loader.sha256 not in ours:
+        ours, (newest, going) = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths)
+        # Of the release in effect the others say whose turn it is, or where it has failed.
+        if newest and newest != going and newest.loader.sha256 not in ours:
             with contextlib.suppress(OSError):
                 replace_loader(newest, paths)
         raise
@@ -3077,7 +3095,7 @@ def perform(verb: str, paths: Paths) -> None:
     if verb in ("bootup", "--self-check"):
         return bootup(paths) if verb == "bootup" else self_check(paths)
     kept = read_kept(paths)
-    settings = settings_here(paths, kept.effective)
+    settings = settings_here(paths, kept.held)
     if verb == "--dry-run":
         return dry_run(paths, settings, kept)
     with one_at_a_time(paths, settings.times.period_seconds if verb == "leave" else 0):

@@ -84,6 +84,7 @@ def sentence(error: Exception) -> str:
 
 def say(words: str) -> int:
     """Tell the operator, if there is anywhere to tell it; the exit code of a refusal."""
+    words = "".join(c if c.isprintable() or c == "\n" else "?" for c in words)  # a stranger's, too
     with contextlib.suppress(OSError):
         print(f"deploy: {words}", file=sys.stderr, flush=True)
     return REFUSED

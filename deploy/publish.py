@@ -142,7 +142,7 @@ def refuse_older(release: Release, held: Release | None, where: str) -> None:
     same = release.generation == held.generation
     if release.generation < held.generation or (same and release != held):
         raise Refusal(
-            f"{where}: generation {release.generation} of {release.published}, but generation"
+            f"{where}: generation {release.generation} of {release.published!r}, but generation"
             f" {held.generation} of {held.published} was seen before: somebody put"
             f" {'another' if same else 'an older'} one there; nodes do not take it."
         )
@@ -238,7 +238,7 @@ def publish(
     data = release_text(wanted)
     after = Newest(wanted, data, None, sign(key, data), (wanted,))
     refuse_stranger(after, before.release if before else wanted, key)
-    written = [*put(site, after, before.tag if before else None, code)]
+    written = [*put(site, after, before, code)]
     return Publication(before, after, (*written, *mend(site, after, code)))
 
 
@@ -266,24 +266,28 @@ def next_generation(site: Site, last: int) -> int:
     raise Refusal(f"{site.where}: has {MOST_STEPS} releases that nobody finished: remove them.")
 
 
-def put(site: Site, new: Newest, tag: str | None, code: bytes | None) -> Iterator[str]:
-    """Put a release in the place of the one with that tag, so that it is whole for whoever asks."""
+def put(site: Site, new: Newest, before: Newest | None, code: bytes | None) -> Iterator[str]:
+    """Put a release in the place of the one before, so that it is whole for whoever asks.
+
+    Under its number it is there afterwards: who follows what was published meets nothing else. The
+    signature takes the number.
+    """
     release = new.release
     if code is not None:
         name = f"bootstrap/releases/{release.files[AGENT].sha256}/{AGENT}"
         site.write(name, code)
         yield name
     generation = release.generation
-    for name, content in (
-        (signature_name(generation), new.signature),
-        (release_name(generation), new.data),
-    ):
-        if not site.create(name, content):
-            raise Refusal(f"{site.where}: {TAKEN}")
-        yield name
-    if not site.replace(RELEASE, new.data, tag):
+    if not site.create(signature_name(generation), new.signature):
+        raise Refusal(f"{site.where}: {TAKEN}")
+    yield signature_name(generation)
+    if before:  # its publication may have been cut short just there
+        site.create(release_name(before.release.generation), before.data)
+    if not site.replace(RELEASE, new.data, before.tag if before else None):
         raise Refusal(f"{site.where}: {TAKEN}")
     yield RELEASE
+    site.create(release_name(generation), new.data)
+    yield release_name(generation)
 
 
 def mend(site: Site, found: Newest, code: bytes | None) -> Iterator[str]:

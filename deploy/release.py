@@ -286,7 +286,7 @@ def is_count(value: object, most: int) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether it is a number of seconds."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 # ---- The first one

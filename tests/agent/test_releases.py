@@ -14,8 +14,16 @@ from typing import Any
 import pytest
 
 from agent import loader
-from tests.agent.world import KEY, SOURCE, WEB_SITE_HOST, World, open_world, operator
-from tests.web import CLOSES, SILENT, Page
+from tests.agent.world import (
+    KEY,
+    SOURCE,
+    WEB_SITE_HOST,
+    World,
+    conditional,
+    open_world,
+    operator,
+)
+from tests.web import CLOSES, SILENT, Asked, Page
 
 
 @pytest.fixture
@@ -345,6 +353,43 @@ def test_what_was_refused_is_asked_for_again_after_ten_minutes(world: World) -> 
     assert (take(world)["refused"], held(world)) == ("", 1)
 
 
+def a_week_later(world: World) -> None:
+    told = loader.read_json(world.paths.asked)
+    assert told is not None
+    week_seconds = 7 * 86_400
+    world.paths.asked.write_text(json.dumps(told | {"at": told["at"] - week_seconds}))
+
+
+@pytest.mark.parametrize("tag", ["*", '"a"\r\n "b"'])
+def test_a_tag_that_was_falsified_keeps_a_node_from_newer_releases_for_minutes_only(
+    world: World, tag: str
+) -> None:
+    """Somebody answered once in the web site's place, with the true release and that tag."""
+    first = json.dumps(world.release()).encode()
+    world.publish(first)
+    world.site("release.json", Page(first, headers={"ETag": tag}))
+    take(world)
+    assert held(world) == 1
+    world.publish(world.release(drained=["node2"]))
+    right = conditional(json.dumps(world.release(generation=2, drained=["node2"])).encode())
+
+    def as_servers_do(asked: Asked) -> Page:  # RFC 9110, section 13.1.2
+        return Page("", 304) if asked.headers.get("If-None-Match") == "*" else right(asked)
+
+    world.site("release.json", as_servers_do)
+    a_week_later(world)
+    assert (take(world)["refused"], held(world)) == ("", 2)
+
+
+def test_what_a_stranger_has_refused_does_not_fill_the_status(world: World) -> None:
+    """Without any key: a name of 28,000 bytes that is there twice."""
+    name = "\U000e0001" * 7000
+    world.settings(bootstrap_url=world.web_site)
+    world.site("release.json", Page(f'{{"{name}": 1, "{name}": 1}}'))
+    runs_until(world, lambda: bool(status(world)["refused"]))
+    assert world.paths.status.stat().st_size < 8192
+
+
 # ------------------------------------------------ who may sign
 
 
@@ -402,6 +447,26 @@ def test_a_node_from_before_releases_believes_the_first_one_and_only_that(world:
     assert "no operator's" in take(world)["refused"]
 
 
+def test_a_file_of_signers_that_is_no_text_lets_nobody_sign(world: World) -> None:
+    """An operator put a key there by hand, with a comment in Latin-1."""
+    world.paths.signers.write_bytes(operator().signers.encode() + b"# Jos\xe9\n")
+    world.publish(world.release(allowed_signers=operator(2).signers), by=operator(2))
+    assert str(world.paths.signers) in take(world)["refused"]
+    assert held(world) == 0
+
+
+def test_power_lost_between_its_signers_and_its_release_leaves_the_ones_of_before(
+    world: World,
+) -> None:
+    """By release 2, which is not whole, the operator who signed it is none any more."""
+    world.publish(world.release(allowed_signers=both()))
+    take(world)
+    world.publish(world.release(allowed_signers=operator(2).signers))
+    world.paths.signers.write_text(operator(2).signers)
+    assert (take(world)["refused"], held(world)) == ("", 2)
+    assert world.paths.signers.read_text() == operator(2).signers
+
+
 # ------------------------------------------------ the cluster's key
 
 
@@ -453,6 +518,14 @@ def test_a_node_that_missed_two_keys_has_the_last(world: World, tmp_path: Path) 
     take(world)
     assert world.paths.next_keys.read_text() == f"{SECOND} 4\n{THIRD} 4\n"
     assert loader.keys_in_turn(loader.read_keys(world.paths), held(world))[0].hex() == THIRD
+
+
+def test_a_machine_that_was_made_with_the_new_key_takes_the_release_that_brought_it(
+    world: World, tmp_path: Path
+) -> None:
+    world.publish(world.release(cluster_key=wrapped(KEY, SECOND, tmp_path)))
+    assert (take(world)["refused"], held(world)) == ("", 1)
+    assert world.paths.key.read_text().strip() == KEY
 
 
 # ------------------------------------------------ whole runs
@@ -512,6 +585,46 @@ def test_the_addresses_and_the_order_are_those_of_the_release_in_effect(world: W
     runs_until(world, lambda: status(world)["effective"] == 1)
     assert world.status()["reachable"] == ["node3", "node2", "node1"]
     assert world.cloud.site("127.0.1.9").asked_for("/node3.html")
+
+
+def elsewhere(world: World) -> dict[str, Any]:
+    """The nodes, with addresses of both peers at which nobody answers."""
+    return {
+        name: entry | ({} if name == world.me else {"public_ip": f"127.0.9.{name[4:]}:9"})
+        for name, entry in world.nodes.items()
+    }
+
+
+def test_the_release_that_puts_every_address_right_is_gone_by_though_nobody_was_seen(
+    world: World,
+) -> None:
+    """Release 1 has a wrong address of each peer, or they were made anew while this one was off."""
+    world.goes_by(world.release(nodes=elsewhere(world)))
+    world.publish(world.release())
+    runs_until(world, lambda: status(world)["effective"] == 2)
+    assert world.status()["reachable"] == ["node1", "node2", "node3"]
+
+
+def test_the_kind_of_address_that_was_wrong_is_put_right_though_nobody_was_seen(
+    world: World,
+) -> None:
+    """Here no peer answers at its private address."""
+    settings = world.release()["settings"]
+    world.goes_by(world.release(settings=settings | {"peer_address": "private"}))
+    world.publish(world.release())
+    runs_until(world, lambda: status(world)["effective"] == 2)
+
+
+def test_an_agent_that_failed_elsewhere_is_not_taken_because_metadata_comes_late(
+    world: World,
+) -> None:
+    """After a reboot this run fails; the agent of the release in effect runs on no other node."""
+    before = world.paths.loader.read_text()
+    world.goes_by(world.release(before + "# works on no node\n"))
+    world.builds = {"node1": ("old", True), "node2": ("old", True)}
+    world.cloud.site(world.metadata_host).pages.clear()
+    assert world.run().code != 0
+    assert world.paths.loader.read_text() == before
 
 
 def test_a_new_key_takes_the_old_ones_place_once_all_that_are_seen_sign_with_it(

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy import PROJECT, Refusal, signing
+from deploy.__main__ import say
 from deploy.azure.state import State
 from deploy.checkout import NODES_FILE
 from deploy.nodes_info import read_nodes_info
@@ -291,6 +292,52 @@ def test_a_lock_that_another_process_holds_refuses(me: Operator) -> None:
     me.asks(lambda release: drained(release, "node2"))
 
 
+class Interrupted(Folder):
+    """The connection breaks before a release is put in the place of the one before."""
+
+    def replace(self, name: str, data: bytes, tag: str | None) -> bool:
+        """Break."""
+        raise KeyboardInterrupt(name, data, tag)
+
+
+def test_a_publication_that_did_not_come_to_be_changes_nobodys_signers(
+    me: Operator, her: Operator
+) -> None:
+    """He removes her, and she is faster: whoever follows what was published believes her."""
+    me.asks(lambda release: signed_also_by(release, public_key(her.key)))
+    hold_of_another(me, her)
+    third = replace(me, state=me.state.parent / "another computer")
+    shutil.copytree(me.state, third.state)
+    with pytest.raises(KeyboardInterrupt):
+        replace(me, site=Interrupted(me.site.path)).asks(
+            lambda release: signed_no_more_by(release, public_key(her.key))
+        )
+    published = her.asks(lambda release: drained(release, "node3")).after.release
+    found = third.found()
+    assert found
+    assert found.release == published
+
+
+def hold_of_another(one: Operator, other: Operator) -> None:
+    """Let the other one know what the first has seen."""
+    shutil.copy(one.state / HELD, other.state)
+
+
+def test_a_release_whose_publication_broke_off_at_once_is_followed_afterwards(
+    me: Operator, her: Operator
+) -> None:
+    """It is the newest, and not there under its number: the next one puts it there."""
+    away = replace(her, state=her.state.parent / "another computer")
+    shutil.copytree(her.state, away.state)
+    me.asks(lambda release: signed_also_by(release, public_key(her.key)))
+    (me.site.path / "bootstrap/releases/2/release.json").unlink()
+    hold_of_another(me, her)
+    her.asks(lambda release: drained(release, "node3"))
+    found = away.found()
+    assert found
+    assert [release.generation for release in found.since] == [2, 3]
+
+
 # ---- Whose signature counts
 
 
@@ -343,6 +390,38 @@ def test_other_content_with_the_same_number_is_noticed(me: Operator) -> None:
     me.site.write(RELEASE, first.after.data)
     with pytest.raises(Refusal, match="somebody put another one there"):
         me.found()
+
+
+def unsigned(me: Operator, before: bytes, after: bytes) -> None:
+    """Somebody who has no key changes what is there."""
+    path = me.site.path / RELEASE
+    data = path.read_bytes()
+    assert data.count(before) == 1
+    path.write_bytes(data.replace(before, after))
+
+
+NO_SECONDS = [b"1" + b"0" * 400, b"NaN", b"Infinity", b"-1", b"1e999", b"true", b"[]"]
+
+
+@pytest.mark.parametrize("value", NO_SECONDS)
+def test_a_number_that_is_no_seconds_is_told_in_a_sentence(me: Operator, value: bytes) -> None:
+    unsigned(me, b'"pause_seconds": 5', b'"pause_seconds": ' + value)
+    with pytest.raises(Refusal):
+        me.found()
+
+
+def test_what_nobody_signed_can_not_move_the_terminals_cursor(
+    me: Operator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = listing(me.site)[RELEASE]
+    me.asks(lambda release: drained(release, "node2"))
+    told = json.loads(older) | {"published": "\x1b]0;owned\x07\x1b[2J"}
+    (me.site.path / RELEASE).write_text(json.dumps(told))
+    with pytest.raises(Refusal) as refused:
+        me.found()
+    assert "\x1b" not in str(refused.value)
+    say("\x1b[2J of another sentence\nand its next line")
+    assert capsys.readouterr().err == "deploy: ?[2J of another sentence\nand its next line\n"
 
 
 def test_whoever_never_saw_a_release_believes_their_own_key_alone(
@@ -428,6 +507,20 @@ def test_a_new_key_of_the_cluster_reaches_whoever_has_the_old_one(
     me.asks(lambda release: drained(release, "node2"))
     assert her.asks(lambda r: drained(r, "node3")).after.release.cluster_key is None
     assert State(her.state).key() == new  # although the newest says nothing of it any more
+
+
+def test_a_rotation_that_was_interrupted_and_run_again_leaves_every_operator_the_same_key(
+    me: Operator, her: Operator
+) -> None:
+    me.asks(lambda release: signed_also_by(release, public_key(her.key)))
+    hold_of_another(me, her)
+    first, second = (wrapped(new * 32, me.state / "cluster.key") for new in ("7a", "8b"))
+    with pytest.raises(KeyboardInterrupt):
+        replace(me, site=Interrupted(me.site.path)).asks(lambda r: with_cluster_key(r, first))
+    me.asks(lambda release: with_cluster_key(release, second))
+    assert State(me.state).key() == "8b" * 32
+    her.asks(lambda release: drained(release, "node3"))
+    assert State(her.state).key() == State(me.state).key()
 
 
 def test_a_node_unwraps_it_with_openssl_and_a_stranger_with_another_key_gets_nothing(
