@@ -363,7 +363,7 @@ class Simulation:
     def _wanted(self, node: Node, outcome: Any) -> str:
         """The agent that the node is the next to run, "" where it is not."""
         release, members = node.effective, self.members[node.name]
-        if not release or not self.agent.other_build(release, members):
+        if not release or release.build == members.generation:
             return ""
         digest: str = release.loader.sha256
         if release.maintained(node.wall_clock(self.now)) or digest in node.failed_builds:
