@@ -1445,6 +1445,7 @@ class Members(NamedTuple):
     prefer: str | None = None  # for a while, before all others
     keeps_active: bool = False  # whoever is active comes before the order
     failback_looks: int = READY_LOOKS  # good looks before the order moves the role
+    replacement: str = ""  # SHA-256 of the agent that is to replace mine, when it is my turn
 
     @property
     def majority(self) -> int:
@@ -1805,12 +1806,14 @@ def asked_of(members: Members, release: Release, wall_seconds: float) -> Members
     maintained = release.maintained(wall_seconds)
     preferred = prefer is not None and wall_seconds < prefer.until and not maintained
     seconds = told.failback if isinstance(told.failback, int) else 0
+    other = other_build(release, members)
     return members._replace(
         order=tuple(release.nodes),
         drained=frozenset(release.drained),
         prefer=prefer.node if prefer and preferred else None,
         keeps_active=maintained or told.failback == "never",
         failback_looks=max(READY_LOOKS, int(-(-seconds // members.times.look_seconds))),
+        replacement=release.loader.sha256 if other and not maintained else "",
     )
 
 
@@ -1831,15 +1834,16 @@ def takes_effect(members: Members, markers: Mapping[str, Marker]) -> bool:
     return bool(members.release) and enough and not waited_for(members, markers)
 
 
-def may_be_replaced(
-    members: Members, state: State, markers: Mapping[str, Marker], digest: str
-) -> bool:
-    """Whether the agent of this node is the next one to be replaced by that of this SHA-256.
+def may_be_replaced(members: Members, state: State, markers: Mapping[str, Marker]) -> bool:
+    """Whether the agent of this node is the next one to be replaced.
 
     Passive nodes are first, in reverse order of preference, and the active one is last; each waits
     for those before it to be proven, and for a majority without it.
     """
-    done = {n for n, m in markers.items() if m.proven and m.generation == digest[:12]}
+    if not members.replacement:
+        return False
+    build = members.replacement[:12]
+    done = {n for n, m in markers.items() if m.proven and m.generation == build}
     after = members.order[members.order.index(members.me) :]
     before = {n for n, m in markers.items() if state.active or (n in after and not m.active)}
     return members.proven and len(markers) >= members.majority and before <= done
@@ -1879,6 +1883,8 @@ def why_makes_way(
         return seen.makes_way
     if members.me in members.drained:
         return "makes way: the operator drained it"
+    if may_be_replaced(members, state, markers):
+        return "makes way: its agent is to be replaced"
     long = since and now - since > times.period_seconds + 2 * times.look_seconds
     behind = state.active and long and ahead(members, markers)
     return "makes way: others hold a newer release" if behind else ""
@@ -3008,6 +3014,8 @@ def prepare(
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds
         members = asked_of(members, release, time.time() // period_seconds * period_seconds)
+    if members.replacement in failed_here(paths):
+        members = members._replace(replacement="")
     needed = members.majority
     logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
@@ -3112,16 +3120,6 @@ class Announced:
             self._background.ask("approval", lambda link: approve(link, waiting, why, self._paths))
 
 
-def is_to_be_replaced(machine: Machine, outcome: Outcome) -> bool:
-    """Whether this node is the next to run the agent of the release in effect."""
-    release, members, digest = machine.release, machine.members, ""
-    if release and other_build(release, members) and not release.maintained(time.time()):
-        digest = release.loader.sha256
-    if not digest or digest in failed_here(machine.paths):
-        return False
-    return may_be_replaced(members, outcome.state, outcome.seen.markers, digest)
-
-
 def go_on(machine: Machine, outcome: Outcome) -> None:
     """At the end of a run: what the next one goes by, signs with, and is. Raises `OSError`."""
     members, markers, paths = machine.members, outcome.seen.markers, machine.paths
@@ -3135,7 +3133,7 @@ def go_on(machine: Machine, outcome: Outcome) -> None:
         write_atomic(paths.effective, f"{members.release}\n", sync=True)
         logging.warning("Release %d has an effect from the next run on.", members.release)
         remove_older(members.release, paths)
-    elif going and not outcome.state.active and is_to_be_replaced(machine, outcome):
+    elif going and not outcome.state.active and may_be_replaced(members, outcome.state, markers):
         replace_loader(going, paths)
 
 
@@ -3156,19 +3154,14 @@ def take_part(
     machine, state, start = prepare(identity, settings, kept, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
-    expires, last, replaced = None, None, False
+    expires, last = None, None
     until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
-
-    def why() -> str:
-        return announced.why() or ("makes way: its agent is to be replaced" if replaced else "")
-
-    begins = machine.moment()
+    begins, why = machine.moment(), announced.why
     steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
         announced.approve(machine.members, outcome, was_active=state.active)
-        replaced = is_to_be_replaced(machine, outcome)
     background.take("approval", brief_seconds(times))  # of a run of one look, which ends now
     if not leaving:
         try:
