@@ -457,14 +457,17 @@ def successor(release: Release, view: View) -> str:
 
 @click.group("maintenance")
 def maintenance() -> None:
-    """Keep the role where it is for a while: no failback, and no failover either."""
+    """Keep the role where it is for a while: nobody takes it from an active node that is well."""
 
 
 @maintenance.command("on")
 @time_option("30m")
 @release_options
 def maintenance_on(seconds: int, folder: Path, key: str, *, as_json: bool) -> None:
-    """Nobody takes over while it lasts, not even from an active node that fails."""
+    """No failback, no switchover and no new agent while it lasts.
+
+    An active node that is lost, drained, or announced by Azure, has a successor as ever.
+    """
     asked = Asked(lambda release: maintained(release, int(time.time()) + seconds))
     carry_out(Order(folder, key, as_json), asked)
 
