@@ -30,22 +30,6 @@ promises and leases), /var/log/bootstrap.
     loader.py leave         hand the role over, then stop (handover.service)
 """
 
-# The file from top to bottom; nothing is used before it was told:
-#
-#   files, clocks, systemd  where everything lies, the one writer of files, the boot clock
-#   settings                every time, derived from the period; the nodes, the key
-#   releases                what an operator signed, as data with rules
-#   HTTP                    one request, and who asks without making the decision wait
-#   identity                the metadata service: who am I, and what is announced for me
-#   taking releases         verified, checked, kept; another agent on trial
-#   markers                 what one node tells another, signed
-#   state                   what this boot has promised and was promised
-#   decide                  observe, then See, Ask, Vote, Count, Act: no file, no clock, no network
-#   settle                  one look, as the effects that it asks for, in their order
-#   machine                 does the effects here; the simulation does them on a virtual clock
-#   report                  log, status.json, journal
-#   verbs                   the command line
-
 import contextlib
 import functools
 import gc
@@ -56,6 +40,7 @@ import logging
 import os
 import queue
 import re
+import shutil
 import socket
 import stat
 import struct
@@ -140,10 +125,7 @@ def boot_seconds() -> float:
 
 
 class Clocks(NamedTuple):
-    """A reading of two clocks, and two that are made of all readings so far.
-
-    The time daemon slews the boot clock; the raw one stands still in suspend (section 2).
-    """
+    """A reading of two clocks, and two made of all readings so far (docs/protocol.md section 2)."""
 
     boot_seconds: float
     raw_seconds: float
@@ -197,20 +179,19 @@ def read_text(path: Path, what_is_right: str) -> str:
         raise BadInput(f"{path}: {why}: {what_is_right}.") from error
 
 
-def read_json(path: Path) -> Any:
-    """The JSON of a file of ours, None where there is none or it is not whole."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def read_mark(path: Path) -> str | None:
-    """The file's text, None where it can't be read: a mark, a unit."""
+    """The file's text, None where it can't be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file of ours, None where there is none or it is not whole."""
+    with contextlib.suppress(ValueError):
+        return json.loads(read_mark(path) or "")
+    return None
 
 
 def file_sha256(path: Path) -> str:
@@ -231,10 +212,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def remove(path: Path) -> bool:
-    """Remove what has this name; whether there was anything. Raises `OSError`.
-
-    A folder may hold what somebody needs: it is moved out of the way.
-    """
+    """Remove what has this name, move a folder away; whether there was any. Raises `OSError`."""
     try:
         path.unlink()
     except FileNotFoundError:
@@ -303,15 +281,10 @@ def packed(data: bytes, kind: str, value: Any) -> bytes:
     if kind == "v":
         return packed(packed(data, "g", value[0]), *value)
     if kind[0] == "(":
-        for pair in value:
-            data = packed(data, *pair)
-        return data
+        return functools.reduce(lambda done, pair: packed(done, *pair), value, data)
     empty = data + bytes(4) + bytes(-(len(data) + 4) % ALIGNED.get(kind[1], 1))
-    whole = empty
-    for each in value:
-        whole = packed(whole, kind[1:], each)
-    length = struct.pack("<I", len(whole) - len(empty))
-    return whole[: len(data)] + length + whole[len(data) + 4 :]
+    whole = functools.reduce(lambda done, each: packed(done, kind[1:], each), value, empty)
+    return data + struct.pack("<I", len(whole) - len(empty)) + whole[len(data) + 4 :]
 
 
 def answer_of_systemd(stream: BinaryIO) -> bytes:
@@ -321,8 +294,7 @@ def answer_of_systemd(stream: BinaryIO) -> bytes:
         if len(head) < 16:
             break
         length, _, fields = struct.unpack("<III", head[4:])
-        rest = stream.read(fields + -fields % 8 + length)
-        said = rest[len(rest) - length :]
+        said = stream.read(fields + -fields % 8 + length)[-length or None :]
         # What was asked for may be so already: the answer to an earlier call was lost.
         if head[1] == 3 and b"already loaded" not in said and b"not loaded" not in said:
             raise OSError(said[4:].rstrip(b"\0").decode(errors="replace"))
@@ -334,10 +306,9 @@ def answer_of_systemd(stream: BinaryIO) -> bytes:
 def call_systemd(
     paths: Paths, member: str, *arguments: tuple[str, Any], interface: str = f"{SYSTEMD}.Manager"
 ) -> bytes:
-    """The answer's body to a D-Bus call to the manager, on the socket that is root's alone.
+    """The answer to a D-Bus call to the manager, on root's own socket: no program is started.
 
-    No program is started for it: an active node calls at each look. Raises `OSError` when it fails
-    or nothing is said for 2 s.
+    Raises `OSError` when it fails, or nothing is said for 2 s.
     """
     body = b""
     for argument in arguments:
@@ -375,13 +346,11 @@ GAP_SECONDS = 0.75  # G: a run's end, Python's start and imports, if busy (docs/
 READY_LOOKS = 2  # K: looks with a majority before a node may take the role from an active one
 COMMIT_TRIES = 3  # failures to serve in a row before an elected node frees its voters
 FORGIVEN_LOOKS = 10  # good looks in a row before a node's failures count from the first again
+LOST = ("its probe was taken away", "its lease ended before it was renewed")  # by a quorum's node
 
 
 def looks_to_prefer(failures: int) -> int:
-    """How many good looks in a row bring a preference back that so many failures have cost.
-
-    Few enough that a node that is well again is preferred within the time of five looks.
-    """
+    """How many good looks bring a preference back that so many failures have cost: 4 at most."""
     return min(READY_LOOKS + failures - 1, 4) if failures else 0
 
 
@@ -417,28 +386,25 @@ def tick_spread_seconds(times: Timing) -> float:
 
 def check(times: Timing) -> Timing:
     """The same times, if they keep docs/protocol.md section 2. Raises `BadInput` if they don't."""
-    period, look = times.period_seconds, times.look_seconds
+    period, look, lease = times.period_seconds, times.look_seconds, times.lease_seconds
+    missing_seconds = 0.5 - tick_spread_seconds(times)
     if not 2 <= period <= 60 or period % 1 or 60 % period:
-        raise BadInput(f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60.")
-    if not 2 <= look <= period or look % 1 or period % look:
-        raise BadInput(
-            f"look_seconds = {look:g}: use a divisor of period_seconds = {period:g}, 2 or more."
-        )
-    if not 0 <= times.pause_seconds <= 60:
-        raise BadInput(f"pause_seconds = {times.pause_seconds:g}: use 0 to 60.")
-    if times.lease_seconds > lease_of(times.promise_seconds, times.pause_seconds):
-        raise BadInput(
-            f"a lease of {times.lease_seconds:g} s outlives a promise of"
-            f" {times.promise_seconds:g} s: two nodes could be active."
-        )
-    if tick_spread_seconds(times) < 0.5:
-        raise BadInput(
-            f"a lease of {times.lease_seconds:g} s ends before a look every {look:g} s can renew"
-            f" it: it needs {0.5 - tick_spread_seconds(times):.2f} s more."
-        )
-    if times.end_seconds + times.timeout_seconds >= look:
-        raise BadInput(f"a look of {times.end_seconds:g} s does not end within {look:g} s.")
-    return times
+        wrong = f"period_seconds = {period:g}: use a divisor of 60 between 2 and 60."
+    elif not 2 <= look <= period or look % 1 or period % look:
+        wrong = f"look_seconds = {look:g}: use a divisor of period_seconds = {period:g}, 2 or more."
+    elif not 0 <= times.pause_seconds <= 60:
+        wrong = f"pause_seconds = {times.pause_seconds:g}: use 0 to 60."
+    elif lease > lease_of(times.promise_seconds, times.pause_seconds):
+        promise = f"a promise of {times.promise_seconds:g} s"
+        wrong = f"a lease of {lease:g} s outlives {promise}: two nodes could be active."
+    elif missing_seconds > 0:
+        late = f"ends before a look every {look:g} s can renew it"
+        wrong = f"a lease of {lease:g} s {late}: it needs {missing_seconds:.2f} s more."
+    elif times.end_seconds + times.timeout_seconds >= look:
+        wrong = f"a look of {times.end_seconds:g} s does not end within {look:g} s."
+    else:
+        return times
+    raise BadInput(wrong)
 
 
 def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> Timing:
@@ -453,24 +419,17 @@ def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> 
     timeout_seconds = max(0.3, 0.05 * look_seconds)
     poll_seconds = max(0.1, look_seconds / 80)
     round_seconds = timeout_seconds + poll_seconds
-    return check(
-        Timing(
-            period_seconds=period_seconds,
-            look_seconds=look_seconds,
-            gap_seconds=gap_seconds,
-            pause_seconds=pause_seconds,
-            promise_seconds=promise_seconds,
-            lease_seconds=lease_seconds,
-            margin_seconds=margin_seconds,
-            poll_seconds=poll_seconds,
-            stay_seconds=max(0.3 * look_seconds, 3 * round_seconds),
-            rest_seconds=0.2 * look_seconds,
-            end_seconds=min(0.85 * look_seconds, 0.95 * look_seconds - round_seconds - 0.1),
-            fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
-            timeout_seconds=timeout_seconds,
-            connect_seconds=min(3.0, max(0.3, 0.075 * look_seconds)),
-        )
+    times = Timing(
+        *(period_seconds, look_seconds, gap_seconds, pause_seconds),
+        *(promise_seconds, lease_seconds, margin_seconds, poll_seconds),
+        stay_seconds=max(0.3 * look_seconds, 3 * round_seconds),
+        rest_seconds=0.2 * look_seconds,
+        end_seconds=min(0.85 * look_seconds, 0.95 * look_seconds - round_seconds - 0.1),
+        fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
+        timeout_seconds=timeout_seconds,
+        connect_seconds=min(3.0, max(0.3, 0.075 * look_seconds)),
     )
+    return check(times)
 
 
 def usual_look_seconds(period_seconds: float) -> float:
@@ -507,11 +466,32 @@ class Settings(NamedTuple):
     scheduled_events: bool = True  # make way for another node before what Azure announces
 
 
-def _number(found: Mapping[str, str], name: str, usual: float) -> float:
-    try:
-        return float(found.get(name, usual))
-    except ValueError:
-        raise BadInput(f"{name} = {found[name]}: not a number.") from None
+def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
+    """The settings that those sections of the file say. Raises `BadInput`."""
+    found = sections.get("loader", {})
+    names = ("period_seconds", "look_seconds", "pause_seconds", *Settings._fields[1:])
+    if unknown := [*sorted(set(found) - set(names)), *sorted(set(sections) - {"loader", ""})]:
+        takes = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise BadInput(f"unknown {unknown[0]!r}: [loader] takes {takes}.")
+
+    def number(name: str, usual: float) -> float:
+        try:
+            return float(found.get(name, usual))
+        except ValueError:
+            raise BadInput(f"{name} = {found[name]}: not a number.") from None
+
+    period = number("period_seconds", 20)
+    look = number("look_seconds", usual_look_seconds(period))
+    times = timing(period, look, number("pause_seconds", 5))
+    peer_address = found.get("peer_address", "public")
+    if peer_address not in ("public", "private"):
+        raise BadInput(f"peer_address = {peer_address}: use public or private.")
+    heeded = found.get("scheduled_events", "true")
+    if heeded not in ("true", "false"):
+        raise BadInput(f"scheduled_events = {heeded}: use true or false.")
+    return Settings(
+        times, peer_address, found.get("bootstrap_url", "").rstrip("/"), heeded == "true"
+    )
 
 
 def read_settings(path: Path) -> Settings:
@@ -521,37 +501,17 @@ def read_settings(path: Path) -> Settings:
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(path.read_text(encoding="utf-8"), str(path))
+        return settings_of(dict(parser))
     except FileNotFoundError:
         return Settings()
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+    except (OSError, UnicodeDecodeError, configparser.Error, BadInput) as error:
         raise BadInput(f"{path}: {' '.join(str(error).split())}") from error
-    found = dict(parser["loader"]) if parser.has_section("loader") else {}
-    names = ("period_seconds", "look_seconds", "pause_seconds", *Settings._fields[1:])
-    unknown = sorted(set(found) - set(names)) + sorted(set(parser.sections()) - {"loader"})
-    if unknown:
-        takes = f"{', '.join(names[:-1])} and {names[-1]}"
-        raise BadInput(f"{path}: unknown {unknown[0]!r}: [loader] takes {takes}.")
-    try:
-        period = _number(found, "period_seconds", 20)
-        look = _number(found, "look_seconds", usual_look_seconds(period))
-        times = timing(period, look, _number(found, "pause_seconds", 5))
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
-    peer_address = found.get("peer_address", "public")
-    if peer_address not in ("public", "private"):
-        raise BadInput(f"{path}: peer_address = {peer_address}: use public or private.")
-    heeded = found.get("scheduled_events", "true")
-    if heeded not in ("true", "false"):
-        raise BadInput(f"{path}: scheduled_events = {heeded}: use true or false.")
-    url = found.get("bootstrap_url", "").rstrip("/")
-    return Settings(times, peer_address, url, heeded == "true")
 
 
 def settings_here(paths: Paths, release: "Release | None") -> Settings:
-    """The settings, as the release in effect has them, and as far as this node's unit goes along.
+    """The settings as the release in effect has them, and as this node's unit allows.
 
-    A release reaches nodes whose unit is older than looks, and kills a run that goes on for long.
-    Raises `BadInput`.
+    An older one starts runs of one look, and kills longer ones. Raises `BadInput`.
     """
     settings = read_settings(paths.conf)
     if release:
@@ -571,28 +531,19 @@ ENTRY_KEYS = ("ip_configuration_name", "network_interface_id", "private_ip", "pu
 Nodes = dict[str, dict[str, str]]  # name -> `ENTRY_KEYS`, in order of preference
 
 
-def _unique(pairs: list[tuple[str, Any]], path: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadInput(f"{path}: {twice!r} is there twice: each name once.")
-    return found
-
-
-def _check_addresses(nodes: Nodes, key: str, path: str) -> None:
-    owners: dict[str, str] = {}
-    for name, entry in nodes.items():
-        if not ADDRESS.fullmatch(entry[key]):
-            raise BadInput(f"{path}: {name} has the {key} {entry[key]!r}: not an address.")
-        if (other := owners.setdefault(entry[key], name)) != name:
-            raise BadInput(f"{path}: {other} and {name} have the same {key} {entry[key]}.")
-
-
 def parse_json(text: str | bytes, path: str) -> Any:
     """The JSON of that text, in which no name is there twice. Raises `BadInput`."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadInput(f"{path}: {twice!r} is there twice: each name once.")
+        return found
+
     try:
-        return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON: {error}.") from error
 
@@ -601,18 +552,22 @@ def check_nodes(nodes: Any, path: str) -> Nodes:
     """The same nodes, if each entry is right. Raises `BadInput` that says which is not, and why."""
     if not isinstance(nodes, dict):
         raise BadInput(f"{path}: use an object, node name -> addresses, in order of preference.")
+    owners: dict[tuple[str, str], str] = {}
     for name, entry in nodes.items():
         if not NODE_NAME.fullmatch(name) or name in ("index", "probe"):
             raise BadInput(f"{path}: {name!r} is no name for a node: letters, digits and '-'.")
         for key in ENTRY_KEYS:
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), str):
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(value, str):
                 raise BadInput(f"{path}: {name} needs the text {key!r}.")
+            if key.endswith("_ip") and not ADDRESS.fullmatch(value):
+                raise BadInput(f"{path}: {name} has the {key} {value!r}: not an address.")
+            other = owners.setdefault((key, value), name)
+            if key.endswith("_ip") and other != name:
+                raise BadInput(f"{path}: {other} and {name} have the same {key} {value}.")
     if len(nodes) < 3 or len(nodes) % 2 == 0:
         raise BadInput(f"{path}: {len(nodes)} nodes: use an odd number, 3 or more.")
-    found: Nodes = nodes
-    for key in ("private_ip", "public_ip"):
-        _check_addresses(found, key, path)
-    return found
+    return nodes
 
 
 def parse_nodes_info(text: str, path: str = "nodes_info.json") -> Nodes:
@@ -626,24 +581,37 @@ def read_nodes(paths: Paths) -> Nodes:
     return parse_nodes_info(text, str(paths.nodes_info))
 
 
+HEX_KEY = re.compile("[0-9a-fA-F]{64}")
+
+
 def read_key(path: Path) -> bytes:
     """The cluster's key: 32 bytes, written as 64 hexadecimal digits."""
     text = read_text(path, "put the cluster's key there, 64 hexadecimal digits").strip()
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+    if not HEX_KEY.fullmatch(text):
         raise BadInput(f"{path}: not a key: use 64 hexadecimal digits.")
     return bytes.fromhex(text)
 
 
-def read_next_keys(path: Path) -> list[tuple[bytes, int]]:
-    """The keys that come after it, oldest first, each with the generation that brings it."""
-    lines = re.findall(r"([0-9a-f]{64}) (\d+)\n", read_mark(path) or "")
-    return [(bytes.fromhex(key), int(generation)) for key, generation in lines]
+def read_keys(paths: Paths) -> dict[bytes, int]:
+    """The cluster's keys, oldest first, and which generation brings each. Raises `BadInput`."""
+    lines = re.findall(r"([0-9a-f]{64}) (\d+)\n", read_mark(paths.next_keys) or "")
+    later = {bytes.fromhex(key): int(generation) for key, generation in lines}
+    return {read_key(paths.key): 0} | later
 
 
-def write_next_keys(keys: Iterable[tuple[bytes, int]], path: Path) -> None:
-    """The same, on the disk and for root alone. Raises `OSError`."""
-    text = "".join(f"{key.hex()} {generation}\n" for key, generation in keys)
-    write_atomic(path, text, sync=True, mode=0o600)
+def write_keys(keys: Mapping[bytes, int], paths: Paths) -> None:
+    """The same, on the disk and for root alone: a power cut loses none. Raises `OSError`."""
+    first, *later = keys
+    if first != read_key(paths.key):
+        write_atomic(paths.key, f"{first.hex()}\n", sync=True, mode=0o600)
+    text = "".join(f"{key.hex()} {keys[key]}\n" for key in later)
+    write_atomic(paths.next_keys, text, sync=True, mode=0o600)
+
+
+def keys_in_turn(keys: Mapping[bytes, int], generation: int) -> list[bytes]:
+    """The key to sign with where that release is in effect, and behind it the others to accept."""
+    now = [key for key, since in keys.items() if since <= generation]
+    return now[::-1] + [key for key in keys if key not in now]
 
 
 # ------------------------------------------------ releases: what an operator signed, as data
@@ -656,22 +624,34 @@ BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?
 FIXED = ("period_seconds", "look_seconds", "pause_seconds")
 
 
-def typed(kind: type, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that `kind` has, each of the type that it says; those of a later version are left.
+def typed(kind: Any, value: Any, name: str = "it", *, bounded: bool = True) -> Any:
+    """That JSON as a value of `kind`: one of our tuples, with all in it, from an object or a list.
 
-    Raises `KeyError` for one that is missing, `TypeError` for text where a number belongs or a
-    number that no clock shows.
+    Fields of a later version are left. Raises `KeyError` for one that is missing and has no usual
+    value, `TypeError` for another type, or, where it is `bounded`, a number that no clock shows.
     """
-    found = {name: fields[name] for name in kind.__annotations__}
-    for name, value in found.items():
-        wanted = kind.__annotations__[name]
-        either = get_args(wanted) if isinstance(wanted, UnionType) else None
-        kinds = [get_origin(one) or one for one in either or (wanted,)]
-        number = type(value) in (int, float)
-        fits = type(value) in kinds or (number and kinds == [float])
-        if not fits or (number and not 0 <= value < 1e12):
-            raise TypeError(f"{name} is {str(value)[:40]!r}")
-    return found
+    if kind is Any:
+        return value
+    if isinstance(kind, UnionType):
+        fits = [each for each in get_args(kind) if type(value) is (get_origin(each) or each)]
+        kind = (fits or get_args(kind))[0]
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    each = functools.partial(typed, name=name, bounded=bounded)
+    if hasattr(origin, "_fields") and type(value) in (dict, list):
+        names, kinds = origin._fields, origin.__annotations__
+        told = value if type(value) is dict else dict(zip(names[: len(value)], value, strict=True))
+        known = [n for n in names if n in told or n not in origin._field_defaults]
+        return origin(**{n: typed(kinds[n], told[n], n, bounded=bounded) for n in known})
+    if inner and origin in (dict, Mapping) and type(value) is dict:
+        return {key: each(inner[1], one) for key, one in value.items()}
+    if inner and origin in (list, tuple) and type(value) is list:
+        kinds = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
+        return origin(each(k, one) for k, one in zip(kinds, value, strict=True))
+    number = type(value) in (int, float)
+    right = type(value) is origin or (number and origin is float)
+    if not right or (number and bounded and not 0 <= value < 1e12):
+        raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return value
 
 
 class AgentFile(NamedTuple):
@@ -704,7 +684,7 @@ class Release(NamedTuple):
 
     cluster: str
     generation: int  # only grows
-    loader: AgentFile
+    files: dict[str, AgentFile]
     nodes: Nodes  # in order of preference
     settings: NodeSettings
     drained: list[str]
@@ -712,6 +692,16 @@ class Release(NamedTuple):
     maintenance_until: int | None  # seconds of the wall clock
     allowed_signers: str  # the file of that name: who may sign the next one
     cluster_key: str | None  # the new one, encrypted under the one before, as base64
+
+    @property
+    def loader(self) -> AgentFile:
+        """The agent that it brings."""
+        return self.files["loader.py"]
+
+    @property
+    def build(self) -> str:
+        """The name of that agent."""
+        return self.loader.sha256[:12]
 
     def maintained(self, wall_seconds: float) -> bool:
         """Whether the role is to stay where it is, and every agent what it is."""
@@ -762,16 +752,12 @@ def broken_rule(release: Release) -> str:
 
 def parse_release(data: bytes, where: str = "release.json") -> Release:
     """The release of that text, if it breaks no rule by itself. Raises `BadInput`."""
-    said = parse_json(data, where)
     try:
-        said["loader"] = AgentFile(**typed(AgentFile, said["files"]["loader.py"]))
-        said["settings"] = NodeSettings(**typed(NodeSettings, said["settings"]))
-        said["prefer"] = said["prefer"] and Preferred(**typed(Preferred, said["prefer"]))
-        release = Release(**typed(Release, said))
+        release: Release = typed(Release, parse_json(data, where))
         wrong = broken_rule(release)
     except KeyError as missing:
         raise BadInput(f"{where}: it has no {missing.args[0]}.") from missing
-    except (TypeError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise BadInput(f"{where}: {error}: not of the type it should be.") from error
     if wrong:
         raise BadInput(f"{where}: {wrong}.")
@@ -812,10 +798,7 @@ class Answer(NamedTuple):
 
 
 def new_session() -> requests.Session:
-    """A session that uses no proxy and no credentials of the environment.
-
-    Metadata must be asked directly: Azure's metadata service refuses what a proxy forwards.
-    """
+    """No proxy and no credentials of the environment: Azure's metadata must be asked directly."""
     session = requests.Session()
     session.trust_env = False
     session.headers.clear()
@@ -838,15 +821,9 @@ def fetch(
     asks from a thread (`Asker`). Raises `Unanswered`.
     """
     try:
-        with session.request(
-            "GET" if content is None else "POST",
-            url,
-            data=content,
-            timeout=(timeout_seconds, timeout_seconds),
-            allow_redirects=False,
-            stream=True,
-            headers=headers,
-        ) as response:
+        verb = "GET" if content is None else "POST"
+        told: dict[str, Any] = {"headers": headers, "data": content, "timeout": timeout_seconds}
+        with session.request(verb, url, allow_redirects=False, stream=True, **told) as response:
             body = response.raw.read(limit_bytes + 1, decode_content=False)
             promised = response.headers.get("Content-Length", str(len(body)))
             if len(body) <= limit_bytes and promised != str(len(body)):
@@ -933,29 +910,19 @@ class Identity(NamedTuple):
 
 def ask_metadata(
     session: requests.Session, document: str, timeout_seconds: float, content: str | None = None
-) -> Answer:
-    """The metadata service's answer, to `content` where that is sent to it. Raises `Unanswered`."""
-    return fetch(
-        session,
-        f"{METADATA}/{document}",
-        timeout_seconds=timeout_seconds,
-        limit_bytes=1 << 20,
-        headers={"Metadata": "true"},
-        content=content,
-    )
-
-
-def read_metadata(session: requests.Session, document: str, timeout_seconds: float) -> Any:
-    """The JSON of one metadata document. Raises `Unanswered`; a 404's body is None."""
-    answer = ask_metadata(session, document, timeout_seconds)
-    if answer.status == 404:
+) -> Any:
+    """A metadata document's JSON; None for a 404, or if `content` was sent. Raises `Unanswered`."""
+    told: dict[str, Any] = {"headers": {"Metadata": "true"}, "content": content}
+    told |= {"timeout_seconds": timeout_seconds, "limit_bytes": 1 << 20}
+    answer = fetch(session, f"{METADATA}/{document}", **told)
+    if answer.status == 404 and content is None:
         return None
     if answer.status != 200:
         raise Unanswered(f"status {answer.status}")
     if not answer.whole:  # userData of 64 KB is 87 KB in base64, and 50 tags are told twice
         raise Unanswered("an answer of more than 1 MB")
     try:
-        return json.loads(answer.body)
+        return None if content else json.loads(answer.body)
     except (ValueError, RecursionError) as error:
         raise Unanswered("not JSON") from error
 
@@ -966,23 +933,18 @@ def ask_identity(session: requests.Session) -> Identity:
     A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
     public address unknown: it is shown, not used, so the name does not wait for it for long.
     """
-    document = read_metadata(session, INSTANCE, 2)
+    document = ask_metadata(session, INSTANCE, 2)
     try:
         compute = document["compute"]
         address = document["network"]["interface"][0]["ipv4"]["ipAddress"][0]
-        found = Identity(
-            str(compute["name"]),
-            str(address["privateIpAddress"]),
-            str(address.get("publicIpAddress", "")),
-            str(compute.get("zone", "")),
-            str(compute.get("vmId", "")),
-        )
+        told = (compute["name"], address["privateIpAddress"], address.get("publicIpAddress", ""))
+        found = Identity(*map(str, (*told, compute.get("zone", ""), compute.get("vmId", ""))))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Unanswered("no name or no private address in it") from error
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
     try:
-        document = read_metadata(session, LOAD_BALANCER, 0.3)
+        document = ask_metadata(session, LOAD_BALANCER, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
             if pair["privateIpAddress"] == found.private_ip:
                 return found._replace(public_ip=str(pair["frontendIpAddress"]))
@@ -993,10 +955,10 @@ def ask_identity(session: requests.Session) -> Identity:
 
 def known_identity(paths: Paths) -> Identity | None:
     """Who this node was in an earlier run of this boot."""
-    try:
-        return Identity(**read_json(paths.identity))
-    except TypeError:
-        return None
+    with contextlib.suppress(TypeError, KeyError):
+        found: Identity = typed(Identity, read_json(paths.identity))
+        return found
+    return None
 
 
 def who_am_i(background: Asker, paths: Paths, patience_seconds: float) -> Identity:
@@ -1032,10 +994,9 @@ class Event(NamedTuple):
 def ask_events(session: requests.Session) -> tuple[Event, ...]:
     """The scheduled events that will interrupt a machine. Raises `Unanswered`.
 
-    The first answer of all may take two minutes: that request is what switches them on.
-    https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
+    The first answer may take two minutes: the request switches them on (docs/azure.md).
     """
-    document = read_metadata(session, EVENTS, 10)
+    document = ask_metadata(session, EVENTS, 10)
     try:
         return tuple(
             Event(
@@ -1056,14 +1017,14 @@ def approve(session: requests.Session, events: list[Event], why: str, paths: Pat
     known: list[str] = read_json(paths.approved) or []
     ids = [event.id for event in events if event.id not in known]
     kinds = ", ".join(event.kind for event in events)
+    if not ids:
+        return
     content = json.dumps({"StartRequests": [{"EventId": each} for each in ids]})
     try:
-        if ids:
-            if (answer := ask_metadata(session, EVENTS, 2, content)).status != 200:
-                raise Unanswered(f"status {answer.status}")
-            write_atomic(paths.approved, json.dumps([*known, *ids][-100:]))
-            logging.warning("%s: approved, %s", kinds, why)
-            tell_journal(f"Azure may go on with its {kinds}: {why}")
+        ask_metadata(session, EVENTS, 2, content)
+        write_atomic(paths.approved, json.dumps([*known, *ids][-100:]))
+        logging.warning("%s: approved, %s", kinds, why)
+        tell_journal(f"Azure may go on with its {kinds}: {why}")
     except (Unanswered, OSError) as error:
         logging.warning("%s: not approved, tried again in the next run: %s", kinds, error)
 
@@ -1072,82 +1033,43 @@ def approve(session: requests.Session, events: list[Event], why: str, paths: Pat
 
 CHECK_SECONDS = 5.0
 CHECK_PASSED = "self-check passed"
-NO_TIME = "it did not end in time"  # of this run: perhaps in the next one
 ASKED_AGAIN_SECONDS = 600.0  # what was refused: perhaps the answer was not the web site's
 
 
-def download(session: requests.Session, url: str, limit_bytes: int) -> bytes:
-    """A file of the web site's. Raises `BadInput`: not there, or too large; `Unanswered`."""
-    answer = fetch(session, url, timeout_seconds=2, limit_bytes=limit_bytes)
-    if answer.status >= 500:
-        raise Unanswered(f"status {answer.status}")
-    if answer.status != 200 or not answer.whole:
-        why = f"status {answer.status}" if answer.whole else f"more than {limit_bytes} bytes"
-        raise BadInput(f"{url.rpartition('/')[2]}: {why}.")
-    return answer.body
+def ran(
+    words: list[str], data: bytes = b"", seconds: float = CHECK_SECONDS, **env: str
+) -> tuple[int, str]:
+    """How a program ends that is told `data` (64 KB), and the last line that it says.
 
+    A process group of its own: it may kill it. It is read once it has ended: it may print without
+    end. Raises `Unanswered` where it can't be started, or does not end in time.
+    """
+    import signal  # noqa: PLC0415 - once a release
+    import subprocess  # noqa: PLC0415 - as above
 
-def ran(words: list[str], data: bytes, **env: str) -> bytes | None:
-    """What a program says to `data`; None where it ends badly. Raises `Unanswered`."""
-    import subprocess  # noqa: PLC0415 - once a release
-
-    told: dict[str, Any] = {"env": os.environ | env, "timeout": CHECK_SECONDS}
+    pipe, told = subprocess.PIPE, {**os.environ, **env}
+    ends: dict[str, Any] = {"stdin": pipe, "stdout": pipe, "stderr": subprocess.STDOUT}
     try:
-        ended = subprocess.run(words, input=data, capture_output=True, check=False, **told)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        process: Any = subprocess.Popen(words, env=told, start_new_session=True, **ends)
+        with process:
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(data)
+            try:
+                code = process.wait(seconds)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            said = process.stdout.read(1 << 16)
+    except subprocess.TimeoutExpired:
+        raise Unanswered(f"no end in {seconds:g} s") from None
+    except OSError as error:
         raise Unanswered(f"no help from {words[0]} ({type(error).__name__})") from error
-    return None if ended.returncode else ended.stdout
+    return code, said.decode("utf-8", "replace").strip().rpartition("\n")[2]
 
 
-def verified(
-    session: requests.Session, url: str, data: bytes, signers: str | None, paths: Paths
-) -> Release:
-    """The release of that text, which one of `signers` has signed. Raises `BadInput`, `Unanswered`.
-
-    Without signers, on a node that was made before there were any, its own: once.
-    """
-    generation = generation_of(data)
-    signed_url = f"{url}/releases/{generation}/release.json.sig"
-    signature = paths.run / "release.json.sig"
-    write_atomic(signature, download(session, signed_url, SIGNATURE_BYTES))
-    if signers is None:
-        signers = parse_release(data).allowed_signers
-    write_atomic(paths.run / "allowed_signers", signers)
-    words = ["ssh-keygen", "-Y", "verify", "-f", str(paths.run / "allowed_signers")]
-    words += ["-I", "operator", "-n", NAMESPACE, "-s", str(signature)]
-    if ran(words, data) is None:
-        raise BadInput("its signature is no operator's.")
-    release, ours = parse_release(data), (read_mark(paths.cluster) or "").strip()
-    if ours and release.cluster != ours:  # an operator may have several
-        raise BadInput(f"it is of the cluster {release.cluster}, and this node's {ours}.")
-    return release
-
-
-def followed(
-    session: requests.Session, url: str, data: bytes, kept: Kept, paths: Paths
-) -> list[Release]:
-    """The release of that text, verified; before it those that were missed on the way to it.
-
-    Each says who signs the next. One that is not there was never published. Raises as `verified`.
-    """
-    generation, signers = generation_of(data), read_mark(paths.signers)
-    if signers is None and kept.held:
-        signers = kept.held.allowed_signers
-    found: list[Release] = []
-    first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
-    for number in range(first, generation):
-        with contextlib.suppress(BadInput, Unanswered):
-            missed = download(session, f"{url}/releases/{number}/release.json", RELEASE_BYTES)
-            if generation_of(missed) == number:
-                found.append(verified(session, url, missed, signers, paths))
-                signers = found[-1].allowed_signers
-    return [*found, verified(session, url, data, signers, paths)]
-
-
-def check_change(release: Release, paths: Paths) -> None:
+def check_change(release: Release, held: Release | None, paths: Paths) -> None:
     """Refuse what no order of steps leads to while nodes run. Raises `BadInput`."""
-    held, times = read_kept(paths).held, settings_here(paths, None).times
-    nodes = held.nodes if held else read_nodes(paths)
+    nodes, times = held.nodes if held else read_nodes(paths), settings_here(paths, None).times
     if set(nodes) != set(release.nodes):
         raise BadInput(
             f"it has the nodes {', '.join(release.nodes)}, not {', '.join(nodes)}: majorities of"
@@ -1156,140 +1078,149 @@ def check_change(release: Release, paths: Paths) -> None:
     told = timing(*release.settings[:3])
     for name in FIXED:
         if (new := getattr(told, name)) != (old := getattr(times, name)):
-            raise BadInput(
-                f"{name} = {new:g}: this node runs with {old:g}, which is fixed while nodes run"
-                f" (failover within {worst_failover_seconds(told):.1f} s, not"
-                f" {worst_failover_seconds(times):.1f} s)."
-            )
-
-
-def agent_of(session: requests.Session, url: str, file: AgentFile, paths: Paths) -> bytes:
-    """The loader.py of a release, from here or the web site. Raises `BadInput`, `Unanswered`."""
-    for path in (paths.loader, *paths.releases.glob("*/loader.py")):
-        if file_sha256(path) == file.sha256:
-            return path.read_bytes()
-    code = download(session, f"{url}/releases/{file.sha256}/loader.py", file.size)
-    if len(code) != file.size or hashlib.sha256(code).hexdigest() != file.sha256:
-        raise BadInput("its loader.py is another one than it names, by size or SHA-256.")
-    return code
-
-
-def why_not(path: Path, until_seconds: float) -> str:
-    """Why the agent in this file may not replace ours, in words; "" where it may.
-
-    A process group of its own: it may kill it. It must say that it passed: it may end with 0
-    before any check. It is read once it has ended: it may print without end.
-    """
-    import signal  # noqa: PLC0415 - once an update
-    import subprocess  # noqa: PLC0415 - as above
-
-    with subprocess.Popen(
-        [sys.executable, "-B", str(path), "--self-check"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        left_seconds = until_seconds - 0.1 - time.monotonic()
-        try:
-            code: int | None = process.wait(min(CHECK_SECONDS, max(0.0, left_seconds)))
-        except subprocess.TimeoutExpired:
-            code = None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        said = process.stdout.read(1 << 16) if process.stdout else b""
-    if code is None:
-        return NO_TIME if left_seconds < CHECK_SECONDS else f"no end in {CHECK_SECONDS:g} s"
-    last = said.decode("utf-8", "replace").strip().rpartition("\n")[2]
-    return "" if (code, last) == (0, CHECK_PASSED) else f"exit code {code}, {last[:200]!r}"
-
-
-def check_agent(code: bytes, paths: Paths, until_seconds: float) -> None:
-    """Raise `BadInput` for an agent that can't run here, `Unanswered` where no time was left."""
-    if hashlib.sha256(code).hexdigest() == file_sha256(paths.loader):
-        return
-    try:
-        write_atomic(paths.newer, code, sync=True)
-        wrong = why_not(paths.newer, until_seconds)
-    finally:
-        with contextlib.suppress(OSError):
-            paths.newer.unlink()
-    if wrong == NO_TIME:
-        raise Unanswered(f"no time for the self-check of its loader.py: {wrong}")
-    if wrong:
-        raise BadInput(f"its loader.py fails its self-check: {wrong}.")
+            fixed = f"this node runs with {old:g}, which is fixed while nodes run"
+            within, now = worst_failover_seconds(told), worst_failover_seconds(times)
+            why = f"{fixed} (failover within {within:.1f} s, not {now:.1f} s)"
+            raise BadInput(f"{name} = {new:g}: {why}.")
 
 
 def keep_new_keys(releases: list[Release], paths: Paths) -> None:
     """Keep the keys of the cluster that releases bring, each encrypted under one before it.
 
-    One that was missed and is not for this node, others have refused. Raises as `keep_release`.
+    One that was missed and is not for this node, others have refused. Raises as `Site` does.
     """
     import base64  # noqa: PLC0415 - once a new key
 
     openssl = ["openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-iter", "100000", "-salt"]
-    first, later = read_key(paths.key), dict(read_next_keys(paths.next_keys))
+    keys = read_keys(paths)
     for release in (release for release in releases if release.cluster_key):
-        wrapped = base64.b64decode(release.cluster_key or "")
-        known = [*reversed(later), first]
-        said = (ran([*openssl, "-pass", "env:KEY"], wrapped, KEY=key.hex()) for key in known)
-        new = next((one for one in said if one and re.fullmatch(rb"[0-9a-f]{64}\n", one)), None)
-        if new:
-            later[bytes.fromhex(new.decode())] = releases[-1].generation
-            write_next_keys(later.items(), paths.next_keys)
+        wrapped, openers = base64.b64decode(release.cluster_key or ""), [*keys][::-1]
+        said = [ran([*openssl, "-pass", "env:KEY"], wrapped, KEY=key.hex()) for key in openers]
+        if new := [key for code, key in said if not code and HEX_KEY.fullmatch(key)]:
+            keys[bytes.fromhex(new[0])] = releases[-1].generation
+            write_keys(keys, paths)
         elif release is releases[-1]:
             raise BadInput("its new key of the cluster is not for the one that this node has.")
 
 
-def keep_release(
-    session: requests.Session, url: str, data: bytes, paths: Paths, until_seconds: float
-) -> None:
-    """Keep a release, whole and on the disk. Raises `BadInput`, `Unanswered`, `OSError`."""
-    kept, generation = read_kept(paths), generation_of(data)
-    folder = paths.releases / str(generation)
-    if generation < kept.generation:
-        raise BadInput(f"older than {kept.generation}, which this node holds.")
-    if generation == kept.generation:
-        if data != (folder / "release.json").read_bytes():
-            raise BadInput("this node holds another one of that number.")
-        logging.info("File release.json is identical to the one that is held.")
-        return
-    releases = followed(session, url, data, kept, paths)
-    release = releases[-1]
-    check_change(release, paths)
-    code = agent_of(session, url, release.loader, paths)
-    check_agent(code, paths, until_seconds)
-    keep_new_keys(releases, paths)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "loader.py", code, sync=True)
-    write_atomic(paths.cluster, f"{release.cluster}\n", sync=True)
-    write_atomic(paths.signers, release.allowed_signers, sync=True)
-    sync_folder(paths.releases)
-    write_atomic(folder / "release.json", data, sync=True)
-    logging.warning("Release %d is held.", generation)
+class Site(NamedTuple):
+    """A web site's releases, as a node takes them. Methods raise `BadInput` and `Unanswered`."""
 
+    session: requests.Session
+    url: str
+    paths: Paths
+    until_seconds: float  # of `time.monotonic()`: this run ends then
 
-def came_of(
-    session: requests.Session, url: str, answer: Answer, paths: Paths, until_seconds: float
-) -> dict[str, Any]:
-    """Keep the release of this answer, or say why not; what is to be known of it. Raises `OSError`.
+    def download(self, name: str, limit_bytes: int) -> bytes:
+        """A file that is there, and no longer than that."""
+        there = f"{self.url}/{name}"
+        answer = fetch(self.session, there, timeout_seconds=2, limit_bytes=limit_bytes)
+        if answer.status >= 500:
+            raise Unanswered(f"status {answer.status}")
+        if answer.status != 200 or not answer.whole:
+            why = f"status {answer.status}" if answer.whole else f"more than {limit_bytes} bytes"
+            raise BadInput(f"{name.rpartition('/')[2]}: {why}.")
+        return answer.body
 
-    Where the web site did not tell all of it, it is asked again in the next run.
-    """
-    number, refused, heard = "?", "", True
-    try:
-        number = str(generation_of(answer.body))
-        keep_release(session, url, answer.body, paths, until_seconds)
-    except (BadInput, Unanswered) as wrong:
-        refused = f"generation {number}: {str(wrong).rstrip('.')}"
-        heard = not isinstance(wrong, Unanswered)
-    return {
-        "etag": answer.headers.get("ETag", "") if heard else "",
-        "sha256": hashlib.sha256(answer.body).hexdigest() if heard else "",
-        "refused": refused,
-        "held": read_kept(paths).generation,
-        "at": time.time(),
-    }
+    def verified(self, data: bytes, signers: str | None) -> Release:
+        """The release of that text, which one of `signers` has signed.
+
+        Without them, on a node that was made before there were any, one of its own: once.
+        """
+        paths, name = self.paths, f"releases/{generation_of(data)}/release.json.sig"
+        signature, believed = paths.run / "release.json.sig", paths.run / "allowed_signers"
+        write_atomic(signature, self.download(name, SIGNATURE_BYTES))
+        write_atomic(believed, parse_release(data).allowed_signers if signers is None else signers)
+        words = ["ssh-keygen", "-Y", "verify", "-f", str(believed), "-I", "operator"]
+        code, _ = ran([*words, "-n", NAMESPACE, "-s", str(signature)], data)
+        if code:
+            raise BadInput("its signature is no operator's.")
+        release, ours = parse_release(data), (read_mark(paths.cluster) or "").strip()
+        if ours and release.cluster != ours:  # an operator may have several
+            raise BadInput(f"it is of the cluster {release.cluster}, and this node's {ours}.")
+        return release
+
+    def followed(self, data: bytes, kept: Kept) -> list[Release]:
+        """The release of that text, verified; before it those that were missed on the way to it.
+
+        Each says who signs the next. One that is not there was never published.
+        """
+        generation, signers = generation_of(data), read_mark(self.paths.signers)
+        if signers is None and kept.held:
+            signers = kept.held.allowed_signers
+        found: list[Release] = []
+        first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
+        for number in range(first, generation):
+            with contextlib.suppress(BadInput, Unanswered):
+                missed = self.download(f"releases/{number}/release.json", RELEASE_BYTES)
+                if generation_of(missed) == number:
+                    found.append(self.verified(missed, signers))
+                    signers = found[-1].allowed_signers
+        return [*found, self.verified(data, signers)]
+
+    def agent_of(self, release: Release) -> bytes:
+        """Its loader.py, from here or the web site, which can run here.
+
+        It must say that it passed its self-check: it may end with 0 before any.
+        """
+        file, paths, words = release.loader, self.paths, [sys.executable, "-B"]
+        for path in (paths.loader, *paths.releases.glob("*/loader.py")):
+            if file_sha256(path) == file.sha256:
+                return path.read_bytes()
+        code = self.download(f"releases/{file.sha256}/loader.py", file.size)
+        if len(code) != file.size or hashlib.sha256(code).hexdigest() != file.sha256:
+            raise BadInput("its loader.py is another one than it names, by size or SHA-256.")
+        left_seconds = min(CHECK_SECONDS, max(0.0, self.until_seconds - 0.1 - time.monotonic()))
+        try:
+            write_atomic(paths.newer, code, sync=True)
+            ended, said = ran([*words, str(paths.newer), "--self-check"], seconds=left_seconds)
+        except Unanswered as silence:
+            if left_seconds < CHECK_SECONDS:
+                raise
+            raise BadInput(f"its loader.py fails its self-check: {silence}.") from silence
+        finally:
+            paths.newer.unlink(missing_ok=True)
+        if (ended, said) != (0, CHECK_PASSED):
+            why = f"exit code {ended}, {said[:200]!r}"
+            raise BadInput(f"its loader.py fails its self-check: {why}.")
+        return code
+
+    def keep(self, data: bytes) -> None:
+        """Keep a release, whole and on the disk. Raises `OSError`, too."""
+        kept, generation, paths = read_kept(self.paths), generation_of(data), self.paths
+        folder = paths.releases / str(generation)
+        if generation < kept.generation:
+            raise BadInput(f"older than {kept.generation}, which this node holds.")
+        if generation == kept.generation:
+            if data != (folder / "release.json").read_bytes():
+                raise BadInput("this node holds another one of that number.")
+            logging.info("File release.json is identical to the one that is held.")
+            return
+        releases = self.followed(data, kept)
+        release = releases[-1]
+        check_change(release, kept.held, paths)
+        code = self.agent_of(release)
+        keep_new_keys(releases, paths)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "loader.py", code, sync=True)
+        write_atomic(paths.cluster, f"{release.cluster}\n", sync=True)
+        write_atomic(paths.signers, release.allowed_signers, sync=True)
+        sync_folder(paths.releases)
+        write_atomic(folder / "release.json", data, sync=True)
+        logging.warning("Release %d is held.", generation)
+
+    def came_of(self, data: bytes) -> tuple[str, bool]:
+        """Keep the release of that text, or say why not; whether that is final. Raises `OSError`.
+
+        Where the web site did not tell all of it, it is asked again in the next run.
+        """
+        number = "?"
+        try:
+            number = str(generation_of(data))
+            self.keep(data)
+        except (BadInput, Unanswered) as wrong:
+            return f"generation {number}: {str(wrong).rstrip('.')}", isinstance(wrong, BadInput)
+        return "", True
 
 
 def take_release(
@@ -1299,24 +1230,26 @@ def take_release(
 
     Only if it is another one than at the last time, unless that was refused some minutes ago.
     """
-    last = read_json(paths.asked) or {}
-    lately = not last.get("refused") or 0 <= time.time() - last["at"] < ASKED_AGAIN_SECONDS
-    known = lately and last.get("held") == held
-    headers = {"If-None-Match": str(last["etag"])} if known and last["etag"] else {}
+    last, now = read_json(paths.asked) or {"refused": ""}, time.time()
+    lately = not last["refused"] or 0 <= now - last["at"] < ASKED_AGAIN_SECONDS
+    known = last.get("etag") if lately and last.get("held") == held else ""
+    headers = {"If-None-Match": known} if known else {}
     try:
         asked, limit_bytes = f"{url}/release.json", RELEASE_BYTES
         answer = fetch(session, asked, timeout_seconds=2, limit_bytes=limit_bytes, headers=headers)
         if answer.status not in (200, 304):
             raise Unanswered(f"status {answer.status}")
         digest = hashlib.sha256(answer.body).hexdigest()
-        if answer.status == 304 or (known and last["sha256"] == digest):
+        etag = answer.headers.get("ETag", f'"{digest}"')  # not every web server has them
+        if answer.status == 304 or etag == known:
             logging.info("File release.json on the web site is unchanged, no need to take it.")
             return True
-        told = came_of(session, url, answer, paths, until_seconds)
-        write_atomic(paths.asked, json.dumps(told))
-        if told["refused"] and told["refused"] != last.get("refused"):
-            logging.error("Release not taken: %s", told["refused"])
-            tell_journal(f"release not taken: {told['refused']}", warning=True)
+        refused, final = Site(session, url, paths, until_seconds).came_of(answer.body)
+        told = {"etag": etag if final else "", "refused": refused, "at": now}
+        write_atomic(paths.asked, json.dumps(told | {"held": read_kept(paths).generation}))
+        if refused and refused != last["refused"]:
+            logging.error("Release not taken: %s", refused)
+            tell_journal(f"release not taken: {refused}", warning=True)
     except Unanswered as silence:
         logging.warning("Releases: the web site gives %s, the run goes on.", silence)
     except OSError as error:
@@ -1341,15 +1274,6 @@ def keep_compiled(paths: Paths) -> None:
     with contextlib.suppress(OSError):
         compiled.parent.mkdir(exist_ok=True)
         write_atomic(compiled, content, sync=True)
-
-
-def remove_older(generation: int, paths: Paths) -> None:
-    """Forget the releases before one. Raises `OSError`."""
-    import shutil  # noqa: PLC0415 - once a release
-
-    for folder in paths.releases.iterdir():
-        if folder.name.isdecimal() and int(folder.name) < generation:
-            shutil.rmtree(folder)
 
 
 def failed_here(paths: Paths) -> set[str]:
@@ -1377,7 +1301,7 @@ def replace_loader(release: Release, paths: Paths) -> None:
 
 
 def end_trial(mark: str, good: str | None, paths: Paths) -> None:
-    """After a good run that began with that mark: the second one in a row ends the trial.
+    """After a good run that began with that mark, the second in a row: the trial ends.
 
     The empty mark of a rollback ends with the first. Raises `OSError`.
     """
@@ -1420,7 +1344,7 @@ class Marker(NamedTuple):
     released: int
     active: bool
     yields_to: str | None
-    heard: dict[str, int]  # epoch -> newest stamp of the receiver's that the sender has read
+    heard: dict[str, Any]  # epoch -> newest stamp of the receiver's that the sender has read
     generation: str  # the sender's build; its name is older than releases
     at: str
     release: int = 0  # the generation that the sender holds, 0 for none
@@ -1498,26 +1422,22 @@ def parse_marker(members: Members, sender: str, answer: Answer) -> Marker:
         raise BadInput("its page about us is no marker")
     try:
         fields = json.loads(rest.partition(MARKER_CLOSE)[0])
-        mac = fields.pop("mac")
+        mac = str(fields.pop("mac"))
         keys = (members.key, *members.other_keys)
-        signed = [k for k in keys if hmac.compare_digest(_mac(k, _canonical(fields)), str(mac))]
+        signed = [k for k in keys if hmac.compare_digest(_mac(k, _canonical(fields)), mac)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput("its marker is not whole") from error
     if not signed:
         raise BadInput("its marker is not signed with the cluster's key")
     common = common_fields(members._replace(key=signed[0]))
-    ours = {**common, "from": sender, "to": members.me}
-    for name, right in ours.items():
-        if fields.pop(name, None) != right:
+    for name, right in {**common, "from": sender, "to": members.me}.items():
+        if fields.get(name) != right:
             raise BadInput(f"its marker is for another {name}")
     try:
-        vote = fields["vote"]
-        fields |= {"vote": vote and Grant(**typed(Grant, vote))}
-        told = {"release": 0, "proven": True}  # by agents that know of no releases
-        fields = told | fields | {"sender": sender, "receiver": members.me, **common}
-        return Marker(**typed(Marker, fields))
-    except (TypeError, KeyError) as error:
+        marker: Marker = typed(Marker, fields | {"sender": sender, "receiver": members.me})
+    except (TypeError, KeyError, ValueError) as error:
         raise BadInput(f"its marker is of another version of the agent: {error}") from error
+    return marker
 
 
 # ------------------------------------------------ state: what this boot has promised
@@ -1594,9 +1514,9 @@ def promised_seconds(paths: Paths) -> float:
 
 
 def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None:
-    """Note on the disk, before any vote, for how long one binds: a reboot forgets the settings too.
+    """Note on the disk, before any vote, for how long one binds. Raises `OSError`.
 
-    A shorter time is noted only when no longer promise can be left. Raises `OSError`.
+    A shorter time is noted only when no longer promise can be left.
     """
     known, promise = promised_seconds(paths), times.promise_seconds
     bound = state.vote is not None and state.vote.until_seconds > now + promise
@@ -1605,27 +1525,12 @@ def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None
 
 
 def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
-    """The state of a boot that has promised nothing since `since_seconds` on its slow clock.
+    """The state of a boot that has promised nothing since then, on its slow clock.
 
-    What was promised before, for `promised` seconds at most, is forgotten, and has run out when
-    the hold ends.
+    It holds its vote until what it may have `promised` (seconds) in the boot before is over.
     """
     hold_seconds = max(times.promise_seconds, promised)
     return State(epoch=epoch, hold_until_seconds=since_seconds + hold_seconds)
-
-
-def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "vote": Vote(*found["vote"]) if found["vote"] else None,
-        "granted": {name: (epoch, stamp) for name, (epoch, stamp) in found["granted"].items()},
-        "grants": {name: (stamp, promise) for name, (stamp, promise) in found["grants"].items()},
-        "sees": tuple(found["sees"]),
-        "clocks": Clocks(*found["clocks"]) if found.get("clocks") else None,
-        "records": {
-            name: {epoch: Record(*record) for epoch, record in epochs.items()}
-            for name, epochs in found["records"].items()
-        },
-    }
 
 
 def load_state(paths: Paths, times: Timing) -> State:
@@ -1637,17 +1542,16 @@ def load_state(paths: Paths, times: Timing) -> State:
     """
     found, identity = read_json(paths.state), known_identity(paths)
     here = f"{read_mark(paths.boot_id) or ''}{identity.vm_id if identity else ''}"
-    try:
-        state = State(**{**found, **_tuples(found)})
+    with contextlib.suppress(TypeError, KeyError, ValueError):
+        state: State = typed(State, found, bounded=False)
         known = max(here, state.origin, key=len)  # a machine that Azure does not name is no other
-        if known.startswith(here) and known.startswith(state.origin):
+        ours = known.startswith(here) and known.startswith(state.origin)
+        if ours and set(found) <= set(State._fields):  # a later version may promise in other words
             return state._replace(clocks=read_clocks(state.clocks), origin=known)
-    except (TypeError, KeyError, AttributeError, ValueError):
-        pass
     clocks = read_clocks()
     since_seconds = clocks.slow_seconds
-    with contextlib.suppress(TypeError):
-        booted = Clocks(*read_json(paths.booted))
+    with contextlib.suppress(TypeError, KeyError, ValueError):
+        booted: Clocks = typed(Clocks, read_json(paths.booted), bounded=False)
         now = advance(booted, clocks.boot_seconds, clocks.raw_seconds)
         since_seconds -= now.slow_seconds - booted.slow_seconds
     new = first_state(os.urandom(8).hex(), since_seconds, times, promised_seconds(paths))
@@ -1806,7 +1710,7 @@ def asked_of(members: Members, release: Release, wall_seconds: float) -> Members
     maintained = release.maintained(wall_seconds)
     preferred = prefer is not None and wall_seconds < prefer.until and not maintained
     seconds = told.failback if isinstance(told.failback, int) else 0
-    other = other_build(release, members)
+    other = release.build != members.generation
     return members._replace(
         order=tuple(release.nodes),
         drained=frozenset(release.drained),
@@ -1821,11 +1725,6 @@ def waited_for(members: Members, markers: Mapping[str, Marker]) -> list[str]:
     """The peers that hold another release than this node: until none does, it has no effect."""
     seen = [name for name in members.peers if name in markers]
     return [name for name in seen if markers[name].release != members.release]
-
-
-def other_build(release: Release, members: Members) -> bool:
-    """Whether this node's agent is another one than that of the release."""
-    return release.loader.sha256[:12] != members.generation
 
 
 def takes_effect(members: Members, markers: Mapping[str, Marker]) -> bool:
@@ -1924,16 +1823,8 @@ def failed(state: State, why: str) -> State:
     return state._replace(failures=state.failures + 1, trouble=why, quorum_runs=0)
 
 
-def how_lost(*, late: bool) -> str:
-    """What took the role from a node that saw a quorum."""
-    return "its lease ended before it was renewed" if late else "its probe was taken away"
-
-
 def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
-    """Voters whose promises end before a passive node could renew a lease on them.
-
-    None where the others are a majority.
-    """
+    """Voters whose promises end before a passive node renews a lease; [] where the rest will do."""
     times = members.times
     least_seconds = times.lease_seconds - tick_spread_seconds(times)
     shown = {name: marker.vote for name, marker in view.markers.items()}
@@ -1981,11 +1872,7 @@ def rests(members: Members, state: State, view: View) -> str:
 
 
 def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
-    """The order as this node heeds it.
-
-    Before it comes whom the operator prefers for now, then whoever is active where the role is to
-    stay. Voted for in vain, a node comes last for some good looks.
-    """
+    """The order as this node heeds it (docs/protocol.md section 8)."""
     active = {name for name, marker in view.markers.items() if marker.active}
     active |= {members.me} if state.active else set()
     last = {
@@ -1997,11 +1884,6 @@ def preference(members: Members, state: State, view: View) -> tuple[str, ...]:
     return tuple(
         sorted(members.order, key=lambda n: (n in last, n != members.prefer, n not in stays))
     )
-
-
-def looks_to_take_over(members: Members, name: str) -> int:
-    """How many good looks in a row a node needs to take the role from an active one."""
-    return READY_LOOKS if name == members.prefer else members.failback_looks
 
 
 class Claim(NamedTuple):
@@ -2017,7 +1899,8 @@ def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
     """Who asks for votes now, most preferred first."""
     found = {}
     for name in preference(members, state, view):
-        marker, needed = view.markers.get(name), looks_to_take_over(members, name)
+        marker = view.markers.get(name)
+        needed = READY_LOOKS if name == members.prefer else members.failback_looks
         if marker is not None and marker.candidate:
             ready = marker.quorum_runs >= needed and name in view.live
             found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready)
@@ -2089,10 +1972,7 @@ def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | 
 
 
 def count_grants(members: Members, state: State, view: View) -> State:
-    """Rule Count: the newest stamp of mine that each voter shows granted.
-
-    The promise of who shows none for me is over, whatever my clocks say.
-    """
+    """Rule Count: the newest stamp of mine that each voter shows granted; none shown, none left."""
     grants, own = dict(state.grants), state.vote
     shown = {name: marker.vote for name, marker in view.markers.items()}
     shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
@@ -2219,7 +2099,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, give_up(state, now)._replace(active=False)
         if has_quorum and not steps_down:
-            state = failed(state, how_lost(late=now >= fence))
+            state = failed(state, LOST[now >= fence])
     elif wants and now < fence:
         serve = fence
     elif not state.active and state.grants and (not wants or yielding(members, view)):
@@ -2297,28 +2177,13 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
     if (own := state.vote) is not None and now < own.until_seconds:
         left = round(own.until_seconds - now, 1)
         vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
-    marker = Marker(
-        sender=members.me,
-        receiver="",
-        epoch=state.epoch,
-        stamp=state.stamp,
-        candidate=state.candidate,
-        quorum_runs=state.quorum_runs,
-        holding=state.holding(now),
-        vote=vote,
-        released=state.released,
-        active=state.active,
-        yields_to=state.yields_to,
-        heard={},
-        generation=members.generation,
-        at=utc(moment.wall_seconds),
-        release=members.release,
-        proven=members.proven,
-    )
-    shown: dict[str, Marker | None] = {}
-    for name in members.peers:
+    both = {name: value for name, value in state._asdict().items() if name in Marker._fields}
+    both |= {"generation": members.generation, "release": members.release, "proven": members.proven}
+    both |= {"holding": state.holding(now), "vote": vote, "at": utc(moment.wall_seconds)}
+    shown: dict[str, Marker | None] = dict.fromkeys(members.peers)
+    for name in set(state.sees) & set(shown):
         heard = {epoch: record.stamp for epoch, record in state.records.get(name, {}).items()}
-        shown[name] = marker._replace(receiver=name, heard=heard) if name in state.sees else None
+        shown[name] = Marker(sender=members.me, receiver=name, heard=heard, **both)
     return shown
 
 
@@ -2369,7 +2234,7 @@ def _begin(
         if state.active:
             state = give_up(state, now)._replace(active=False)
     if lost:
-        state = failed(state, how_lost(late=late))
+        state = failed(state, LOST[late])
     elif missed or not state.finished:
         state = failed(state, "its last look did not end well")
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
@@ -2459,9 +2324,9 @@ def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> St
 
 
 def _rehearse(members: Members, state: State) -> Generator[Effect, Moment, None]:
-    """Do all that serving takes but the rename: a node that failed is well only when it can.
+    """Do all that serving takes but the rename, for a moment within this second of the wall clock.
 
-    For a moment within this second of the wall clock, so that Apache would refuse every probe.
+    A node that failed is well only when it can; Apache would refuse the probe.
     """
     moment = yield Pause(0)
     left_seconds = 0.9 * (1 - moment.wall_seconds % 1)
@@ -2552,7 +2417,6 @@ class Fence:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._armed = paths.run / "fence"
-        self._base = paths.run / "timer_base_microseconds"
 
     def arm(self, until_seconds: float, deadline_seconds: float) -> None:
         """Arm for that moment of `time.monotonic()`; only then drop the fence before.
@@ -2561,7 +2425,7 @@ class Fence:
         may know it, and until it no longer does.
         """
         lease = int(until_seconds * 1000)
-        if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", self._read(self._armed)):
+        if re.fullmatch(rf"fence@{lease}-[0-9]+\.timer", read_mark(self._armed) or ""):
             return
         microseconds = int(deadline_seconds * 1e6) - self._base_microseconds()
         name = f"fence@{lease}-{int(deadline_seconds * 1000)}.timer"  # starts its fence@.service
@@ -2586,7 +2450,7 @@ class Fence:
         self._armed.unlink(missing_ok=True)
 
     def _known(self) -> list[str]:
-        return re.findall(r"fence@[0-9-]+\.timer", self._read(self._armed))
+        return re.findall(r"fence@[0-9-]+\.timer", read_mark(self._armed) or "")
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
@@ -2598,21 +2462,10 @@ class Fence:
     def _base_microseconds(self) -> int:
         if not Path("/run/systemd/container").exists():
             return 0
-        known = self._read(self._base)
-        if not known:
-            asked = (("s", f"{SYSTEMD}.Manager"), ("s", "UserspaceTimestampMonotonic"))
-            properties = "org.freedesktop.DBus.Properties"
-            said = call_systemd(self._paths, "Get", *asked, interface=properties)
-            known = str(int.from_bytes(said[-8:], "little"))
-            write_atomic(self._base, known)
-        return int(known)
-
-    @staticmethod
-    def _read(path: Path) -> str:
-        try:
-            return path.read_text(encoding="ascii", errors="replace")
-        except FileNotFoundError:
-            return ""
+        asked = (("s", f"{SYSTEMD}.Manager"), ("s", "UserspaceTimestampMonotonic"))
+        properties = "org.freedesktop.DBus.Properties"
+        said = call_systemd(self._paths, "Get", *asked, interface=properties)
+        return int.from_bytes(said[-8:], "little")
 
 
 def drop_probe(paths: Paths) -> bool:
@@ -2803,7 +2656,7 @@ TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds"
 
 
 def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
-    """Whether this node's Apache would refuse a probe whose lease is over. Raises `Unanswered`.
+    """Whether this Apache would refuse a probe whose lease is over. Raises `Unanswered`.
 
     It takes the query for a lease's end (agent/apache.conf); looking for the file is no refusal.
     """
@@ -2819,26 +2672,22 @@ def reachable_nodes(members: Members, outcome: Outcome) -> list[str]:
 
 def log_peer(machine: Machine, seen: Seen, name: str, address: str) -> None:
     """What one peer answered in this look."""
-    me, marker = machine.members.me, machine.paths.html / f"{name}.html"
-    logging.info(
-        "Node Name: %s with public IP: %s is remote, perform connectivity test", name, address
-    )
+    me, page = machine.members.me, machine.paths.html / f"{name}.html"
+    told = f"Node Name: {name} with public IP: {address}"
+    logging.info("%s is remote, perform connectivity test", told)
     if name not in seen.answered:
         why = machine.silent.get(name, "not asked in this look")
         logging.warning("HTTP Connectivity failed to %s: %s", address, why)
-        logging.info("Not able to reach %s, making sure %s does not exist", name, marker)
+        logging.info("Not able to reach %s, making sure %s does not exist", name, page)
         return
     logging.info("HTTP Connectivity is successful to %s", address)
-    logging.info(
-        "Able to reach %s, creating %s to let remote know connection from local to remote works",
-        *(name, marker),
-    )
+    known = f"creating {page} to let remote know connection from local to remote works"
+    logging.info("Able to reach %s, %s", name, known)
     logging.info("Now check if remote can see local by lookup %s.html on %s", name, me)
     if name in seen.markers:
         logging.info("Confirmed %s can see %s", address, me)
-        logging.info(
-            "Both %s and %s can see each other, add remote public IP to reachable list", me, name
-        )
+        added = "can see each other, add remote public IP to reachable list"
+        logging.info("Both %s and %s %s", me, name, added)
     else:
         why = seen.notes.get(name) or "its marker is too old, or answers none of our requests yet"
         logging.warning("Not confirmed that %s can see %s: %s", address, me, why)
@@ -2846,18 +2695,17 @@ def log_peer(machine: Machine, seen: Seen, name: str, address: str) -> None:
 
 def log_trace(machine: Machine, outcome: Outcome) -> None:
     """The trace of a look, line by line, as operators of this design know it."""
-    members, seen, addresses = machine.members, outcome.seen, machine.addresses
-    for name in members.order:
-        address = addresses[name]
+    members, addresses, needed = machine.members, machine.addresses, machine.members.majority
+    for name, address in addresses.items():
         if name == members.me:
             logging.info("Node Name: %s with public IP: %s is local, skip", name, address)
         else:
-            log_peer(machine, seen, name, address)
+            log_peer(machine, outcome.seen, name, address)
     reachable = reachable_nodes(members, outcome)
-    addresses_reached = [addresses[name] for name in reachable]
-    logging.info("All reachable nodes (including local node): %s", addresses_reached)
-    count, needed = len(reachable), members.majority
-    enough = "more than or equal to" if count >= needed else "less than"
+    reached = [addresses[name] for name in reachable]
+    logging.info("All reachable nodes (including local node): %s", reached)
+    enough = "more than or equal to" if len(reachable) >= needed else "less than"
+    count = len(reachable)
     logging.info("Total reachable nodes %d is %s majority nodes %d", count, enough, needed)
     ordered = [(name, dict(machine.nodes[name])) for name in reachable]
     logging.info("Filtered reachable ordered nodes %s", ordered)
@@ -2870,9 +2718,10 @@ def status_of_release(machine: Machine, outcome: Outcome, wall_seconds: float) -
     """Which release this node holds and goes by, and what that asks for now."""
     members, release, paths = machine.members, machine.release, machine.paths
     refused = (read_json(paths.asked) or {}).get("refused", "")
-    other = not refused and release and other_build(release, members)
+    other = release and not refused and release.build != members.generation
     if release and other and release.loader.sha256 in failed_here(paths):
         refused = f"generation {release.generation}: its loader.py failed on this node"
+    maintained = release and release.maintained(wall_seconds)
     return {
         "release": {
             "held": members.release,
@@ -2884,9 +2733,7 @@ def status_of_release(machine: Machine, outcome: Outcome, wall_seconds: float) -
         },
         "drained": members.me in members.drained,
         "prefer": members.prefer,
-        "maintenance_until": release.maintenance_until
-        if release and release.maintained(wall_seconds)
-        else None,
+        "maintenance_until": release.maintenance_until if release and maintained else None,
         "failback": release.settings.failback if release else "auto",
     }
 
@@ -2895,11 +2742,12 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
     times, now = members.times, machine.moment()
-    slow = now.slow_seconds
-    vote = state.vote if state.vote and slow < state.vote.until_seconds else None
+    vote, slow = state.vote, now.slow_seconds
+    left = vote.until_seconds - slow if vote else 0.0
     lease = lease_end_seconds(members, state) - now.now_seconds
     hold = state.hold_until_seconds - slow
     shown = {name: marker.vote for name, marker in seen.markers.items()}
+    votes = {name: vote.candidate for name, vote in shown.items() if vote}
     return {
         "node": members.me,
         "zone": identity.zone,
@@ -2915,15 +2763,12 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
         "needed": members.majority,
         "reachable": reachable_nodes(members, outcome),
         "peers": {
-            name: {
-                "sees": name in seen.answered,
-                "seen_by": name in seen.markers,
-                "votes_for": vote_shown.candidate if (vote_shown := shown.get(name)) else None,
-            }
-            for name in members.peers
+            n: {"sees": n in seen.answered, "seen_by": n in shown, "votes_for": votes.get(n)}
+            for n in members.peers
         },
-        "vote": vote
-        and {"candidate": vote.candidate, "seconds": round(vote.until_seconds - slow, 1)},
+        "vote": {"candidate": vote.candidate, "seconds": round(left, 1)}
+        if vote and left > 0
+        else None,
         "lease_seconds": round(lease, 1) if state.active else None,
         "holding_seconds": round(hold, 1) if hold > 0 else None,
         "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
@@ -2949,8 +2794,8 @@ def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any,
     """
     paths, state, seen = machine.paths, outcome.state, outcome.seen
     votes = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
-    own = state.vote and state.vote.candidate
-    now = (state.active, seen.answered, votes, own, expires is False)
+    own, unlimited = state.vote and state.vote.candidate, expires is False
+    now = (state.active, seen.answered, votes, own, unlimited)
     if now != last:
         log_trace(machine, outcome)
     status = status_of(identity, machine, outcome)
@@ -2959,11 +2804,11 @@ def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any,
         write_atomic(paths.status, json.dumps(status))
     except OSError as error:
         logging.error("Can't write %s: %s", paths.status, error.strerror)
-    if now != last:
-        if expires is False:
-            logging.warning(NO_LIMIT)
-        reason = outcome.reason + (f". {NO_LIMIT}" if expires is False else "")
-        tell_role(paths, status["role"], reason, warning=expires is False)
+    if now != last and unlimited:
+        logging.warning(NO_LIMIT)
+        tell_role(paths, status["role"], f"{outcome.reason}. {NO_LIMIT}", warning=True)
+    elif now != last:
+        tell_role(paths, status["role"], outcome.reason)
     return now
 
 
@@ -2988,14 +2833,6 @@ def start_log(paths: Paths) -> None:
 DRY = ("--dry-run", "--self-check")  # the verbs that change nothing
 
 
-def keys_of(paths: Paths, release: Release | None) -> tuple[bytes, ...]:
-    """The key to sign with, by the release in effect, and behind it the others to accept."""
-    keys, going = [read_key(paths.key)], release.generation if release else 0
-    for key, generation in read_next_keys(paths.next_keys):
-        keys.insert(0 if going >= generation else len(keys), key)
-    return tuple(keys)
-
-
 def prepare(
     identity: Identity, settings: Settings, kept: Kept, paths: Paths
 ) -> tuple[Machine, State, Moment]:
@@ -3006,7 +2843,7 @@ def prepare(
     if identity.name not in nodes:
         raise BadInput(f"{paths.nodes_info}: {identity.name!r}, this node, is not in it: add it.")
     logging.info("There are total: %d nodes in the cluster", len(nodes))
-    key, *other_keys = keys_of(paths, release)
+    key, *other_keys = keys_in_turn(read_keys(paths), release.generation if release else 0)
     generation, proven = file_sha256(paths.loader)[:12], not read_mark(paths.trial)
     me, order, in_effect = identity.name, tuple(nodes), kept.held == release
     members = Members(me, order, key, settings.times, generation, tuple(other_keys))
@@ -3083,8 +2920,8 @@ class Announced:
         self._events: list[Event] = []
         self._kinds = str(read_json(paths.announced) or "")  # as an earlier run knew
 
-    def kinds(self, patience_seconds: float = 0.0) -> str:
-        """What is known by now, "" for nothing. A late answer counts from the next look on."""
+    def why(self, patience_seconds: float = 0.0) -> str:
+        """A reason to make way, as far as known: a late answer counts from the next look on."""
         found, known = self._background.take("events", patience_seconds), self._kinds
         if isinstance(found, Unanswered):
             logging.info("Scheduled events: %s", found)
@@ -3094,11 +2931,7 @@ class Announced:
         if self._kinds != known:
             with contextlib.suppress(OSError):
                 write_atomic(self._paths.announced, json.dumps(self._kinds))
-        return self._kinds
-
-    def why(self) -> str:
-        """The same as a reason to make way."""
-        return f"makes way: Azure announces {kinds}" if (kinds := self.kinds()) else ""
+        return f"makes way: Azure announces {self._kinds}" if self._kinds else ""
 
     def approve(self, members: Members, outcome: Outcome, *, was_active: bool) -> None:
         """Once a run: when another node is active that does not go as well, or none can be.
@@ -3123,39 +2956,34 @@ class Announced:
 def go_on(machine: Machine, outcome: Outcome) -> None:
     """At the end of a run: what the next one goes by, signs with, and is. Raises `OSError`."""
     members, markers, paths = machine.members, outcome.seen.markers, machine.paths
-    going, shown = machine.release, {marker.cluster for marker in markers.values()}
-    alone = len(markers) + 1 >= members.majority and shown == {common_fields(members)["cluster"]}
-    if alone and members.key != read_key(paths.key):  # signed with a newer one in this run
-        write_atomic(paths.key, f"{members.key.hex()}\n", sync=True, mode=0o600)
-        later = read_next_keys(paths.next_keys)
-        write_next_keys(later[[key for key, _ in later].index(members.key) + 1 :], paths.next_keys)
+    going, keys = machine.release, read_keys(paths)
+    shown, ours = {marker.cluster for marker in markers.values()}, common_fields(members)["cluster"]
+    older = [*keys].index(members.key) if members.key in keys else 0
+    if older and len(markers) + 1 >= members.majority and shown == {ours}:
+        write_keys(dict([*keys.items()][older:]), paths)  # all sign with it, as this node did
     if takes_effect(members, markers) and members.release != (going.generation if going else 0):
         write_atomic(paths.effective, f"{members.release}\n", sync=True)
         logging.warning("Release %d has an effect from the next run on.", members.release)
-        remove_older(members.release, paths)
+        for folder in paths.releases.iterdir():
+            if folder.name.isdecimal() and int(folder.name) < members.release:
+                shutil.rmtree(folder)
     elif going and not outcome.state.active and may_be_replaced(members, outcome.state, markers):
         replace_loader(going, paths)
 
 
 def take_part(
-    background: Asker,
-    paths: Paths,
-    settings: Settings,
-    kept: Kept,
-    deadline_seconds: float,
-    *,
-    leaving: bool,
+    background: Asker, paths: Paths, settings: Settings, kept: Kept, until: float, *, leaving: bool
 ) -> None:
     """The run itself, to be over at a moment of `time.monotonic()`. Raises `BadInput`."""
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
-    announced.kinds(brief_seconds(times))
+    announced.why(brief_seconds(times))
     machine, state, start = prepare(identity, settings, kept, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
-    until_seconds = start.now_seconds + deadline_seconds - time.monotonic()
+    until_seconds = start.now_seconds + until - time.monotonic()
     begins, why = machine.moment(), announced.why
     steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)
     for outcome in machine.drive(steps):
@@ -3163,11 +2991,11 @@ def take_part(
         last = report(machine, identity, outcome, expires, last)
         announced.approve(machine.members, outcome, was_active=state.active)
     background.take("approval", brief_seconds(times))  # of a run of one look, which ends now
-    if not leaving:
-        try:
+    try:
+        if not leaving:
             go_on(machine, outcome)
-        except OSError as error:
-            logging.error("What the next run is to go by: %s", error)
+    except OSError as error:
+        logging.error("What the next run is to go by: %s", error)
 
 
 def run(
@@ -3175,32 +3003,28 @@ def run(
 ) -> None:
     """One run, in the order of the header, to be over in so long. Raises `BadInput`."""
     mark, good = read_mark(paths.trial), read_mark(paths.good_run)
-    url, background = settings.bootstrap_url, Asker()
+    url, background, until = settings.bootstrap_url, Asker(), time.monotonic() + left_seconds
     paths.good_run.unlink(missing_ok=True)
-    until = time.monotonic() + left_seconds
     if url:
-        background.ask(
-            "release", lambda session: take_release(session, url, kept.generation, paths, until)
-        )
+        held = kept.generation
+        background.ask("release", lambda session: take_release(session, url, held, paths, until))
     background.ask("identity", ask_identity)
     if settings.scheduled_events and not leaving:
         background.ask("events", ask_events)
     else:
         paths.announced.unlink(missing_ok=True)
-    taken = not url or background.take("release", brief_seconds(settings.times))
+    background.take("release", brief_seconds(settings.times))
     try:
         take_part(background, paths, settings, kept, until, leaving=leaving)
     except Exception:
         drop_probe(paths)  # before a release is waited for, whose agent may be the remedy
-        if not taken:
-            background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-        ours, held = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths).held
-        if held and held.loader.sha256 not in ours:
-            with contextlib.suppress(OSError):
-                replace_loader(held, paths)
-        raise
-    if not taken:
         background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
+        ours, newest = {file_sha256(paths.loader), *failed_here(paths)}, read_kept(paths).held
+        if newest and newest.loader.sha256 not in ours:
+            with contextlib.suppress(OSError):
+                replace_loader(newest, paths)
+        raise
+    background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
     if mark is not None:
         with contextlib.suppress(OSError):
             end_trial(mark, good, paths)
@@ -3234,10 +3058,9 @@ def marker_files(paths: Paths) -> Iterable[Path]:
 
 
 def bootup(paths: Paths) -> None:
-    """Start as a passive node: no probe, no markers of the last boot, a vote that is held.
+    """Start as a passive node, before Apache does: no probe, no markers, a vote that is held.
 
-    Runs before Apache. Raises `OSError` when a probe can't be removed: Apache refuses it all the
-    same, because the last boot's lease is gone.
+    Raises `OSError` when a probe can't be removed: without a lease Apache refuses it all the same.
     """
     paths.run.mkdir(parents=True, exist_ok=True)
     paths.lease_until.unlink(missing_ok=True)
@@ -3285,9 +3108,9 @@ def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
 
 
 def self_check(paths: Paths) -> None:
-    """Read this node's files and decide once, on markers that nobody wrote. Raises `BadInput`.
+    """Read this node's files, and ask for votes once on markers that nobody wrote.
 
-    With every peer there, and nothing promised, the most preferred node asks for votes.
+    Raises `BadInput`.
     """
     times, release = read_settings(paths.conf).times, read_kept(paths).effective
     nodes = release.nodes if release else read_nodes(paths)
@@ -3327,25 +3150,21 @@ def one_at_a_time(paths: Paths, patience_seconds: float) -> Any:
 
 def perform(verb: str, paths: Paths) -> None:
     """Do one verb. Raises `BadInput`, `OSError`."""
-    if verb == "bootup":
-        bootup(paths)
-        return
-    if verb == "--self-check":
-        self_check(paths)
-        return
+    if verb in ("bootup", "--self-check"):
+        return bootup(paths) if verb == "bootup" else self_check(paths)
     kept = read_kept(paths)
     settings = settings_here(paths, kept.effective)
     if verb == "--dry-run":
-        dry_run(paths, settings, kept)
-        return
+        return dry_run(paths, settings, kept)
     with one_at_a_time(paths, settings.times.period_seconds if verb == "leave" else 0):
         if verb == "leave":
-            leave(paths, settings, kept)
-            return
+            return leave(paths, settings, kept)
         # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
         # its imports take long enough to be killed for otherwise.
         age_seconds = process_age_seconds()
-        run(paths, settings, kept, run_left_seconds(settings.times, time.time(), age_seconds))
+        return run(
+            paths, settings, kept, run_left_seconds(settings.times, time.time(), age_seconds)
+        )
 
 
 def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:

@@ -418,8 +418,9 @@ def test_a_new_key_is_kept_beside_the_old_one_for_root_alone(world: World, tmp_p
     assert stat.S_IMODE(world.paths.next_keys.stat().st_mode) == 0o600
     assert world.paths.key.read_text().strip() == KEY
     old, new = bytes.fromhex(KEY), bytes.fromhex(SECOND)
-    assert loader.keys_of(world.paths, None) == (old, new)
-    assert loader.keys_of(world.paths, loader.read_kept(world.paths).held) == (new, old)
+    keys = loader.read_keys(world.paths)
+    assert loader.keys_in_turn(keys, 0) == [old, new]
+    assert loader.keys_in_turn(keys, 1) == [new, old]
 
 
 def test_a_second_new_key_before_all_have_the_first_leaves_all_three_accepted(
@@ -429,7 +430,9 @@ def test_a_second_new_key_before_all_have_the_first_leaves_all_three_accepted(
     world.publish(world.release(cluster_key=wrapped(THIRD, SECOND, tmp_path)))
     take(world)
     keys = [bytes.fromhex(key) for key in (SECOND, KEY, THIRD)]
-    assert [*loader.keys_of(world.paths, loader.read_kept(world.paths).effective)] == keys
+    going = loader.read_kept(world.paths).effective
+    assert going
+    assert loader.keys_in_turn(loader.read_keys(world.paths), going.generation) == keys
 
 
 def test_a_node_that_missed_two_keys_has_the_last(world: World, tmp_path: Path) -> None:
@@ -440,7 +443,7 @@ def test_a_node_that_missed_two_keys_has_the_last(world: World, tmp_path: Path) 
     world.publish(world.release())
     take(world)
     assert world.paths.next_keys.read_text() == f"{SECOND} 4\n{THIRD} 4\n"
-    assert loader.keys_of(world.paths, loader.read_kept(world.paths).held)[0].hex() == THIRD
+    assert loader.keys_in_turn(loader.read_keys(world.paths), held(world))[0].hex() == THIRD
 
 
 # ------------------------------------------------ whole runs
@@ -564,7 +567,7 @@ def test_power_lost_at_any_step_leaves_a_release_that_is_held_whole_or_not_at_al
             code = (world.paths.releases / "1" / "loader.py").read_bytes()
             kept = loader.read_kept(world.paths).held
             assert kept and hashlib.sha256(code).hexdigest() == kept.loader.sha256
-            assert loader.read_next_keys(world.paths.next_keys) == [(bytes.fromhex(SECOND), 1)]
+            assert [*loader.read_keys(world.paths).items()][1:] == [(bytes.fromhex(SECOND), 1)]
             break
         assert ran.returncode == -9, ran.stderr
     assert found == {0, 1}

@@ -323,8 +323,11 @@ def test_where_others_come_first_or_are_missing_an_agent_stays(
         assert tick(world) == 0
         assert world.paths.loader.read_text() != newer  # it is on trial there
         world.builds["node3"] = (build, True)
-        assert tick(world) == 0
-        assert world.paths.loader.read_text() == newer
+        for _ in range(8):  # where a machine is busy, a run may be too short to see that
+            assert tick(world) == 0
+            if world.paths.loader.read_text() == newer:
+                return
+        pytest.fail("it was not taken in eight runs")
 
 
 def test_the_self_check_needs_no_network_and_changes_nothing(world: World) -> None:

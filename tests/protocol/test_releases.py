@@ -23,7 +23,7 @@ def release(generation: int, order: str = ORDERS[0], *, agent: Any = AGENT, **to
     plain: dict[str, Any] = {
         "cluster": "lab",
         "generation": generation,
-        "loader": agent.AgentFile(told.pop("build", OLD), 1),
+        "files": {"loader.py": agent.AgentFile(told.pop("build", OLD), 1)},
         "nodes": {name: {} for name in order.split()},
         "settings": settings,
         "drained": [],
