@@ -2959,8 +2959,8 @@ def go_on(machine: Machine, outcome: Outcome) -> None:
     going, keys = machine.release, read_keys(paths)
     shown, ours = {marker.cluster for marker in markers.values()}, common_fields(members)["cluster"]
     older = [*keys].index(members.key) if members.key in keys else 0
-    if older and len(markers) + 1 >= members.majority and shown == {ours}:
-        write_keys(dict([*keys.items()][older:]), paths)  # all sign with it, as this node did
+    if older and len(markers) == len(members.peers) and shown == {ours}:
+        write_keys(dict([*keys.items()][older:]), paths)  # all nodes sign with it, as this one did
     if takes_effect(members, markers) and members.release != (going.generation if going else 0):
         write_atomic(paths.effective, f"{members.release}\n", sync=True)
         logging.warning("Release %d has an effect from the next run on.", members.release)

@@ -505,7 +505,7 @@ def test_the_addresses_and_the_order_are_those_of_the_release_in_effect(world: W
     assert world.cloud.site("127.0.1.9").asked_for("/node3.html")
 
 
-def test_a_new_key_takes_the_old_ones_place_once_all_that_are_seen_sign_with_it(
+def test_a_new_key_takes_the_old_ones_place_once_all_nodes_sign_with_it(
     world: World, tmp_path: Path
 ) -> None:
     world.keys = (KEY, SECOND)
@@ -515,6 +515,11 @@ def test_a_new_key_takes_the_old_ones_place_once_all_that_are_seen_sign_with_it(
     assert world.paths.key.read_text().strip() == KEY  # the peers sign with the old one
     assert status(world)["waits_for"] == []  # and are heard
     world.keys = (SECOND, KEY)
+    world.says("node2", Page("", 404))
+    world.run()
+    assert world.status()["reachable"] == ["node1", "node3"]
+    assert world.paths.key.read_text().strip() == KEY  # node2 signs with it when it returns
+    world.votes("node2")
     world.run()
     assert world.paths.key.read_text() == f"{SECOND}\n"
     assert world.paths.next_keys.read_text() == ""
