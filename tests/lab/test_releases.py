@@ -36,7 +36,7 @@ AGENT = (CHECKOUT / "agent/loader.py").read_bytes()
 CLUSTER = ("--cluster", str(STATE))
 NAMES = ("node1", "node2", "node3")
 ONE_LOOK, LOOKS = (3, 2, 2, 0), (3, 4, 2, 0)
-"""Nodes, seconds from run to run, from look to look, and of a pause: none, a crash costs the less."""
+"""Nodes; seconds from run to run, from look to look, and of a pause: 0, a crash costs the less."""
 
 
 def labs(*shapes: tuple[int, int, int, int]) -> Callable[..., None]:
