@@ -128,6 +128,7 @@ BAD_AGENTS = {
         "class BadInput(",
         "if not sys.argv[1:]:\n    sys.exit(0)\n\n\n",
     ),
+    "says that its node is at fault": (IN_A_RUN, "    raise BadInput('boom')\n"),
     "works on two nodes only": (
         IN_A_RUN,
         "    if socket.gethostname() == 'node2':\n        raise OSError\n",
