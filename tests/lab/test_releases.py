@@ -288,9 +288,9 @@ def test_a_switchover_is_over_after_its_time_and_the_role_stays_then_where_there
     assert said.endswith("node2 is active and the load balancer serves it.\n")
     released.wait("over", lambda: time.time() - asked > 15, 20)
     passes(released, 3)
-    told = verb("status")
-    assert "Failback: never." in told
-    assert "Preferred" not in told
+    shown = verb("status")
+    assert "Failback: never." in shown
+    assert "Preferred" not in shown
     assert released.active() == {"node2"}
     said = verb("failback", "auto")
     released.settles_on("node1")
