@@ -390,7 +390,8 @@ def test_what_nobody_signed_is_refused_by_every_node_and_by_the_operators_verbs(
     }
     try:
         for what, (generation, why) in forged.items():
-            site.write_bytes(json.dumps(json.loads(genuine) | {"generation": generation}).encode())
+            other = json.loads(genuine) | {"generation": generation, "drained": ["node3"]}
+            site.write_bytes(json.dumps(other).encode())
             said = f"generation {generation}: {why}"
             released.wait(
                 f"refused: {what}",
@@ -430,7 +431,7 @@ def test_without_its_web_site_a_node_that_reboots_goes_on_by_the_release_that_it
 # ---- From the version before
 
 
-BEFORE_RELEASES = "1501c31c"
+BEFORE_RELEASES = "1501c31fa014"
 """The last commit whose nodes know of no releases."""
 
 
