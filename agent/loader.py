@@ -148,10 +148,8 @@ def read_clocks(last: Clocks | None = None) -> Clocks:
 
 
 def host_seconds() -> float | None:
-    """The host's clock, which goes on while it pauses this machine; None where there is none.
-
-    By its name alone: another PTP clock is a network card's. The number: clock_gettime(2).
-    """
+    """The host's clock, which goes on while it pauses this machine; None where there is none."""
+    # By its name alone: another PTP clock is a network card's. The number: clock_gettime(2).
     try:
         with Path(HOST_CLOCK).open("rb", buffering=0) as clock:
             return time.clock_gettime((~clock.fileno() << 3) | 3)
@@ -261,6 +259,7 @@ def write_atomic(
         raise
 
 
+# https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-marshaling
 SYSTEMD = "org.freedesktop.systemd1"
 ALIGNED = {"s": 4, "o": 4, "b": 4, "a": 4, "t": 8, "(": 8}
 """Where a value of a type may begin, in bytes; the other types begin anywhere."""
@@ -268,10 +267,7 @@ NUMBERS = {"y": "<B", "b": "<I", "t": "<Q"}
 
 
 def packed(data: bytes, kind: str, value: Any) -> bytes:
-    """`data`, and behind it a value of a D-Bus type; a variant and a struct are pairs themselves.
-
-    https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-marshaling
-    """
+    """`data`, and behind it a value of a D-Bus type; a variant and a struct are made of pairs."""
     data += bytes(-len(data) % ALIGNED.get(kind[0], 1))
     if kind in ("s", "o", "g"):
         text: bytes = value.encode() + b"\0"
@@ -306,10 +302,7 @@ def answer_of_systemd(stream: BinaryIO) -> bytes:
 def call_systemd(
     paths: Paths, member: str, *arguments: tuple[str, Any], interface: str = f"{SYSTEMD}.Manager"
 ) -> bytes:
-    """The answer to a D-Bus call to the manager, on root's own socket: no program is started.
-
-    Raises `OSError` when it fails, or nothing is said for 2 s.
-    """
+    """The answer of systemd's manager, asked on root's own socket. Raises `OSError`, after 2 s."""
     body = b""
     for argument in arguments:
         body = packed(body, *argument)
@@ -317,7 +310,7 @@ def call_systemd(
     fields = [*zip((1, 2, 3, 6), told, strict=True), (8, ("g", "".join(k for k, _ in arguments)))]
     head = b"l\1\0\1" + struct.pack("<II", len(body), 1)
     head = packed(head, "a(yv)", [(("y", code), ("v", field)) for code, field in fields])
-    user = str(os.geteuid()).encode().hex().encode()
+    user = str(os.geteuid()).encode().hex().encode()  # no program: it is called at each look
     try:
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(2)
@@ -408,10 +401,8 @@ def check(times: Timing) -> Timing:
 
 
 def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> Timing:
-    """The times of docs/protocol.md section 2, all derived from those that the operator sets.
-
-    Where a run is one look, each is as late as the one before: nothing is to be added for it.
-    """
+    """The times of docs/protocol.md section 2, all derived from those that the operator sets."""
+    # Where a run is one look, each is as late as the one before: nothing is to be added for it.
     gap_seconds = GAP_SECONDS if look_seconds < period_seconds else 0.0
     promise_seconds = look_seconds + gap_seconds + max(2.5, 0.35 * look_seconds) + pause_seconds
     lease_seconds = lease_of(promise_seconds, pause_seconds)
@@ -443,18 +434,19 @@ def brief_seconds(times: Timing) -> float:
 
 
 def worst_failover_seconds(times: Timing) -> float:
-    """From the crash of the active node to its successor, at worst, if all nodes look at one time.
-
-    The promises to the node that crashed run out D after its last stamp was read. Collecting the
-    votes takes a round of requests, and another if one is lost; if a run ends before, the first
-    look of the next one does it.
-    """
+    """From the crash of the active node to its successor, at worst, if all look at one time."""
+    # The promises to the node that crashed run out D after its last stamp was read. Collecting the
+    # votes takes a round of requests, and another if one is lost; if a run ends before, the first
+    # look of the next one does it.
     round_seconds = times.timeout_seconds + times.poll_seconds
     freed_seconds = times.promise_seconds + round_seconds
     into_the_look = freed_seconds % times.look_seconds
     if into_the_look + 2 * round_seconds > times.end_seconds:
         freed_seconds += times.look_seconds - into_the_look + times.gap_seconds
     return freed_seconds + 2 * round_seconds
+
+
+FIXED = ("period_seconds", "look_seconds", "pause_seconds")  # while nodes run
 
 
 class Settings(NamedTuple):
@@ -469,7 +461,7 @@ class Settings(NamedTuple):
 def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
     """The settings that those sections of the file say. Raises `BadInput`."""
     found = sections.get("loader", {})
-    names = ("period_seconds", "look_seconds", "pause_seconds", *Settings._fields[1:])
+    names = (*FIXED, *Settings._fields[1:])
     if unknown := [*sorted(set(found) - set(names)), *sorted(set(sections) - {"loader", ""})]:
         takes = f"{', '.join(names[:-1])} and {names[-1]}"
         raise BadInput(f"unknown {unknown[0]!r}: [loader] takes {takes}.")
@@ -489,9 +481,8 @@ def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
     heeded = found.get("scheduled_events", "true")
     if heeded not in ("true", "false"):
         raise BadInput(f"scheduled_events = {heeded}: use true or false.")
-    return Settings(
-        times, peer_address, found.get("bootstrap_url", "").rstrip("/"), heeded == "true"
-    )
+    url = found.get("bootstrap_url", "").rstrip("/")
+    return Settings(times, peer_address, url, heeded == "true")
 
 
 def read_settings(path: Path) -> Settings:
@@ -509,17 +500,13 @@ def read_settings(path: Path) -> Settings:
 
 
 def settings_here(paths: Paths, release: "Release | None") -> Settings:
-    """The settings as the release in effect has them, and as this node's unit allows.
-
-    An older one starts runs of one look, and kills longer ones. Raises `BadInput`.
-    """
+    """The settings by the release in effect, as this node's unit allows. Raises `BadInput`."""
     settings = read_settings(paths.conf)
     if release:
         told = release.settings
-        settings = settings._replace(
-            peer_address=told.peer_address, scheduled_events=told.scheduled_events
-        )
-    if "Type=oneshot" not in (read_mark(paths.unit) or ""):
+        asked, heeded = told.peer_address, told.scheduled_events
+        settings = settings._replace(peer_address=asked, scheduled_events=heeded)
+    if "Type=oneshot" not in (read_mark(paths.unit) or ""):  # of before looks: it would kill them
         return settings
     period_seconds, pause_seconds = settings.times.period_seconds, settings.times.pause_seconds
     return settings._replace(times=timing(period_seconds, period_seconds, pause_seconds))
@@ -621,7 +608,6 @@ RELEASE_BYTES, SIGNATURE_BYTES, AGENT_BYTES = 1 << 16, 1 << 14, 1 << 20
 MOST_MISSED = 100  # so many releases back are followed by a node that was away
 SIGNERS = re.compile(rf'(operator namespaces="{NAMESPACE}" [a-z0-9@.-]+ [\x20-\x7e]+\n)+')
 BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
-FIXED = ("period_seconds", "look_seconds", "pause_seconds")
 
 
 def typed(kind: Any, value: Any, name: str = "it", *, bounded: bool = True) -> Any:
@@ -843,10 +829,7 @@ Question = Callable[[requests.Session], Any]
 
 
 class Asker:
-    """Asks from threads, of each name one question at a time, so that nobody has to wait.
-
-    The thread of a name and its connection stay for the next question.
-    """
+    """Asks from threads, of each name one question at a time, on a connection that stays."""
 
     def __init__(self) -> None:
         self.busy: set[str] = set()  # names of which an answer is still to come
@@ -928,11 +911,7 @@ def ask_metadata(
 
 
 def ask_identity(session: requests.Session) -> Identity:
-    """Ask both metadata services for name and addresses. Raises `Unanswered`.
-
-    A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
-    public address unknown: it is shown, not used, so the name does not wait for it for long.
-    """
+    """Ask both metadata services for name and addresses. Raises `Unanswered`."""
     document = ask_metadata(session, INSTANCE, 2)
     try:
         compute = document["compute"]
@@ -943,6 +922,8 @@ def ask_identity(session: requests.Session) -> Identity:
         raise Unanswered("no name or no private address in it") from error
     if not NODE_NAME.fullmatch(found.name) or not ADDRESS.fullmatch(found.private_ip):
         raise Unanswered(f"a name or an address that is none: {found.name[:80]!r}")
+    # A 404 of the load balancer's means "in no pool yet", and any failure of it only leaves the
+    # public address unknown: it is shown, not used, so the name does not wait for it for long.
     try:
         document = ask_metadata(session, LOAD_BALANCER, 0.3)
         for pair in document["loadbalancer"]["publicIpAddresses"] if document else ():
@@ -992,11 +973,8 @@ class Event(NamedTuple):
 
 
 def ask_events(session: requests.Session) -> tuple[Event, ...]:
-    """The scheduled events that will interrupt a machine. Raises `Unanswered`.
-
-    The first answer may take two minutes: the request switches them on (docs/azure.md).
-    """
-    document = ask_metadata(session, EVENTS, 10)
+    """The scheduled events that will interrupt a machine. Raises `Unanswered`."""
+    document = ask_metadata(session, EVENTS, 10)  # the first of all may take two minutes
     try:
         return tuple(
             Event(
@@ -1059,7 +1037,8 @@ def ran(
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-            said = process.stdout.read(1 << 16)
+            os.set_blocking(process.stdout.fileno(), False)  # who is left may keep it open
+            said = process.stdout.read(1 << 16) or b""
     except subprocess.TimeoutExpired:
         raise Unanswered(f"no end in {seconds:g} s") from None
     except OSError as error:
@@ -1085,10 +1064,7 @@ def check_change(release: Release, held: Release | None, paths: Paths) -> None:
 
 
 def keep_new_keys(releases: list[Release], paths: Paths) -> None:
-    """Keep the keys of the cluster that releases bring, each encrypted under one before it.
-
-    One that was missed and is not for this node, others have refused. Raises as `Site` does.
-    """
+    """Keep the cluster's keys that releases bring, each under one before. Raises as `Site` does."""
     import base64  # noqa: PLC0415 - once a new key
 
     openssl = ["openssl", "enc", "-d", "-aes-256-cbc", "-pbkdf2", "-iter", "100000", "-salt"]
@@ -1099,7 +1075,7 @@ def keep_new_keys(releases: list[Release], paths: Paths) -> None:
         if new := [key for code, key in said if not code and HEX_KEY.fullmatch(key)]:
             keys[bytes.fromhex(new[0])] = releases[-1].generation
             write_keys(keys, paths)
-        elif release is releases[-1]:
+        elif release is releases[-1]:  # one that was missed and is for no key here, others refused
             raise BadInput("its new key of the cluster is not for the one that this node has.")
 
 
@@ -1122,15 +1098,12 @@ class Site(NamedTuple):
             raise BadInput(f"{name.rpartition('/')[2]}: {why}.")
         return answer.body
 
-    def verified(self, data: bytes, signers: str | None) -> Release:
-        """The release of that text, which one of `signers` has signed.
-
-        Without them, on a node that was made before there were any, one of its own: once.
-        """
+    def verified(self, data: bytes, signers: str) -> Release:
+        """The release of that text, which one of `signers` has signed."""
         paths, name = self.paths, f"releases/{generation_of(data)}/release.json.sig"
         signature, believed = paths.run / "release.json.sig", paths.run / "allowed_signers"
         write_atomic(signature, self.download(name, SIGNATURE_BYTES))
-        write_atomic(believed, parse_release(data).allowed_signers if signers is None else signers)
+        write_atomic(believed, signers)
         words = ["ssh-keygen", "-Y", "verify", "-f", str(believed), "-I", "operator"]
         code, _ = ran([*words, "-n", NAMESPACE, "-s", str(signature)], data)
         if code:
@@ -1141,15 +1114,13 @@ class Site(NamedTuple):
         return release
 
     def followed(self, data: bytes, kept: Kept) -> list[Release]:
-        """The release of that text, verified; before it those that were missed on the way to it.
-
-        Each says who signs the next. One that is not there was never published.
-        """
+        """The release of that text, verified; before it those that were missed on the way to it."""
         generation, signers = generation_of(data), read_mark(self.paths.signers)
-        if signers is None and kept.held:
-            signers = kept.held.allowed_signers
+        if signers is None:  # on a node that was made before there were any: its first release's
+            signers = (kept.held or parse_release(data)).allowed_signers
         found: list[Release] = []
         first = max(kept.generation + 1 if kept.held else generation, generation - MOST_MISSED)
+        # Each says who signs the next. One that is not there was never published.
         for number in range(first, generation):
             with contextlib.suppress(BadInput, Unanswered):
                 missed = self.download(f"releases/{number}/release.json", RELEASE_BYTES)
@@ -1159,10 +1130,7 @@ class Site(NamedTuple):
         return [*found, self.verified(data, signers)]
 
     def agent_of(self, release: Release) -> bytes:
-        """Its loader.py, from here or the web site, which can run here.
-
-        It must say that it passed its self-check: it may end with 0 before any.
-        """
+        """Its loader.py, from here or the web site, which can run here."""
         file, paths, words = release.loader, self.paths, [sys.executable, "-B"]
         for path in (paths.loader, *paths.releases.glob("*/loader.py")):
             if file_sha256(path) == file.sha256:
@@ -1180,7 +1148,7 @@ class Site(NamedTuple):
             raise BadInput(f"its loader.py fails its self-check: {silence}.") from silence
         finally:
             paths.newer.unlink(missing_ok=True)
-        if (ended, said) != (0, CHECK_PASSED):
+        if (ended, said) != (0, CHECK_PASSED):  # it may end with 0 before any check
             why = f"exit code {ended}, {said[:200]!r}"
             raise BadInput(f"its loader.py fails its self-check: {why}.")
         return code
@@ -1210,15 +1178,12 @@ class Site(NamedTuple):
         logging.warning("Release %d is held.", generation)
 
     def came_of(self, data: bytes) -> tuple[str, bool]:
-        """Keep the release of that text, or say why not; whether that is final. Raises `OSError`.
-
-        Where the web site did not tell all of it, it is asked again in the next run.
-        """
+        """Keep the release of that text, or say why not; if that is final. Raises `OSError`."""
         number = "?"
         try:
             number = str(generation_of(data))
             self.keep(data)
-        except (BadInput, Unanswered) as wrong:
+        except (BadInput, Unanswered) as wrong:  # what was not told is asked again in the next run
             return f"generation {number}: {str(wrong).rstrip('.')}", isinstance(wrong, BadInput)
         return "", True
 
@@ -1226,10 +1191,7 @@ class Site(NamedTuple):
 def take_release(
     session: requests.Session, url: str, held: int, paths: Paths, until_seconds: float
 ) -> bool:
-    """Ask for a newer release than `held` and keep it: in a thread, no decision waits for it.
-
-    Only if it is another one than at the last time, unless that was refused some minutes ago.
-    """
+    """Ask for a newer release than `held` and keep it: in a thread, no decision waits for it."""
     last, now = read_json(paths.asked) or {"refused": ""}, time.time()
     lately = not last["refused"] or 0 <= now - last["at"] < ASKED_AGAIN_SECONDS
     known = last.get("etag") if lately and last.get("held") == held else ""
@@ -1301,14 +1263,11 @@ def replace_loader(release: Release, paths: Paths) -> None:
 
 
 def end_trial(mark: str, good: str | None, paths: Paths) -> None:
-    """After a good run that began with that mark, the second in a row: the trial ends.
-
-    The empty mark of a rollback ends with the first. Raises `OSError`.
-    """
+    """After the second good run in a row that began with that mark: it ends. Raises `OSError`."""
     if read_mark(paths.trial) != mark:  # by now another one
         return
     paths.trial_failures.unlink(missing_ok=True)
-    if mark and good != mark:
+    if mark and good != mark:  # the empty one of a rollback ends with the first
         write_atomic(paths.good_run, mark)
     else:
         paths.trial.unlink()
@@ -1514,31 +1473,24 @@ def promised_seconds(paths: Paths) -> float:
 
 
 def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None:
-    """Note on the disk, before any vote, for how long one binds. Raises `OSError`.
-
-    A shorter time is noted only when no longer promise can be left.
-    """
+    """Note on the disk, before any vote, for how long one binds. Raises `OSError`."""
     known, promise = promised_seconds(paths), times.promise_seconds
+    # A shorter time is noted only when no longer promise can be left.
     bound = state.vote is not None and state.vote.until_seconds > now + promise
     if known < promise or (known > promise and not bound and not state.holding(now)):
         write_atomic(paths.promised, f"{promise:g}", sync=True)
 
 
 def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
-    """The state of a boot that has promised nothing since then, on its slow clock.
-
-    It holds its vote until what it may have `promised` (seconds) in the boot before is over.
-    """
-    hold_seconds = max(times.promise_seconds, promised)
+    """A boot's state that has promised nothing since then, on its slow clock: it holds its vote."""
+    hold_seconds = max(times.promise_seconds, promised)  # `promised`: by the boot before
     return State(epoch=epoch, hold_until_seconds=since_seconds + hold_seconds)
 
 
 def load_state(paths: Paths, times: Timing) -> State:
     """The state of this boot; a new one, which holds its vote, where there is none.
 
-    The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
-    without a reboot, and with it what it had promised. That of another boot or of another machine,
-    as on a restored disk or a clone, is none.
+    That of another boot or of another machine, as on a restored disk or a clone, is none.
     """
     found, identity = read_json(paths.state), known_identity(paths)
     here = f"{read_mark(paths.boot_id) or ''}{identity.vm_id if identity else ''}"
@@ -1548,6 +1500,8 @@ def load_state(paths: Paths, times: Timing) -> State:
         ours = known.startswith(here) and known.startswith(state.origin)
         if ours and set(found) <= set(State._fields):  # a later version may promise in other words
             return state._replace(clocks=read_clocks(state.clocks), origin=known)
+    # The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
+    # without a reboot, and with it what it had promised.
     clocks = read_clocks()
     since_seconds = clocks.slow_seconds
     with contextlib.suppress(TypeError, KeyError, ValueError):
@@ -1598,20 +1552,19 @@ class Reply(NamedTuple):
 def newer_records(
     members: Members, known: Mapping[str, Record], marker: Marker, now: float
 ) -> Mapping[str, Record]:
-    """A peer's records after this marker. Raises `BadInput` for one older than another seen.
-
-    Each boot's newest is kept for as long as one of its markers could count as fresh: no replay
-    of another boot makes this node forget it. A stamp was not there when the one before was last
-    read; and it is no older than that one was, if both clocks went on by as much in between.
-    """
+    """A peer's records after this marker. Raises `BadInput` for one older than another seen."""
     before, age_seconds = known.get(marker.epoch), float("inf")
     if before:
         if marker.stamp < before.stamp:
             raise BadInput("its marker is older than one already seen: replayed")
         if marker.stamp == before.stamp:
             return {**known, marker.epoch: before._replace(read_seconds=now)}
+        # A stamp was not there when the one before was last read; and it is no older than that one
+        # was, if both clocks went on by as much in between.
         drifted = now - before.changed_seconds - (marker.stamp - before.stamp) / 1000
         age_seconds = max(0.0, min(now - before.read_seconds, before.age_seconds + drifted))
+    # Each boot's newest is kept for as long as one of its markers could count as fresh: no replay
+    # of another boot makes this node forget it.
     horizon = now - members.times.fresh_seconds
     recent = sorted((r.changed_seconds, e) for e, r in known.items() if r.changed_seconds > horizon)
     kept = {epoch: known[epoch] for _, epoch in recent[-31:]}
@@ -1734,11 +1687,9 @@ def takes_effect(members: Members, markers: Mapping[str, Marker]) -> bool:
 
 
 def may_be_replaced(members: Members, state: State, markers: Mapping[str, Marker]) -> bool:
-    """Whether the agent of this node is the next one to be replaced.
-
-    Passive nodes are first, in reverse order of preference, and the active one is last; each waits
-    for those before it to be proven, and for a majority without it.
-    """
+    """Whether the agent of this node is the next one to be replaced."""
+    # Passive nodes are first, in reverse order of preference, and the active one is last; each
+    # waits for those before it to be proven, and for a majority without it.
     if not members.replacement:
         return False
     build = members.replacement[:12]
@@ -1754,11 +1705,9 @@ def ahead(members: Members, markers: Mapping[str, Marker]) -> list[str]:
 
 
 def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
-    """Who is to take over from a node that makes way: the first that has seen a majority lately.
-
-    One that is about to go says that it has seen none: nobody hands over to it. Nor to one that
-    is drained, or that would leave the role to others: for an older release, an agent on trial.
-    """
+    """Who is to take over from a node that makes way: the first that has seen a majority lately."""
+    # One that is about to go says that it has seen none: nobody hands over to it. Nor to one that
+    # is drained, or that would leave the role to others: for an older release, an agent on trial.
     newest = max([members.release, *(marker.release for marker in markers.values())])
     able = {
         name
@@ -1773,10 +1722,7 @@ def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
 def why_makes_way(
     members: Members, state: State, seen: Seen, markers: Mapping[str, Marker], now: float
 ) -> str:
-    """Why this node is to hand the role over, "" where it may keep it.
-
-    Behind with its release, only after a run that asked for it: others are often a run earlier.
-    """
+    """Why this node is to hand the role over, "" where it may keep it."""
     since, times = state.behind_since_seconds, members.times
     if seen.makes_way:
         return seen.makes_way
@@ -1784,19 +1730,18 @@ def why_makes_way(
         return "makes way: the operator drained it"
     if may_be_replaced(members, state, markers):
         return "makes way: its agent is to be replaced"
+    # Only after a run that asked for it: others are often a run earlier.
     long = since and now - since > times.period_seconds + 2 * times.look_seconds
     behind = state.active and long and ahead(members, markers)
     return "makes way: others hold a newer release" if behind else ""
 
 
 def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepped: bool) -> View:
-    """The view of this moment.
-
-    A marker counts as absent if it has not changed for too long, or does not answer a request of
-    this node's that is as new: so nothing that was recorded before speaks for a peer.
-    """
+    """The view of this moment."""
     now, slow = moment.now_seconds, moment.slow_seconds
     records = {name: state.records[name][m.epoch] for name, m in seen.markers.items()}
+    # A marker counts as absent if it has not changed for too long, or does not answer a request of
+    # this node's that is as new: so nothing that was recorded before speaks for a peer.
     oldest = now - members.times.fresh_seconds
     fresh = {
         name: marker
@@ -1844,11 +1789,7 @@ def is_unready(members: Members, state: State) -> bool:
 
 
 def rests(members: Members, state: State, view: View) -> str:
-    """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8).
-
-    Who failed lately stands again after some good looks, who is behind with its release once it
-    is not; and both where nobody else does.
-    """
+    """Why this node leaves the role to others, "" if it does not (docs/protocol.md section 8)."""
     times, left = members.times, looks_to_prefer(state.failures) - state.quorum_runs
     if state.active:
         return ""
@@ -2188,19 +2129,15 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
 
 
 def note_clocks(state: State, moment: Moment) -> tuple[State, bool]:
-    """The state with how far clocks are apart, and whether one jumped since the last poll.
-
-    A time daemon may move the wall clock slowly, by up to a tenth of the time that passed (chrony:
-    83,333 ppm). The host's clock jumps where the host has paused this machine.
-    """
+    """The state with how far clocks are apart, and whether one jumped since the last poll."""
     offset, now = moment.wall_seconds - moment.now_seconds, moment.now_seconds
     before, host_before = state.wall_offset_seconds, state.host_offset_seconds
-    allowed = max(1.0, 0.1 * (now - state.wall_read_seconds))
+    allowed = max(1.0, 0.1 * (now - state.wall_read_seconds))  # a time daemon may slew so much
     stepped = before is not None and abs(offset - before) > allowed
     if stepped:
         logging.warning("The wall clock was stepped by %.0f s", offset - (before or 0))
     host = moment.host_offset_seconds
-    if host is not None and host_before is not None:
+    if host is not None and host_before is not None:  # it went on while the host paused us
         paused_seconds = host - host_before
         if abs(paused_seconds) > PAUSE_NOTICED_SECONDS:
             logging.warning("This machine was paused for %.1f s", paused_seconds)
@@ -2284,11 +2221,7 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
 def _apply(
     members: Members, decision: Decision, tries: int
 ) -> Generator[Effect, Moment, tuple[State, OSError | None]]:
-    """Drop, save, serve, show: in this order, so that nothing is shown before it holds.
-
-    The state to go on with, and what could not be done: elected in vain for long enough, a node
-    frees its voters at once.
-    """
+    """Drop, save, serve, show: nothing is shown before it holds. The state, and what failed."""
     state = decision.state
     try:
         if decision.drop:
@@ -2306,6 +2239,7 @@ def _apply(
         if not state.active:
             moment = yield from _drop()  # what may be staged
             if decision.serve_until_seconds is not None and tries + 1 >= COMMIT_TRIES:
+                # Elected in vain for long enough, it frees its voters at once.
                 state = failed(give_up(state, moment.now_seconds), str(error))
                 state = state._replace(candidate=False)
         return state, error
@@ -2324,10 +2258,8 @@ def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> St
 
 
 def _rehearse(members: Members, state: State) -> Generator[Effect, Moment, None]:
-    """Do all that serving takes but the rename, for a moment within this second of the wall clock.
-
-    A node that failed is well only when it can; Apache would refuse the probe.
-    """
+    """Do all that serving takes but the rename: a node that failed is well only when it can."""
+    # For a moment within this second of the wall clock, so that Apache would refuse every probe.
     moment = yield Pause(0)
     left_seconds = 0.9 * (1 - moment.wall_seconds % 1)
     try:
@@ -2387,9 +2319,8 @@ def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps
 def settle(members: Members, state: State, start: Moment, seen: Seen) -> Steps:
     """One look, as the effects that it needs done; whoever does them sends back each `Moment`.
 
-    It is over by `seen.until_seconds`, or after one poll where that is past. What can't be done
-    is tried again at the next poll: the fence that is armed already ends the lease if it never
-    can. Only a probe that can't be removed ends the look.
+    It is over by `seen.until_seconds`, or after one poll where that is past. What can't be done is
+    tried again at the next poll (the armed fence ends the lease); but for a probe that stays.
     """
     last_stamps = {
         name: (epoch, record.stamp)
@@ -2620,11 +2551,7 @@ class Machine:
             raise trouble
 
     def serve(self, until_seconds: float, commit: bool) -> bool:
-        """Set the fence and Apache's limit, then commit the probe; whether it is there.
-
-        Reading the clock stays the last thing before the rename: a run that stood still until
-        after its fence fired must not stage and commit again.
-        """
+        """Set the fence and Apache's limit, then commit the probe; whether it is there."""
         # Systemd's clock first: a process that stands still before the second arms too early.
         deadline_seconds = time.monotonic() + until_seconds - (now := self.now()[0])
         if now >= until_seconds:
@@ -2643,6 +2570,8 @@ class Machine:
         write_atomic(self.paths.lease_until, limit)
         if not commit:
             return self.paths.probe.exists()
+        # The last thing before the rename: a run that stood still until after its fence fired must
+        # not stage and commit again.
         if self.now()[0] >= until_seconds:
             return False
         self.paths.staged.replace(self.paths.probe)
@@ -2652,14 +2581,12 @@ class Machine:
 # ------------------------------------------------ report: log, status.json, journal
 
 NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overridden or missing"
-TOLD_TIMES = ("period_seconds", "look_seconds", "pause_seconds", "fresh_seconds")
+TOLD_TIMES = (*FIXED, "fresh_seconds")
 
 
 def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
-    """Whether this Apache would refuse a probe whose lease is over. Raises `Unanswered`.
-
-    It takes the query for a lease's end (agent/apache.conf); looking for the file is no refusal.
-    """
+    """Whether this Apache would refuse a probe whose lease is over. Raises `Unanswered`."""
+    # It takes the query for a lease's end (agent/apache.conf); looking for the file is no refusal.
     over = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() - 5))
     url = f"http://{address}/probe.html?{over}"
     return fetch(session, url, timeout_seconds=times.timeout_seconds).status not in (200, 404)
@@ -2704,8 +2631,8 @@ def log_trace(machine: Machine, outcome: Outcome) -> None:
     reachable = reachable_nodes(members, outcome)
     reached = [addresses[name] for name in reachable]
     logging.info("All reachable nodes (including local node): %s", reached)
-    enough = "more than or equal to" if len(reachable) >= needed else "less than"
     count = len(reachable)
+    enough = "more than or equal to" if count >= needed else "less than"
     logging.info("Total reachable nodes %d is %s majority nodes %d", count, enough, needed)
     ordered = [(name, dict(machine.nodes[name])) for name in reachable]
     logging.info("Filtered reachable ordered nodes %s", ordered)
@@ -2744,6 +2671,7 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
     times, now = members.times, machine.moment()
     vote, slow = state.vote, now.slow_seconds
     left = vote.until_seconds - slow if vote else 0.0
+    bound = vote and left > 0 and {"candidate": vote.candidate, "seconds": round(left, 1)}
     lease = lease_end_seconds(members, state) - now.now_seconds
     hold = state.hold_until_seconds - slow
     shown = {name: marker.vote for name, marker in seen.markers.items()}
@@ -2766,9 +2694,7 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
             n: {"sees": n in seen.answered, "seen_by": n in shown, "votes_for": votes.get(n)}
             for n in members.peers
         },
-        "vote": {"candidate": vote.candidate, "seconds": round(left, 1)}
-        if vote and left > 0
-        else None,
+        "vote": bound or None,
         "lease_seconds": round(lease, 1) if state.active else None,
         "holding_seconds": round(hold, 1) if hold > 0 else None,
         "worst_case_failover_seconds": round(worst_failover_seconds(times), 1),
@@ -2862,12 +2788,9 @@ def prepare(
 
 
 def run_left_seconds(times: Timing, wall_seconds: float, age_seconds: float = 0.0) -> float:
-    """How long a run may last, now that it is so old.
-
-    One of several looks: until as long before the next tick as its last look then ends in time; if
-    there is no time left before that, before the one after it, but within systemd's limit. One of
-    one look: `end` in all.
-    """
+    """How long a run may last, now that it is so old: of one look, `end` in all."""
+    # One of several: until as long before the next tick as its last look then ends in time; if
+    # there is no time left before that, before the one after it, but within systemd's limit.
     if times.look_seconds == times.period_seconds:
         return times.end_seconds - age_seconds
     longest_seconds = times.period_seconds - times.look_seconds + times.end_seconds
@@ -3043,18 +2966,11 @@ def leave(paths: Paths, settings: Settings, kept: Kept) -> None:
         write_atomic(paths.state, json.dumps(told))
 
 
-def marker_files(paths: Paths) -> Iterable[Path]:
-    """Every marker: named after a node, or written by this agent for a node that has left."""
-    names: set[str] = set()
-    with contextlib.suppress(BadInput):
-        names = set(read_nodes(paths))
-    for path in paths.html.glob("*.html"):
-        if path.stem in names:
-            yield path
-            continue
-        with contextlib.suppress(OSError), os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
-            if MARKER_OPEN.encode() in file.read(8192):
-                yield path
+def is_marker(path: Path) -> bool:
+    """Whether this agent wrote that page: perhaps for a node that has left since."""
+    with contextlib.suppress(OSError), os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+        return MARKER_OPEN.encode() in file.read(8192)
+    return False
 
 
 def bootup(paths: Paths) -> None:
@@ -3068,8 +2984,12 @@ def bootup(paths: Paths) -> None:
         write_atomic(paths.booted, json.dumps(read_clocks()))
     for path in (paths.probe, paths.staged, paths.status):  # first: others' pages may be many
         remove(path)
-    for path in list(marker_files(paths)):
-        remove(path)
+    names: set[str] = set()
+    with contextlib.suppress(BadInput):
+        names = set(read_nodes(paths))
+    for path in [*paths.html.glob("*.html")]:
+        if path.stem in names or is_marker(path):
+            remove(path)
     logging.info("bootup: probe.html and all markers are removed")
     keep_compiled(paths)
 
@@ -3108,10 +3028,7 @@ def made_up(sender: Members, state: State, receiver: str, now: Moment) -> Reply:
 
 
 def self_check(paths: Paths) -> None:
-    """Read this node's files, and ask for votes once on markers that nobody wrote.
-
-    Raises `BadInput`.
-    """
+    """Read this node's files, and ask for votes on markers that nobody wrote. Raises `BadInput`."""
     times, release = read_settings(paths.conf).times, read_kept(paths).effective
     nodes = release.nodes if release else read_nodes(paths)
     members = Members(next(iter(nodes)), tuple(nodes), read_key(paths.key), times)
@@ -3161,10 +3078,8 @@ def perform(verb: str, paths: Paths) -> None:
             return leave(paths, settings, kept)
         # Counts from the tick, as systemd's time limit does: on a node that boots, Python and
         # its imports take long enough to be killed for otherwise.
-        age_seconds = process_age_seconds()
-        return run(
-            paths, settings, kept, run_left_seconds(settings.times, time.time(), age_seconds)
-        )
+        left_seconds = run_left_seconds(settings.times, time.time(), process_age_seconds())
+        return run(paths, settings, kept, left_seconds)
 
 
 def fail_closed(verb: str, paths: Paths, reason: str, code: int) -> int:

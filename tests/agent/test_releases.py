@@ -85,6 +85,15 @@ def test_its_agent_is_not_downloaded_where_it_is_here(world: World) -> None:
     assert not [path for path in asked if path.endswith("/loader.py")]
 
 
+def test_what_an_agents_check_leaves_behind_holds_nothing_up(world: World) -> None:
+    """A process of a session of its own, which is not killed and keeps the check's output open."""
+    line = "__import__('subprocess').Popen(['sleep', '25'], start_new_session=True)"
+    world.publish(world.release(changed(world, "class BadInput(", f"{line}\nclass BadInput(")))
+    began = time.monotonic()
+    assert (take(world)["refused"], held(world)) == ("", 1)
+    assert time.monotonic() - began < 20
+
+
 # ------------------------------------------------ refused
 
 
