@@ -2211,8 +2211,9 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     state = state._replace(behind_since_seconds=(since or view.now_seconds) if behind else 0.0)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        goes = seen.makes_way or bound_too_briefly(members, state, view)  # and is nobody's heir
-        good = 0 if goes else decision.state.quorum_runs + 1
+        goes = bool(seen.makes_way) or may_be_replaced(members, state, view.markers)
+        brief = bound_too_briefly(members, state, view)
+        good = 0 if goes or brief else decision.state.quorum_runs + 1  # 0: it is nobody's heir
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
