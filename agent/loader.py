@@ -2897,8 +2897,11 @@ def go_on(machine: Machine, outcome: Outcome) -> None:
 
 def take_part(
     background: Asker, paths: Paths, settings: Settings, kept: Kept, until: float, *, leaving: bool
-) -> None:
-    """The run itself, to be over at a moment of `time.monotonic()`. Raises `BadInput`."""
+) -> bool:
+    """The run itself, to be over at a moment of `time.monotonic()`; whether it saw a majority.
+
+    Raises `BadInput`.
+    """
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
@@ -2920,6 +2923,7 @@ def take_part(
             go_on(machine, outcome)
     except OSError as error:
         logging.error("What the next run is to go by: %s", error)
+    return len(outcome.seen.markers) + 1 >= machine.members.majority
 
 
 def run(
@@ -2939,7 +2943,7 @@ def run(
         paths.announced.unlink(missing_ok=True)
     background.take("release", brief_seconds(settings.times))
     try:
-        take_part(background, paths, settings, kept, until, leaving=leaving)
+        saw_majority = take_part(background, paths, settings, kept, until, leaving=leaving)
     except Exception:
         drop_probe(paths)  # before a release is waited for, whose agent may be the remedy
         background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
@@ -2949,7 +2953,7 @@ def run(
                 replace_loader(newest, paths)
         raise
     background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    if mark is not None:
+    if mark is not None and saw_majority:  # without one it may be the agent that can't ask
         with contextlib.suppress(OSError):
             end_trial(mark, good, paths)
 

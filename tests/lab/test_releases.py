@@ -380,6 +380,7 @@ def test_the_clusters_key_is_rotated_with_a_node_that_follows_when_it_returns(
 def test_what_nobody_signed_is_refused_by_every_node_and_by_the_operators_verbs(
     released: BootedLab,
 ) -> None:
+    verb("drain", "node3")
     began, site = time.time(), STATE / SITE / RELEASE
     genuine = site.read_bytes()
     number = json.loads(genuine)["generation"]
@@ -390,7 +391,7 @@ def test_what_nobody_signed_is_refused_by_every_node_and_by_the_operators_verbs(
     }
     try:
         for what, (generation, why) in forged.items():
-            other = json.loads(genuine) | {"generation": generation, "drained": ["node3"]}
+            other = json.loads(genuine) | {"generation": generation, "drained": ["node2"]}
             site.write_bytes(json.dumps(other).encode())
             said = f"generation {generation}: {why}"
             released.wait(
