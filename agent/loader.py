@@ -1339,6 +1339,7 @@ class Members(NamedTuple):
     keeps_active: bool = False  # whoever is active comes before the order
     goes_by: str = ""  # the release in effect, and what of it is not over by my clock
     failback_looks: int = READY_LOOKS  # good looks before the order moves the role
+    replacement: str = ""  # SHA-256 of the agent that is to replace mine, when it is my turn
 
     @property
     def majority(self) -> int:
@@ -1673,6 +1674,7 @@ def asked_of(members: Members, release: Release, wall_seconds: float) -> Members
     maintained = release.maintained(wall_seconds)
     preferred = prefer is not None and wall_seconds < prefer.until and not maintained
     seconds = told.failback if isinstance(told.failback, int) else 0
+    other = release.build != members.generation
     return members._replace(
         order=tuple(release.nodes),
         drained=frozenset(release.drained),
@@ -1680,6 +1682,7 @@ def asked_of(members: Members, release: Release, wall_seconds: float) -> Members
         keeps_active=maintained or told.failback == "never",
         failback_looks=max(READY_LOOKS, int(-(-seconds // members.times.look_seconds))),
         goes_by=f"{release.generation} {prefer if preferred else None} {maintained}",
+        replacement=release.loader.sha256 if other and not maintained else "",
     )
 
 
@@ -1695,13 +1698,14 @@ def takes_effect(members: Members, markers: Mapping[str, Marker]) -> bool:
     return bool(members.release) and enough and not waited_for(members, markers)
 
 
-def may_be_replaced(
-    members: Members, state: State, markers: Mapping[str, Marker], digest: str
-) -> bool:
-    """Whether the agent of this node is the next one to be replaced by that of this SHA-256."""
+def may_be_replaced(members: Members, state: State, markers: Mapping[str, Marker]) -> bool:
+    """Whether the agent of this node is the next one to be replaced."""
     # Passive nodes are first, in reverse order of preference, and the active one is last; each
     # waits for those before it to be proven, and for a majority without it.
-    done = {n for n, m in markers.items() if m.proven and m.generation == digest[:12]}
+    if not members.replacement:
+        return False
+    build = members.replacement[:12]
+    done = {n for n, m in markers.items() if m.proven and m.generation == build}
     after = members.order[members.order.index(members.me) :]
     before = {n for n, m in markers.items() if state.active or (n in after and not m.active)}
     return members.proven and len(markers) >= members.majority and before <= done
@@ -1736,6 +1740,8 @@ def why_makes_way(
         return seen.makes_way
     if members.me in members.drained:
         return "makes way: the operator drained it"
+    if may_be_replaced(members, state, markers):
+        return "makes way: its agent is to be replaced"
     # Only after a run that asked for it: others are often a run earlier.
     long = since and now - since > times.period_seconds + 2 * times.look_seconds
     behind = state.active and long and ahead(members, markers)
@@ -2222,9 +2228,10 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     state = state._replace(behind_since_seconds=(since or view.now_seconds) if behind else 0.0)
     decision = decide(members, state, view)
     if decision.has_quorum and not seen.had_quorum:
-        goes = seen.makes_way or bound_too_briefly(members, state, view)  # and is nobody's heir
-        behind = state.behind_since_seconds > 0 and not state.active  # nor is one that rests
-        good = 0 if goes or behind else decision.state.quorum_runs + 1
+        goes = bool(seen.makes_way) or may_be_replaced(members, state, view.markers)
+        brief = bound_too_briefly(members, state, view)
+        behind = state.behind_since_seconds > 0 and not state.active  # nor does one that rests
+        good = 0 if goes or brief or behind else decision.state.quorum_runs + 1  # 0: nobody's heir
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
@@ -2789,6 +2796,8 @@ def prepare(
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds
         members = asked_of(members, release, time.time() // period_seconds * period_seconds)
+    if members.replacement in failed_here(paths):
+        members = members._replace(replacement="")
     needed = members.majority
     logging.info("Require minimum %d majority nodes to vote who's the active node", needed)
     state = load_state(paths, settings.times)
@@ -2888,29 +2897,20 @@ class Announced:
             self._background.ask("approval", lambda link: approve(link, waiting, why, self._paths))
 
 
-def is_to_be_replaced(machine: Machine, outcome: Outcome) -> bool:
-    """Whether this node is the next to run the agent of the release in effect."""
-    release, members = machine.release, machine.members
-    if not release or release.build == members.generation or release.maintained(time.time()):
-        return False
-    if (digest := release.loader.sha256) in failed_here(machine.paths):
-        return False
-    return may_be_replaced(members, outcome.state, outcome.seen.markers, digest)
-
-
 def go_on(machine: Machine, outcome: Outcome) -> None:
     """At the end of a run: what the next one goes by, signs with, and is. Raises `OSError`."""
     members, markers, paths = machine.members, outcome.seen.markers, machine.paths
     going, keys = machine.release, read_keys(paths)
     shown, ours = {marker.cluster for marker in markers.values()}, common_fields(members)["cluster"]
     older = [*keys].index(members.key) if members.key in keys else 0
-    if older and len(markers) + 1 >= members.majority and shown == {ours}:
-        write_keys(dict([*keys.items()][older:]), paths)  # all sign with it, as this node did
+    if older and len(markers) == len(members.peers) and shown == {ours}:
+        write_keys(dict([*keys.items()][older:]), paths)  # all nodes sign with it, as this one did
     effective = going.generation if going else 0
     if takes_effect(members, markers) and members.release != effective:
-        write_atomic(paths.effective, f"{members.release}\n", sync=True)
-        logging.warning("Release %d has an effect from the next run on.", members.release)
-    elif going and not outcome.state.active and is_to_be_replaced(machine, outcome):
+        effective = members.release
+        write_atomic(paths.effective, f"{effective}\n", sync=True)
+        logging.warning("Release %d has an effect from the next run on.", effective)
+    elif going and not outcome.state.active and may_be_replaced(members, outcome.state, markers):
         replace_loader(going, paths)
     for folder in paths.releases.glob("*"):  # a peer that takes none may hold many up
         if folder.name.isdecimal() and effective != int(folder.name) < members.release:
@@ -2919,8 +2919,11 @@ def go_on(machine: Machine, outcome: Outcome) -> None:
 
 def take_part(
     background: Asker, paths: Paths, settings: Settings, kept: Kept, until: float, *, leaving: bool
-) -> None:
-    """The run itself, to be over at a moment of `time.monotonic()`. Raises `BadInput`."""
+) -> bool:
+    """The run itself, to be over at a moment of `time.monotonic()`; whether it saw a majority.
+
+    Raises `BadInput`.
+    """
     times = settings.times
     identity = who_am_i(background, paths, brief_seconds(times))
     announced = Announced(background, paths, identity.name)
@@ -2928,25 +2931,21 @@ def take_part(
     machine, state, start = prepare(identity, settings, kept, paths)
     background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
     keep_promised(paths, state, times, start.slow_seconds)
-    expires, last, replaced = None, None, False
+    expires, last = None, None
     until_seconds = start.now_seconds + until - time.monotonic()
-
-    def why() -> str:
-        return announced.why() or ("makes way: its agent is to be replaced" if replaced else "")
-
-    begins = machine.moment()
+    begins, why = machine.moment(), announced.why
     steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)
         announced.approve(machine.members, outcome, was_active=state.active)
-        replaced = is_to_be_replaced(machine, outcome)
     background.take("approval", brief_seconds(times))  # of a run of one look, which ends now
     try:
         if not leaving:
             go_on(machine, outcome)
     except OSError as error:
         logging.error("What the next run is to go by: %s", error)
+    return len(outcome.seen.markers) + 1 >= machine.members.majority
 
 
 def run(
@@ -2966,7 +2965,7 @@ def run(
         paths.announced.unlink(missing_ok=True)
     background.take("release", brief_seconds(settings.times))
     try:
-        take_part(background, paths, settings, kept, until, leaving=leaving)
+        saw_majority = take_part(background, paths, settings, kept, until, leaving=leaving)
     except Exception:
         drop_probe(paths)  # before a release is waited for, whose agent may be the remedy
         background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
@@ -2977,7 +2976,7 @@ def run(
                 replace_loader(newest, paths)
         raise
     background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    if mark is not None:
+    if mark is not None and saw_majority:  # without one it may be the agent that can't ask
         with contextlib.suppress(OSError):
             end_trial(mark, good, paths)
 

@@ -17,6 +17,7 @@ from deploy import Refusal
 from deploy.azure.cli import azure_verbs
 from deploy.azure.state import State, state_of_cluster
 from deploy.checkout import NODES_FILE
+from deploy.lab import NAME as LAB_NAME
 from deploy.lab import STATE as LAB_STATE
 from deploy.nodes_info import read_nodes_info, write_nodes_info
 from deploy.operate import View, late, look, looks, read_cluster
@@ -51,6 +52,9 @@ NOT_TAKEN = 1
 PERIODS, SLACK_SECONDS = 4, 20.0
 """A node asks once a run and is told of its peers at the next look; one whose agent knows of no
 releases runs the new one from the run after next."""
+
+SERVED_SECONDS = 12.0
+"""The load balancer's probe follows whoever took the role within two of its intervals."""
 
 UNREACHED_LOOKS = 3
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -224,8 +228,12 @@ def is_done(view: View, release: Release, asked: Asked) -> bool:
 
 
 def taken(order: Order, release: Release, asked: Asked) -> View:
-    """The cluster once every node that is reached goes by a release, or when time is up."""
+    """The cluster once every node that is reached goes by a release, or when time is up.
+
+    And once the load balancer has followed, or that took too long.
+    """
     began, named, console = time.monotonic(), set[str](), Console(stderr=True)
+    done_seconds = 0.0
     seconds = PERIODS * release.settings.period_seconds + SLACK_SECONDS
     waiting = f"waiting for the nodes, {seconds:.0f} s at most"
     with console.status(waiting) if console.is_terminal else nullcontext():
@@ -236,8 +244,12 @@ def taken(order: Order, release: Release, asked: Asked) -> View:
                     order.say(f"{time.monotonic() - began:6.1f} s  {node} goes by it")
                     named.add(node)
             nobody = number >= UNREACHED_LOOKS and not is_anybody_reached(view)
-            if nobody or is_refused(behind, release) or is_done(view, release, asked):
+            if nobody or is_refused(behind, release):
                 break
+            if is_done(view, release, asked):
+                done_seconds = done_seconds or time.monotonic()
+                if view.verdict == "served" or time.monotonic() - done_seconds > SERVED_SECONDS:
+                    break
     return view
 
 
@@ -347,15 +359,15 @@ def publish_to_folder(
 
 def publish_to_cluster(order: Order, nodes_info: Path | None, config: Path | None) -> None:
     """Publish to a cluster's web site, and wait for its nodes."""
-    state, key = State(order.folder), key_of(order.key, order.folder)
+    state = State(order.folder)
     with site_of(order.folder) as site:
+        key = key_of(order.key, order.folder)
         before = found_on(site, order.folder, key)
         nodes = nodes_info or (None if before else state.nodes_file)
         settings, cluster = Settings(), ""
         if before is None:
-            if (order.folder / SITE).is_dir():
-                raise Refusal(f"{order.folder}: `lab up` publishes the first release of a lab.")
-            settings, cluster = settings_of(config, {}), state.endpoints()["resource_group"]
+            settings, is_lab = settings_of(config, {}), (order.folder / SITE).is_dir()
+            cluster = LAB_NAME if is_lab else state.endpoints()["resource_group"]
             refuse_other_times(look(read_cluster(order.folder)), settings)
         wanted = next_release(before, nodes, settings, cluster=cluster, key=key)
         published = announced(order, site, before, wanted, key=key, code=agent())
@@ -454,14 +466,17 @@ def successor(release: Release, view: View) -> str:
 
 @click.group("maintenance")
 def maintenance() -> None:
-    """Keep the role where it is for a while: no failback, and no failover either."""
+    """Keep the role where it is for a while: nobody takes it from an active node that is well."""
 
 
 @maintenance.command("on")
 @time_option("30m")
 @release_options
 def maintenance_on(seconds: int, folder: Path, key: str, *, as_json: bool) -> None:
-    """Nobody takes over while it lasts, not even from an active node that fails."""
+    """No failback, no switchover and no new agent while it lasts.
+
+    An active node that is lost, drained, or announced by Azure, has a successor as ever.
+    """
     asked = Asked(lambda release: maintained(release, int(time.time()) + seconds))
     carry_out(Order(folder, key, as_json), asked)
 

@@ -626,7 +626,7 @@ def test_an_agent_that_failed_elsewhere_is_not_taken_because_metadata_comes_late
     assert world.paths.loader.read_text() == before
 
 
-def test_a_new_key_takes_the_old_ones_place_once_all_that_are_seen_sign_with_it(
+def test_a_new_key_takes_the_old_ones_place_once_all_nodes_sign_with_it(
     world: World, tmp_path: Path
 ) -> None:
     world.keys = (KEY, SECOND)
@@ -636,6 +636,11 @@ def test_a_new_key_takes_the_old_ones_place_once_all_that_are_seen_sign_with_it(
     assert world.paths.key.read_text().strip() == KEY  # the peers sign with the old one
     assert status(world)["waits_for"] == []  # and are heard
     world.keys = (SECOND, KEY)
+    world.says("node2", Page("", 404))
+    world.run()
+    assert world.status()["reachable"] == ["node1", "node3"]
+    assert world.paths.key.read_text().strip() == KEY  # node2 signs with it when it returns
+    world.votes("node2")
     world.run()
     assert world.paths.key.read_text() == f"{SECOND}\n"
     assert world.paths.next_keys.read_text() == ""

@@ -220,14 +220,20 @@ def test_an_agent_whose_every_run_ends_as_if_the_node_were_at_fault_is_undone_af
     assert takes_no_other(world)
 
 
-def test_an_agent_whose_runs_do_nothing_is_undone_by_the_timer_that_its_taker_started(
-    world: World,
+NO_REQUEST = "        with session.request("
+
+
+@pytest.mark.parametrize(
+    ("place", "line"), [(IN_THE_RUN, "    sys.exit(0)"), (NO_REQUEST, "        raise KeyError")]
+)
+def test_an_agent_whose_runs_decide_nothing_is_undone_by_the_timer_that_its_taker_started(
+    world: World, place: str, line: str
 ) -> None:
     before = world.paths.loader.read_text()
-    newer = changed(world, IN_THE_RUN, f"    sys.exit(0)\n{IN_THE_RUN}")
+    newer = changed(world, place, f"{line}\n{place}")
     takes(world, newer)
     assert ("RestartUnit", "rollback.timer") in [call[:2] for call in world.systemd.calls]
-    assert tick(world) == 0
+    assert [tick(world) for _ in range(3)] == [0] * 3
     assert world.paths.loader.read_text() == newer
     roll_back(world, 0, "a later run", timer="running")
     assert world.paths.loader.read_text() == before

@@ -6,6 +6,7 @@ them; what real ones do with a release is for the agent's own tests.
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -445,11 +446,31 @@ def test_another_number_of_nodes_is_refused_with_how_to_do_it(
     assert "Make a second cluster of 5 under another name" in str(done.exception)
 
 
-def test_a_lab_gets_its_first_release_from_lab_up(cluster: Cluster) -> None:
-    (cluster.state / SITE / RELEASE).unlink()
+def test_a_lab_from_before_releases_gets_its_first_one_with_the_times_that_it_runs_with(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """As `publish` tells; and `lab up` does the same with the times that it knows."""
+    published = cluster.state / SITE / RELEASE
+    shutil.rmtree(published.parent)
     (cluster.state / "release.json").unlink()
+
+    def says(name: str) -> Callable[[Asked], Page]:
+        times = {"period_seconds": 2, "look_seconds": 2, "pause_seconds": 5}
+        before, after = status_page(name, "passive", **times), cluster.says(name)
+
+        def page(asked: Asked) -> Page:
+            return after(asked) if published.exists() else before(asked)
+
+        return page
+
+    for name, site in cluster.sites.nodes.items():
+        site.pages["/status.json"] = says(name)
     done = cluster.run("publish")
-    assert "`lab up` publishes the first release of a lab" in str(done.exception)
+    assert "period_seconds = 20, but node1 runs with 2" in str(done.exception)
+    (tmp_path / "cluster.toml").write_text("period_seconds = 2\n")
+    done = cluster.run("publish")
+    assert done.exit_code == 0, done.output
+    assert (cluster.release().cluster, cluster.release().generation) == ("lab", 1)
 
 
 def test_a_key_in_the_settings_is_the_one_that_signs(cluster: Cluster, tmp_path: Path) -> None:

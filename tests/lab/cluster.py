@@ -1,6 +1,7 @@
 """The lab as a test sees it: its verbs, its nodes, and a sampler that watches all the time."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -9,9 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from http.client import HTTPConnection
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,21 @@ from agent.loader import Timing, timing, utc
 from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
 from deploy.lab import STATE, WEB_SITE, process
 from deploy.lab.state import lab_plan
+from deploy.publish import SITE, Folder, found_on, hold, publish
+from deploy.release import BUILD_DIGITS, Release, files_of, renewed
 from deploy.settings import Settings
+from deploy.signing import operators_key
 from tests.lab.sampler import LOAD_BALANCER, Sampler, longest_gap_seconds, moments_with_two
 
 CHECKOUT = Path(__file__).parents[2]
 VERB_SECONDS = 180
 
 
-def lab(*words: str, code: int = 0) -> str:
-    """Run a verb of `python -m deploy lab`, expect that exit code, and give what it said."""
+def verb(*words: str, code: int = 0, checkout: Path = CHECKOUT) -> str:
+    """Run a verb of `python -m deploy`, expect that exit code, and give what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "deploy", "lab", *words],
-        cwd=CHECKOUT,
+        [sys.executable, "-m", "deploy", *words],
+        cwd=checkout,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -38,8 +43,13 @@ def lab(*words: str, code: int = 0) -> str:
         timeout=VERB_SECONDS,
         check=False,
     )
-    assert done.returncode == code, f"lab {' '.join(words)}: {done.returncode}: {done.stdout}"
+    assert done.returncode == code, f"{' '.join(words)}: {done.returncode}: {done.stdout}"
     return done.stdout
+
+
+def lab(*words: str, code: int = 0) -> str:
+    """Run a verb of `python -m deploy lab`, expect that exit code, and give what it said."""
+    return verb("lab", *words, code=code)
 
 
 @contextmanager
@@ -222,6 +232,17 @@ class BootedLab:
         ends = [self.status(name).get("at", "") for name in names]
         return all(end > utc(moment) for end in ends)
 
+    def runs(self, build: str) -> set[str]:
+        """The nodes that say that they run this build of the agent."""
+        return {name for name in self.nodes if self.status(name).get("generation") == build}
+
+    def roles(self, since: float) -> list[str]:
+        """Who was active since that moment, one after the other, by the sampler's answers."""
+        answers = sorted(
+            (s.ended, s.target) for s in self.sampler.of_nodes(since) if s.status == 200
+        )
+        return [name for name, _ in groupby(name for _, name in answers)]
+
     def gap_seconds(self, since: float) -> float:
         """The longest time since that moment in which no node answered 200."""
         return longest_gap_seconds(self.sampler.of_nodes(since), since, time.time())
@@ -263,12 +284,25 @@ def fetch(address: str, path: str) -> str:
         connection.close()
 
 
-def publish_loader(content: bytes) -> None:
-    """Put another loader.py on the web site."""
-    loader = STATE / "site/bootstrap/loader.py"
-    staged = loader.with_name(".loader.py.test")
-    staged.write_bytes(content)
-    staged.replace(loader)
+def publish_changed(change: Callable[[Release], Release], code: bytes | None = None) -> int:
+    """Publish the newest release with a change, as the lab's operator; the number of the newest."""
+    key, site = operators_key("", STATE), Folder(STATE / SITE)
+    before = found_on(site, STATE, key)
+    assert before, "a lab that is up has a release"
+    wanted = change(renewed(before.release, time.time()))
+    published = publish(site, before, wanted, key=key, now=time.time(), code=code)
+    hold(STATE, published.after)
+    return published.after.release.generation
+
+
+def publish_loader(content: bytes) -> int:
+    """Publish a release with that loader.py; its number."""
+    return publish_changed(lambda release: replace(release, files=files_of(content)), content)
+
+
+def build_of(content: bytes) -> str:
+    """What a node calls that loader.py."""
+    return hashlib.sha256(content).hexdigest()[:BUILD_DIGITS]
 
 
 def web_site_serves() -> bool:

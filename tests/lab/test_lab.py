@@ -3,9 +3,7 @@
 The fixture asserts at the end of each that never two nodes answered 200.
 """
 
-import hashlib
 import re
-import shutil
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -13,7 +11,7 @@ from datetime import datetime, timezone
 import pytest
 
 from deploy.lab import process
-from tests.lab.cluster import CHECKOUT, BootedLab, lab, publish_loader, web_site_serves
+from tests.lab.cluster import BootedLab, lab, web_site_serves
 
 pytestmark = pytest.mark.lab
 
@@ -172,91 +170,6 @@ def test_a_node_whose_power_failed_while_active_is_passive_until_it_decides_anew
     first = cluster.first_200("node1", since=failed)
     assert first is not None
     assert first > first_active_run(cluster, "node1")
-
-
-@labs((3, 2, 2))
-def test_a_new_loader_runs_on_all_nodes_by_the_second_run_after(cluster: BootedLab) -> None:
-    content = (CHECKOUT / "agent/loader.py").read_bytes() + b"\n# another version\n"
-    generation = hashlib.sha256(content).hexdigest()[:12]
-    publish_loader(content)
-    cluster.wait(
-        f"running {generation}",
-        lambda: all(cluster.status(name).get("generation") == generation for name in cluster.nodes),
-        seconds=2 * cluster.period_seconds + cluster.times.end_seconds,
-    )
-    cluster.settles_on("node1")
-
-
-HANGS = "loops in the run"
-BAD_AGENTS = {
-    "ends with 0 at import": ("class BadInput(", "sys.exit(0)\n\n\n", False),
-    "raises in the run": ("    identity = who_am_i(", "    raise RuntimeError('boom')\n", True),
-    HANGS: ("    identity = who_am_i(", "    while True: pass\n", True),
-    "kills its own process group": ("    identity = who_am_i(", "    os.kill(0, 9)\n", True),
-}
-
-
-@pytest.mark.parametrize(
-    ("machine", "place", "line", "tried"),
-    [((3, 20, 2), *BAD_AGENTS[HANGS]), *(((3, 2, 2), *bad) for bad in BAD_AGENTS.values())],
-    indirect=["machine"],
-    ids=[f"{HANGS}, 20/2 s", *BAD_AGENTS],
-)
-def test_a_bad_loader_on_all_nodes_at_once_costs_a_run_and_is_undone(
-    cluster: BootedLab, place: str, line: str, *, tried: bool
-) -> None:
-    good = (CHECKOUT / "agent/loader.py").read_text()
-    generation = hashlib.sha256(good.encode()).hexdigest()[:12]
-
-    def all_run_the_good_one() -> bool:
-        return all(cluster.status(name).get("generation") == generation for name in cluster.nodes)
-
-    cluster.wait("well", all_run_the_good_one)
-    began = time.time()
-    publish_loader(good.replace(place, line + place).encode())
-    try:
-        mark = "failed" if tried else "log"
-        logs = [cluster.root(name) / "var/log/bootstrap/logfile.log" for name in cluster.nodes]
-        failed = [cluster.root(name) / "etc/bootstrap/loader.failed" for name in cluster.nodes]
-        said = "fails its self-check, not taken"
-        cluster.wait(
-            f"undone, by its {mark}",
-            lambda: (
-                all(path.exists() for path in failed)
-                if tried
-                else all(said in path.read_text() for path in logs)
-            ),
-            # The run that takes it, the next one until its time limit, and what is left of both.
-            seconds=3 * cluster.period_seconds + 15,
-        )
-        cluster.settles_on("node1")
-        gap = cluster.gap_seconds(since=began)
-        print(f"nobody active for {gap:.2f} s")
-        assert gap < (2 * cluster.period_seconds if tried else 1)
-        assert all_run_the_good_one()
-    finally:
-        publish_loader(good.encode())
-        for name in cluster.nodes:
-            cluster.shell(name, "rm", "-f", "/etc/bootstrap/loader.failed")
-
-
-@labs((3, 2, 2))
-def test_bad_input_of_a_node_refuses_no_agent_on_trial(cluster: BootedLab) -> None:
-    """At the third run the one before is back, in case it was not the node's fault."""
-    etc = cluster.root("node3") / "etc/bootstrap"
-    trial, previous = etc / "loader.trial", etc / "loader.previous.py"
-    shutil.copy(etc / "loader.py", previous)
-    (etc / "nodes_info.json").rename(etc / "aside")
-    trial.write_text("0" * 64 + " another-run\n")
-    try:
-        cluster.wait("counted", lambda: trial.read_text().count("again") in (1, 2))
-        cluster.wait("brought back", lambda: not trial.read_text() and not previous.exists())
-        assert not (etc / "loader.refused").exists()
-        cluster.settles_on("node1")
-    finally:
-        (etc / "aside").rename(etc / "nodes_info.json")
-    cluster.wait("well", lambda: not trial.exists())
-    cluster.shell("node3", "rm", "-f", "/etc/bootstrap/loader.failed")
 
 
 @labs((3, 2, 2))

@@ -352,6 +352,8 @@ class Simulation:
             period = members.times.period_seconds
             tick = node.wall_clock(self.now) // period * period
             members = agent.asked_of(members, node.effective, tick)
+        if members.replacement in node.failed_builds:
+            members = members._replace(replacement="")
         self.members[node.name] = members
         self._soon(process, self.random.uniform(0.1, 1.5), lambda: self._take(node))
         return members
@@ -360,31 +362,20 @@ class Simulation:
         if not node.held or node.newest.generation > node.held.generation:
             node.held = node.newest
 
-    def _wanted(self, node: Node, outcome: Any) -> str:
-        """The agent that the node is the next to run, "" where it is not."""
-        release, members = node.effective, self.members[node.name]
-        if not release or release.build == members.generation:
-            return ""
-        digest: str = release.loader.sha256
-        if release.maintained(node.wall_clock(self.now)) or digest in node.failed_builds:
-            return ""
-        markers = outcome.seen.markers
-        turn = self.agent.may_be_replaced(members, outcome.state, markers, digest)
-        return digest if turn else ""
-
     def _go_on(self, process: Process) -> None:
         """At the end of a run: what the next one goes by, and which agent it is."""
         node, outcome = process.node, process.outcome
         if node.newest is None or outcome is None or process.leaving:
             return
-        members, digest = self.members[node.name], self._wanted(node, outcome)
+        members = self.members[node.name]
         known = node.held and node.held.generation == members.release
         if known and self.agent.takes_effect(members, outcome.seen.markers):
             node.effective = node.held
         node.good_runs, node.failed_runs = node.good_runs + 1, 0
-        if digest and not outcome.state.active:
-            node.previous, node.build, node.good_runs = node.build, digest, 0
-            self.replaced.append((self.now, node.name, digest))
+        turn = self.agent.may_be_replaced(members, outcome.state, outcome.seen.markers)
+        if turn and not outcome.state.active:
+            node.previous, node.build, node.good_runs = node.build, members.replacement, 0
+            self.replaced.append((self.now, node.name, node.build))
 
     def _fails(self, process: Process) -> bool:
         """Whether the agent is of no use; after three runs the one before is back."""
@@ -683,8 +674,7 @@ class Simulation:
         leaving, process.untested = process.leaving, set(self.order)
 
         def makes_way() -> str:
-            replaced = process.outcome and self._wanted(node, process.outcome)
-            return self.announced.get(node.name, "its agent is to be replaced" if replaced else "")
+            return self.announced.get(node.name, "")
 
         process.steps = self.agent.looks(
             members, node.state, moment, until, leaving=leaving, makes_way=makes_way

@@ -320,6 +320,14 @@ def test_agents_are_replaced_one_at_a_time_and_the_active_one_last(seed: int) ->
     assert max(gaps(simulation)) < 1
 
 
+def test_with_one_look_a_run_the_active_node_makes_way_for_its_new_agent_as_well() -> None:
+    simulation = started(conditions=Conditions(slow_share=0, lost_share=0))
+    publish(simulation, release(2, build=NEW))
+    simulation.run_for(1200)
+    assert [name for _, name, _ in simulation.replaced] == ["node3", "node2", "node1"]
+    assert roles(simulation) == ["node1", "node2", "node1"]
+
+
 def test_of_five_the_last_in_the_order_is_the_first_and_one_that_is_gone_waits_for_nobody() -> None:
     conditions = Conditions(nodes=5, look_seconds=2, slow_share=0, lost_share=0)
     simulation = started(conditions=conditions)
