@@ -13,9 +13,8 @@ after a pause, the real clock has stood still as the others have. This one is ri
 """
 
 import mmap
-import struct
-import threading
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,14 @@ from deploy.lab import machine, node
 from deploy.lab.state import require_lab
 from tests.lab.cluster import BootedLab
 
-TICK_SECONDS = 0.005  # the agent takes a quarter of a second for a pause
+TICKS = """
+import mmap, select, struct, sys, time
+
+with open(sys.argv[1], "r+b") as file, mmap.mmap(file.fileno(), 0) as page:
+    while not select.select([sys.stdin], [], [], 0.005)[0]:
+        struct.pack_into("d", page, 0, time.time())
+"""
+"""Ends with whoever started it. Eight bytes that are aligned are there at once."""
 
 PLUGGED_IN = """
 set -e
@@ -85,18 +91,11 @@ def host_clock(cluster: BootedLab, name: str) -> Iterator[None]:
 @contextmanager
 def ticking(path: Path) -> Iterator[Path]:
     """A file of one page that begins with this computer's wall clock: seconds, as a C double."""
-    stopping = threading.Event()
     path.write_bytes(bytes(mmap.PAGESIZE))
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as page:
-
-        def tick() -> None:
-            while not stopping.wait(TICK_SECONDS):
-                struct.pack_into("d", page, 0, time.time())  # eight bytes, aligned: at once
-
-        thread = threading.Thread(target=tick, daemon=True)
-        thread.start()
+    # Before all others: what it is late by, the agent takes for a pause.
+    command = ["chrt", "--fifo", "1", sys.executable, "-c", TICKS, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as ticks:
         try:
             yield path
         finally:
-            stopping.set()
-            thread.join()
+            ticks.terminate()
