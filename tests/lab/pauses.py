@@ -57,7 +57,8 @@ def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -
     """
     options = [] if step == NEVER else ["--step-clock-after", step]
     cluster.settles_on("node1")
-    behind_seconds = time.time() - float(cluster.shell("node1", "date", "+%s.%N"))
+    its_time = float(cluster.shell("node1", "date", "+%s.%N"))  # near the end of what takes seconds
+    behind_seconds = time.time() - its_time
     cluster.wait_until((into_seconds + behind_seconds) % cluster.period_seconds)
     cluster.settles_on("node1")  # which it may have lost meanwhile
     with asked_closely(cluster) as sampler:
