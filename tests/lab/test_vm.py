@@ -173,7 +173,7 @@ def test_a_clock_that_is_stepped_after_a_pause_drops_the_probe_at_once(cluster: 
 def test_a_machine_that_reads_its_hosts_clock_knows_how_long_it_was_paused_and_ends_its_role(
     watched: BootedLab,
 ) -> None:
-    """It answers beside its successor until it knows: no longer than a look, and R for markers."""
+    """It answers beside its successor until it knows: for a look and 0.3 s at most."""
     with host_clock(watched, "node1"):
         seen = paused(watched, 4, 15, NEVER)
         said = lab("logs", "node1")
