@@ -111,8 +111,8 @@ def no_lab(machine: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def cluster(machine: BootedLab) -> Iterator[BootedLab]:
-    """The lab with all its nodes up and the first one active; never two were, in the whole test."""
+def watched(machine: BootedLab) -> Iterator[BootedLab]:
+    """The lab with all its nodes up and the first one active."""
     machine.watch()
     try:
         machine.restore()
@@ -120,7 +120,14 @@ def cluster(machine: BootedLab) -> Iterator[BootedLab]:
         yield machine
     finally:
         machine.stop_watching()
-    machine.assert_never_two()
+
+
+@pytest.fixture
+def cluster(watched: BootedLab) -> Iterator[BootedLab]:
+    """The lab as above, and never two were active in the whole test."""
+    yield watched
+    watched.stop_watching()
+    watched.assert_never_two()
 
 
 @pytest.fixture(scope="session")

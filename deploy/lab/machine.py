@@ -250,10 +250,10 @@ def go_on(box: Container) -> None:
 
 
 @contextmanager
-def monitor(box: Container) -> Iterator[Callable[[str], None]]:
+def monitor(box: Container) -> Iterator[Callable[..., None]]:
     """Commands to QEMU: https://www.qemu.org/docs/master/interop/qmp-spec.html.
 
-    Raises `Refusal` where it does not answer, or refuses one.
+    A command's arguments go by their names. Raises `Refusal` where it does not answer, or refuses.
     """
     try:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -261,8 +261,9 @@ def monitor(box: Container) -> Iterator[Callable[[str], None]]:
             connection.connect(str(_monitor(box)))
             with connection.makefile("rw", encoding="utf-8") as lines:
 
-                def tell(command: str) -> None:
-                    lines.write(json.dumps({"execute": command}) + "\n")
+                def tell(command: str, **arguments: object) -> None:
+                    asked = {"execute": command, "arguments": arguments}
+                    lines.write(json.dumps(asked) + "\n")
                     lines.flush()
                     while "return" not in (said := json.loads(lines.readline() or "{}")):
                         if "event" not in said and "QMP" not in said:

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.lab.cluster import BootedLab, lab
+from tests.lab.host_clock import host_clock
 from tests.lab.sampler import Sampler, answers_beside, longest_gap_seconds
 
 NEVER = "never"
@@ -56,7 +57,8 @@ def paused(cluster: BootedLab, into_seconds: float, seconds: float, step: str) -
     """
     options = [] if step == NEVER else ["--step-clock-after", step]
     cluster.settles_on("node1")
-    behind_seconds = time.time() - float(cluster.shell("node1", "date", "+%s.%N"))
+    its_time = float(cluster.shell("node1", "date", "+%s.%N"))  # near the end of what takes seconds
+    behind_seconds = time.time() - its_time
     cluster.wait_until((into_seconds + behind_seconds) % cluster.period_seconds)
     cluster.settles_on("node1")  # which it may have lost meanwhile
     with asked_closely(cluster) as sampler:
@@ -111,6 +113,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, nargs="+", default=[3, 5, 8, 15, 30])
     parser.add_argument("--phases", type=int, default=10)
     parser.add_argument("--step-clock-after", nargs="+", default=["0", "1", NEVER])
+    parser.add_argument("--host-clock", action="store_true", help="node1 reads a stand-in of it")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
@@ -126,7 +129,10 @@ def main() -> int:
     try:
         cluster.up()
         cluster.watch()
-        ever = measure(cluster, asked, table)
+        with ExitStack() as until_the_end:
+            if asked.host_clock:
+                until_the_end.enter_context(host_clock(cluster, "node1"))
+            ever = measure(cluster, asked, table)
         cluster.stop_watching()
     finally:
         lab("down")

@@ -3,6 +3,7 @@ can show: its clocks stand still while it is paused.
 """
 
 import lzma
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from deploy.lab import kernel, machine, state
 from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import BootedLab, lab
+from tests.lab.host_clock import host_clock
 from tests.lab.pauses import NEVER, paused
 from tests.lab.test_lab_verbs import CURL, lab_of, traces
 
@@ -164,6 +166,21 @@ def test_a_clock_that_is_stepped_after_a_pause_drops_the_probe_at_once(cluster: 
     seen = paused(cluster, 4.2, 3, "0")
     assert seen.answered_on < 0.2
     assert seen.beside == 0
+
+
+@pytest.mark.lab
+@beside_two_containers
+def test_a_machine_that_reads_its_hosts_clock_knows_how_long_it_was_paused_and_ends_its_role(
+    watched: BootedLab,
+) -> None:
+    """It answers beside its successor until it knows: for a look and 0.3 s at most."""
+    with host_clock(watched, "node1"):
+        seen = paused(watched, 4, 15, NEVER)
+        said = lab("logs", "node1")
+    noticed = [float(seconds) for seconds in re.findall(r"was paused for (\S+) s", said)]
+    assert noticed == [pytest.approx(15, abs=0.3)]
+    assert seen.others > 0
+    assert seen.beside < watched.look_seconds + 0.3
 
 
 @pytest.mark.lab
