@@ -24,7 +24,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     """The plan as two tables and a line."""
     nodes = Table("node", "zone", "private address", "size", title=f"Plan of {plan.name}")
     for node in plan.nodes:
-        nodes.add_row(node.name, str(node.zone), node.private_ip, node.size)
+        nodes.add_row(node.name, str(node.zone), node.private_ip or "as Azure gives", node.size)
     console.print(nodes)
     rules = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
     for rule in plan.firewall:
@@ -35,8 +35,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     times = times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
     longest_seconds = worst_failover_seconds(times)
     console.print(
-        f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
-        f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
+        f"Region {plan.region}; network {plan.network or plan.subnet}; image {plan.image};"
+        f" {'internal ' * (plan.frontend == 'internal')}load balancer for"
+        f" {', '.join(map(str, plan.ports))}, idle {plan.idle_minutes} min at most, probe"
+        f" {plan.probe.path} at port {plan.probe.port} every"
         f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
         f" other's {plan.peer_address} address every {plan.look_seconds} s, in runs of the agent"
         f" that begin every {plan.period_seconds} s."
@@ -74,7 +76,13 @@ def picture(view: View) -> RenderableType:
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
         sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
-    return Group(table, reasons, "", sentence, *_pauses(view), *_releases(view))
+    return Group(table, reasons, "", sentence, *_setups(view), *_pauses(view), *_releases(view))
+
+
+def _setups(view: View) -> list[Text]:
+    """Which nodes have no application yet, and why."""
+    late = [(node.node, node.setup) for node in view.nodes if node.setup]
+    return [Text(f"{name}: setup: {why}", "bold yellow") for name, why in late]
 
 
 def _releases(view: View) -> list[Text]:
