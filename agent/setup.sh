@@ -13,7 +13,7 @@ is_whole() {
 }
 
 fetch() {
-    timeout 300 python3 - @URL@"/setup/$1/$2" "setup/.$2" <<'END'
+    timeout 300 python3 - @URL@"/setup/$1/$2" "setup/.$2" <<'END' || return 1
 import http.client, sys, urllib.request
 url, path = sys.argv[1:]
 try:
@@ -35,10 +35,18 @@ once() {
     cd setup && "./$first"
 }
 
+keep_last() {
+    last=
+    while IFS= read -r line || [ -n "$line" ]; do
+        printf '%s\n' "$line"
+        last=$line
+    done
+    printf '%s\n' "$last" > setup.failed
+}
+
 pause=5
 until [ -e setup.done ]; do
-    # sed passes every line on as it comes, and keeps the last one.
-    { (once) 2>&1 && sync -f . && : > setup.done; } | sed -u '$w setup.failed'
+    { (once) 2>&1 && sync -f . && : > setup.done; } | keep_last
     [ -e setup.done ] && break
     echo "$first has not succeeded: again in $pause s"
     sleep "$pause"
