@@ -239,4 +239,5 @@ def test_only_the_timers_and_what_runs_at_boot_are_enabled() -> None:
         "install.service",
         "loader.timer",
         "rollback.timer",
+        "setup.service",  # where there is an application to set up
     ]
