@@ -79,12 +79,14 @@ def make_fabric(plan: Plan) -> None:
         f"route add {PUBLIC_NETWORK} via {FABRIC_ADDRESS} dev {HOST_LINK}",
     )
     services = [f"address add {ip}/32 dev lo" for ip in (METADATA, PROBE_SOURCE)]
+    is_internal = plan.frontend == "internal"
+    internal = [f"address add {plan.balancer_ip}/32 dev {BRIDGE}"] if is_internal else []
     shown = [f"address add {ip}/24 dev host" for ip in (FABRIC_ADDRESS, WEB_SITE, LOAD_BALANCER)]
     _ip(
         "link set lo up",
         f"link add {BRIDGE} type bridge",
         f"address add {gateway(plan)}/{prefix_length(plan)} dev {BRIDGE}",
-        f"address add {plan.balancer_ip}/32 dev {BRIDGE}",  # of a load balancer that is internal
+        *internal,
         f"link set {BRIDGE} up",
         "link set host up",
         *services,

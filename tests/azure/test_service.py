@@ -13,7 +13,7 @@ pytest.importorskip("jsonschema", reason="needs the packages of the extra `test`
 
 from deploy.application import web_names
 from tests.azure.fake_azure.azure import SUBSCRIPTION
-from tests.azure.fake_azure.model import Body
+from tests.azure.fake_azure.model import Body, Fault
 from tests.azure.fake_azure.operator import NAME, Operator
 from tests.azure.operators import made, mutations, snapshot
 
@@ -371,6 +371,19 @@ def test_files_that_custom_data_has_no_room_for_come_from_the_web_site_known_by_
     assert "upload    setup files" in operator.run("plan").output
     made(operator)
     assert [*served][1] in web_files(operator)
+
+
+def test_no_machine_is_made_before_its_files_are_there(operator: Operator) -> None:
+    setup = {"setup.sh": SCRIPT, "app.bin": bytes(range(256)) * 400}
+    operator.settings(setup=[files_of(operator, name, data) for name, data in setup.items()])
+    uploads = Fault(lambda r: "/setup/" in r.path, "refused", times=99, status=400, code="Never")
+    operator.azure.faults.append(uploads)
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert "deploy: setup files: Never" in outcome.output
+    assert not any("virtualMachines" in r.path for r in mutations(operator.azure))
+    operator.azure.faults.clear()
+    made(operator)
 
 
 @pytest.mark.parametrize(
