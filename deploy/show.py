@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 
 import click
 from rich import box
@@ -34,6 +35,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(rules)
     times = times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
     longest_seconds = worst_failover_seconds(times)
+    setup = f" Each node runs {Path(plan.setup[0]).name} once." if plan.setup else ""
     console.print(
         f"Region {plan.region}; network {plan.network or plan.subnet}; image {plan.image};"
         f" {'internal ' * (plan.frontend == 'internal')}load balancer for"
@@ -44,7 +46,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         f" that begin every {plan.period_seconds} s."
         f" Pauses of a machine are absorbed up to {plan.pause_seconds} s."
         f" They {'heed' if plan.scheduled_events else 'do not heed'} Azure's scheduled events."
-        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
+        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval."
+        f"{setup}",
         highlight=False,
     )
 

@@ -240,6 +240,15 @@ def test_a_load_balancer_is_asked_where_a_nodes_own_server_is_behind_it_or_else_
     assert url_of("192.0.2.1", plan.ports, plan.probe.port) == url
 
 
+def test_the_plan_says_what_is_forwarded_where_and_what_each_node_runs() -> None:
+    said = plan_in_words("--ports", "443", "--ports", "udp/5060", "--frontend", "internal")
+    assert "internal load balancer for 443, udp/5060, idle 4 min at most, probe" in said
+    assert "Each node runs" not in said
+    said = plan_in_words("--cluster-port", "8080", "--setup", "a/setup.sh", "--setup", "app.tar")
+    assert "load balancer for 80, idle 4 min at most, probe /probe.html at port 8080" in said
+    assert "Each node runs setup.sh once." in said
+
+
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="No such file or directory"):
         settings_of(tmp_path / "none.toml", {})
