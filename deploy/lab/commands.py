@@ -408,14 +408,20 @@ def boot_nodes(lab: Lab, lower: Path, allowed_signers: str) -> None:
             allowed_signers=allowed_signers,
             setup=lab.setup,
         )
-        for name, content in web_names(lab.setup).items() if is_beside(document, lab.setup) else ():
-            Folder(cloud.SITE).write(name, content)
+        if is_beside(document, lab.setup):
+            serve_setup(lab)
         if each.name in lab.machines:
             node.install_machine(each, lab.plan, document)
         else:
             node.install(each, lower, document)
         node.power_on(each)
     wait_for_boot(lab.plan.nodes)
+
+
+def serve_setup(lab: Lab) -> None:
+    """Have the web site serve the application's files."""
+    for name, content in web_names(lab.setup).items():
+        Folder(cloud.SITE).write(name, content)
 
 
 def wait_for_boot(nodes: Iterable[Node]) -> None:
