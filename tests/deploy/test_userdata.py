@@ -106,7 +106,7 @@ def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
 
 def test_a_node_without_an_application_of_its_own_gets_nothing_of_setup() -> None:
     assert [path for path in files(document()) if "setup" in path] == []
-    assert "setup.service" not in document()
+    assert "setup" not in str(yaml.safe_load(document())["runcmd"])
 
 
 def test_the_application_is_set_up_once_the_agent_is_installed_and_at_later_boots_until_then() -> (
