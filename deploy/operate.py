@@ -25,10 +25,13 @@ from urllib.parse import urlsplit
 from deploy import Refusal
 from deploy.files import read_object
 from deploy.nodes_info import read_nodes
-from deploy.plan import HTTP_PORT, Node
+from deploy.plan import Node
+from deploy.ports import HTTP_PORT
 from deploy.settings import Settings, times_of
 
 TIMEOUT_SECONDS = 2.0
+ASKED = ("http", "tcp", "udp")
+"""How a load balancer is asked: for whom it serves, for a connection, not at all."""
 LIMIT_BYTES = 65_536  # the status of a node with a hundred peers is about 10 KB
 ONE_LOOK = times_of(Settings.period_seconds, Settings.period_seconds, 0)
 """For what an agent from before there were looks does not say: of one look a run."""
@@ -39,11 +42,17 @@ ONE_LOOK = times_of(Settings.period_seconds, Settings.period_seconds, 0)
 
 @dataclass(frozen=True)
 class Watched:
-    """The nodes, and the URLs of the load balancer and (where it has one) of its statistics."""
+    """The nodes, and the URLs of the load balancer and (where it has one) of its statistics.
+
+    The load balancer's is one of http: where a node's own web server answers behind it, of tcp:
+    where an application does, or of udp: where nothing can be asked (`ports.url_of`).
+    """
 
     nodes: tuple[Node, ...]
     load_balancer: str
     load_balancer_stats: str | None
+    cluster_port: int
+    is_internal: bool
 
 
 def read_cluster(state: Path) -> Watched:
@@ -58,18 +67,25 @@ def read_cluster(state: Path) -> Watched:
     endpoints = read_object(state / "endpoints.json")
     nodes = read_nodes(state / "nodes_info.json")
     balancer, stats = endpoints.get("load_balancer"), endpoints.get("load_balancer_stats")
-    if not _is_url(balancer) or not (stats is None or _is_url(stats)):
+    if not _is_url(balancer, *ASKED) or not (stats is None or _is_url(stats, "http")):
         raise Refusal(
             f"{state / 'endpoints.json'}: load_balancer (and load_balancer_stats, if any) must be"
-            " a URL that begins with http://."
+            " a URL that begins with http://, or with tcp:// or udp:// and has a port."
         )
-    return Watched(nodes, str(balancer), stats)
+    port = str(endpoints.get("cluster_port", HTTP_PORT))
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise Refusal(
+            f"{state / 'endpoints.json'}: cluster_port {port!r} must be a port, from 1 to 65535."
+        )
+    internal = endpoints.get("frontend") == "internal"
+    return Watched(nodes, str(balancer), stats, int(port), internal)
 
 
-def _is_url(value: object) -> bool:
+def _is_url(value: object, *schemes: str) -> bool:
     try:
         parts = urlsplit(str(value))
-        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+        named = bool(parts.port) if parts.scheme != "http" else parts.port != 0
+        return parts.scheme in schemes and bool(parts.hostname) and named
     except ValueError:
         return False
 
@@ -121,6 +137,29 @@ def get(url: str) -> Fetched:
     if len(answer.body) > LIMIT_BYTES:
         return Fetched(problem=f"an answer of more than {LIMIT_BYTES // 1024} KB")
     return answer
+
+
+def connect(url: str) -> Fetched:
+    """Whether somebody takes a connection; without a problem: somebody does."""
+    parts = urlsplit(url)
+    try:
+        where = (parts.hostname or "", parts.port or 0)
+        socket.create_connection(where, timeout=TIMEOUT_SECONDS).close()
+    except ConnectionRefusedError:
+        return Fetched(problem="refuses connections")
+    except TimeoutError:
+        return Fetched(problem=f"no answer within {TIMEOUT_SECONDS:.0f} s")
+    except (OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        return Fetched(problem=f"no connection ({printable(words)})")
+    return Fetched()
+
+
+def ask_balancer(url: str) -> Fetched:
+    """Whom the load balancer serves, as far as that can be asked."""
+    if url.startswith("http:"):
+        return get(f"{url.rstrip('/')}/status.json")
+    return connect(url) if url.startswith("tcp:") else Fetched()
 
 
 @contextlib.contextmanager
@@ -197,6 +236,7 @@ class NodeView:
     holding_seconds: float | None = None
     worst_case_failover_seconds: float | None = None
     health_check: str | None = None  # what the load balancer's checks say: "up", "down (404)"
+    setup: str | None = None  # why the application is not set up yet
     release: Holding | None = None  # None of an agent that knows of no releases
     drained: bool | None = None
     prefer: str | None = None
@@ -284,6 +324,7 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
         version=_word(said.get("version")),
         generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
+        setup=_word(said.get("setup")),
         release=_holding(said.get("release")),
         drained=said["drained"] if isinstance(said.get("drained"), bool) else None,
         prefer=_word(said.get("prefer")),
@@ -388,6 +429,8 @@ def cluster_view(cluster: Watched, nodes: tuple[NodeView, ...], balancer: Fetche
         nodes=nodes,
     )
     verdict, sentence = _verdict(view, balancer)
+    if verdict == "unserved" and cluster.is_internal and balancer.problem:
+        sentence += " An internal one answers in its network alone: ask from there."
     return replace(view, verdict=verdict, sentence=sentence)
 
 
@@ -398,10 +441,25 @@ def _verdict(view: View, balancer: Fetched) -> tuple[str, str]:
         return "disagreement", f"{count} NODES ANSWER 200: {', '.join(answering)}."
     if view.active is None:
         return "nobody", f"Nobody is active: {_why_nobody(view)}."
+    if not view.load_balancer.startswith("http:"):
+        return _verdict_of_port(view, balancer)
     if view.served == view.active:
         return "served", f"{view.active} is active and the load balancer serves it."
     instead = f"serves {view.served}" if view.served else f"serves nobody ({balancer.words})"
     return "unserved", f"{view.active} is active, but the load balancer {instead}."
+
+
+def _verdict_of_port(view: View, balancer: Fetched) -> tuple[str, str]:
+    """As far as a port tells that is no web server of ours, and the load balancer's own checks."""
+    parts = urlsplit(view.load_balancer)
+    active = next(node for node in view.nodes if node.node == view.active)
+    health = active.health_check or "up"
+    why = balancer.problem or (f"its check says {health}" if health != "up" else "")
+    if why:
+        return "unserved", f"{view.active} is active, but port {parts.port}: {why}."
+    if parts.scheme == "udp":
+        return "served", f"{view.active} is active; whom UDP is forwarded to, nobody can ask."
+    return "served", f"{view.active} is active and the load balancer takes port {parts.port}."
 
 
 def _why_nobody(view: View) -> str:
@@ -419,13 +477,13 @@ def _why_nobody(view: View) -> str:
 def look(cluster: Watched) -> View:
     """Ask everybody at the same time; takes a little over TIMEOUT_SECONDS at the most."""
     nodes = cluster.nodes
-    sites = [f"http://{node.public_ip}:{HTTP_PORT}" for node in nodes]
-    balancer = [f"{cluster.load_balancer.rstrip('/')}/status.json"]
+    sites = [f"http://{node.public_ip}:{cluster.cluster_port}" for node in nodes]
     stats = [cluster.load_balancer_stats] if cluster.load_balancer_stats else []
     with ThreadPoolExecutor(max_workers=2 * len(nodes) + 2) as pool:
         probes = pool.map(get, [f"{site}/probe.html" for site in sites])
         statuses = pool.map(get, [f"{site}/status.json" for site in sites])
-        served, *checks = pool.map(get, balancer + stats)
+        asked = pool.submit(ask_balancer, cluster.load_balancer)
+        checks, served = [*pool.map(get, stats)], asked.result()
     health = health_checks(*checks) if checks else {}
     views = tuple(
         replace(node_view(node, probe, status), health_check=health.get(node.name))

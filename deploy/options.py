@@ -30,6 +30,16 @@ HELP = {
     "tags": "Tag of every resource, as KEY=VALUE; repeat for more.",
     "scheduled_events": "Whether a node makes way before what Azure announces for its machine, and"
     " approves it: true or false.",
+    "ports": "What the load balancer forwards to the active node, as NUMBER, tcp/NUMBER or"
+    " udp/NUMBER; repeat for more; or all, behind an internal one.",
+    "frontend": "The load balancer's address: public, or internal (a private one in the network).",
+    "idle_minutes": "A TCP connection that is idle for so long is dropped by the load balancer.",
+    "tcp_reset": "Whether the load balancer resets such a connection at both ends: true or false.",
+    "cluster_port": "Where the nodes serve markers and probe; another than 80 leaves that one to"
+    " the application.",
+    "subnet": "Resource id of a subnet that is there, in the same region; it stays as it is.",
+    "setup": "File for each node, run once as root after the agent is installed; repeat for files"
+    " beside it.",
     "signing_key": "File of the SSH key that signs releases, its public half where an agent has the"
     " private one; else id_ed25519, id_ecdsa or id_rsa in ~/.ssh.",
 }

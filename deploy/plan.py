@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from deploy import Refusal
+from deploy.ports import HTTP_PORT, SSH_PORT, Port, ports_of, reaches
 from deploy.settings import INTERNET, Settings, times_of
 
 ZONES = 3
@@ -18,7 +19,9 @@ FIRST_HOST = 4
 """Azure keeps the first four addresses of a subnet (.0 to .3) for itself."""
 
 NETWORK = "10.0.0.0/24"
-HTTP_PORT, SSH_PORT = 80, 22
+
+BALANCER = "AzureLoadBalancer"
+"""Azure's word for where the probe comes from."""
 
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,89}(?<!\.)")
 """A resource group, and a folder of the operator's: less than Azure takes, no brackets."""
@@ -26,11 +29,21 @@ CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,89}(?<!\.)")
 REGION = re.compile(r"[a-z][a-z0-9]+")
 SIZE = re.compile(r"(Standard|Basic)_[A-Za-z0-9_-]+")
 
+SUBNET_ID = re.compile(
+    r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/providers/Microsoft\.Network"
+    r"/virtualNetworks/([^/]+)/subnets/([^/]+)",
+    re.IGNORECASE,
+)
+"""Subscription, resource group, network and name of a subnet."""
+
 RULE_NAMES = frozenset(
     {
-        "AllowHttpFromInternet",
-        "AllowHttpFromRanges",
+        *(f"Allow{what}FromInternet" for what in ("Http", "Tcp", "Udp", "All")),
+        *(f"Allow{what}FromRanges" for what in ("Http", "Tcp", "Udp", "All")),
         "AllowHttpFromPeers",
+        "AllowHttpFromProbe",
+        "AllowHttpFromOperator",
+        "DenyHttpFromOthers",
         "AllowSshFromOperator",
         "AllowPingFromNetwork",
     }
@@ -38,7 +51,12 @@ RULE_NAMES = frozenset(
 """Every name that a firewall rule of a plan may have."""
 
 TAG_NAME = re.compile(r"[^<>%&\\?/\x00-\x1f]{1,128}")
-OWN_TAGS = frozenset({"key", "look-seconds", "made-by", "nodes", "pause-seconds", "period-seconds"})
+OWN_TAGS = frozenset(
+    {
+        *("cluster-port", "key", "look-seconds", "made-by", "nodes", "pause-seconds"),
+        "period-seconds",
+    }
+)
 MOST_TAGS = 50 - len(OWN_TAGS)
 
 
@@ -48,9 +66,10 @@ class FirewallRule:
 
     name: str
     priority: int
-    protocol: str  # "Tcp" or "Icmp"
-    port: int | None
-    source: str  # an address range, or "Internet"; Azure takes all sources of one name together
+    protocol: str  # "Tcp", "Udp", "Icmp", or "*" for all of them
+    port: int | None  # None: all of them
+    source: str  # an address range, or a tag of Azure's; it takes the ranges of one name together
+    access: str = "Allow"  # or "Deny"
 
 
 @dataclass(frozen=True)
@@ -65,7 +84,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Node:
-    """One virtual machine with its address; `public_ip` is None until somebody assigned one."""
+    """One virtual machine with its addresses.
+
+    `public_ip` is None until somebody assigned one, `private_ip` empty until Azure took one of a
+    subnet that is not the cluster's own.
+    """
 
     name: str
     zone: int
@@ -80,7 +103,8 @@ class Plan:
 
     name: str
     nodes: tuple[Node, ...]
-    network: str
+    network: str  # empty with `subnet`
+    subnet: str  # the id of one that is not the cluster's own; else empty
     image: str
     probe: Probe
     firewall: tuple[FirewallRule, ...]
@@ -91,6 +115,16 @@ class Plan:
     pause_seconds: int
     tags: tuple[tuple[str, str], ...]  # of every resource, beside our own
     scheduled_events: bool
+    ports: tuple[Port, ...]
+    frontend: str  # "public" or "internal"
+    idle_minutes: int
+    tcp_reset: bool
+    setup: tuple[str, ...]  # files of the operator's
+
+    @property
+    def balancer_ip(self) -> str:
+        """The private address of an internal load balancer; empty where Azure takes one."""
+        return str(ipaddress.ip_network(self.network)[-2]) if self.network else ""
 
 
 def plan_of(
@@ -106,13 +140,16 @@ def plan_of(
     on Azure they are known only after they were created. Raises `Refusal` with the value that is
     wrong and what would be right.
     """
+    network = "" if settings.subnet else network
+    ports = ports_of(settings)
     plan = Plan(
         name=settings.name,
         nodes=nodes or new_nodes(settings, network, public_network),
         network=network,
+        subnet=settings.subnet,
         image=settings.image,
-        probe=Probe(),
-        firewall=firewall(settings.http_from, settings.ssh_from, network),
+        probe=Probe(port=settings.cluster_port),
+        firewall=firewall(settings, ports, network),
         region=settings.region,
         peer_address=settings.peer_address,
         period_seconds=settings.period_seconds,
@@ -120,6 +157,11 @@ def plan_of(
         pause_seconds=settings.pause_seconds,
         tags=tuple(tag(text) for text in settings.tags),
         scheduled_events=settings.scheduled_events,
+        ports=ports,
+        frontend=settings.frontend,
+        idle_minutes=settings.idle_minutes,
+        tcp_reset=settings.tcp_reset,
+        setup=settings.setup,
     )
     check_cluster(plan)
     check_nodes(plan)
@@ -128,15 +170,16 @@ def plan_of(
 
 def new_nodes(settings: Settings, network: str, public_network: str | None) -> tuple[Node, ...]:
     """As many nodes as asked for, node1 first, spread over the zones."""
-    subnet = ipaddress.ip_network(network)
-    if settings.nodes > subnet.num_addresses - FIRST_HOST - 1:
+    hosts = ipaddress.ip_network(network) if network else None
+    taken = FIRST_HOST + 1 + (settings.frontend == "internal")
+    if hosts and settings.nodes > hosts.num_addresses - taken:
         raise Refusal(f"{settings.nodes} nodes: the network {network} has no room for so many.")
     public = ipaddress.ip_network(public_network) if public_network else None
     return tuple(
         Node(
             name=f"node{index + 1}",
             zone=zone_of(index),
-            private_ip=str(subnet[FIRST_HOST + index]),
+            private_ip=str(hosts[FIRST_HOST + index]) if hosts else "",
             public_ip=str(public[FIRST_HOST + index]) if public else None,
             size=(index == settings.nodes - 1 and settings.witness_size) or settings.size,
         )
@@ -166,17 +209,63 @@ def tag(text: str) -> tuple[str, str]:
     return name, value
 
 
-def firewall(
-    http_from: Iterable[str], ssh_from: Iterable[str], network: str
-) -> tuple[FirewallRule, ...]:
-    """Who may reach what on a node, one rule for every source."""
-    http, ssh = together("http_from", http_from), together("ssh_from", ssh_from)
-    http_name = "AllowHttpFromInternet" if http == (INTERNET,) else "AllowHttpFromRanges"
+def firewall(settings: Settings, ports: tuple[Port, ...], network: str) -> tuple[FirewallRule, ...]:
+    """Who may reach what on a node, one rule for every port and source.
+
+    What no rule is about, Azure lets the network and its load balancer reach.
+    """
+    http = together("http_from", settings.http_from)
+    ssh = together("ssh_from", settings.ssh_from)
     return (
-        *(FirewallRule(http_name, 100, "Tcp", HTTP_PORT, source) for source in http),
+        *service_rules(ports, http),
         *(FirewallRule("AllowSshFromOperator", 110, "Tcp", SSH_PORT, source) for source in ssh),
-        FirewallRule("AllowPingFromNetwork", 120, "Icmp", None, network),
+        *([FirewallRule("AllowPingFromNetwork", 120, "Icmp", None, network)] if network else []),
+        *own_rules(settings, ports, ssh),
     )
+
+
+def own_rules(
+    settings: Settings, ports: tuple[Port, ...], ssh: tuple[str, ...]
+) -> tuple[FirewallRule, ...]:
+    """Keeps the application's clients from the cluster's own web server, and `status` not.
+
+    With `peer_rules` nobody is left who may but peers, operator and probe. In a subnet that is not
+    the cluster's own, addresses are known too late for that: there its network may, too.
+    """
+    port = settings.cluster_port
+    http = service_rules(ports, settings.http_from)
+    operator = () if any(lets_through(rule, port) for rule in http) else ssh
+    rules = [FirewallRule("AllowHttpFromOperator", 140, "Tcp", port, source) for source in operator]
+    if reaches(ports, port) or (settings.subnet and settings.peer_address == "private"):
+        return tuple(rules)
+    return (
+        FirewallRule("AllowHttpFromProbe", 135, "Tcp", port, BALANCER),
+        *rules,
+        FirewallRule("DenyHttpFromOthers", 150, "Tcp", port, "*", "Deny"),
+    )
+
+
+def service_rules(ports: tuple[Port, ...], http: tuple[str, ...]) -> tuple[FirewallRule, ...]:
+    """Lets clients reach what is forwarded, which comes from their own addresses."""
+    whence = "FromInternet" if http == (INTERNET,) else "FromRanges"
+    rules = []
+    for priority, (protocol, sent) in enumerate(
+        (("Tcp", "Tcp"), ("Udp", "Udp"), ("All", "*")), start=100
+    ):
+        numbers = [port.number for port in ports if port.protocol == protocol]
+        what = "Http" if (protocol, numbers) == ("Tcp", [HTTP_PORT]) else protocol
+        rules += [
+            FirewallRule(f"Allow{what}{whence}", priority, sent, number or None, source)
+            for number in numbers
+            for source in http
+        ]
+    return tuple(rules)
+
+
+def lets_through(rule: FirewallRule, port: int) -> bool:
+    """Whether it lets somebody reach a TCP port."""
+    reached = rule.protocol in ("Tcp", "*") and rule.port in (port, None)
+    return reached and rule.access == "Allow"
 
 
 def together(setting: str, sources: Iterable[str]) -> tuple[str, ...]:
@@ -213,25 +302,37 @@ def address_range(where: str, source: str) -> ipaddress.IPv4Network:
 
 
 def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
-    """Lets nodes that ask each other's public addresses through where the Internet may not."""
-    if plan.peer_address == "private" or INTERNET in sources(plan, plan.probe.port):
+    """Lets nodes through that ask each other, where neither the Internet nor their network may."""
+    port, public = plan.probe.port, plan.peer_address == "public"
+    is_closed = any(rule.access == "Deny" for rule in plan.firewall)
+    if INTERNET in sources(plan, port) or not (public or is_closed):
         return ()
+    addresses = [node.public_ip if public else node.private_ip for node in plan.nodes]
     return tuple(
-        FirewallRule("AllowHttpFromPeers", 130, "Tcp", plan.probe.port, f"{node.public_ip}/32")
-        for node in plan.nodes
-        if node.public_ip
+        FirewallRule("AllowHttpFromPeers", 130, "Tcp", port, f"{address}/32")
+        for address in addresses
+        if address
     )
 
 
-def with_public_addresses(plan: Plan, addresses: Mapping[str, str]) -> Plan:
-    """The same plan with the public addresses that are known, by the nodes' names."""
-    nodes = tuple(replace(node, public_ip=addresses.get(node.name)) for node in plan.nodes)
+def with_addresses(
+    plan: Plan, public: Mapping[str, str], private: Mapping[str, str] | None = None
+) -> Plan:
+    """The same plan with the addresses that are known, by the nodes' names."""
+    nodes = tuple(
+        replace(
+            node,
+            public_ip=public.get(node.name),
+            private_ip=node.private_ip or (private or {}).get(node.name, ""),
+        )
+        for node in plan.nodes
+    )
     return replace(plan, nodes=nodes)
 
 
 def sources(plan: Plan, port: int) -> tuple[str, ...]:
-    """From where a port of the nodes may be reached."""
-    return tuple(rule.source for rule in plan.firewall if rule.port == port)
+    """From where a TCP port of the nodes may be reached."""
+    return tuple(rule.source for rule in plan.firewall if lets_through(rule, port))
 
 
 def check_cluster(plan: Plan) -> None:
@@ -250,6 +351,11 @@ def check_cluster(plan: Plan) -> None:
         raise Refusal(f"image {plan.image!r}: use PUBLISHER:OFFER:SKU:VERSION.")
     if plan.peer_address not in ("public", "private"):
         raise Refusal(f"peer address {plan.peer_address!r}: use public or private.")
+    if plan.subnet and not SUBNET_ID.fullmatch(plan.subnet):
+        raise Refusal(
+            f"subnet = {plan.subnet}: use the resource id of a subnet, which"
+            " `az network vnet subnet show --query id -o tsv` prints."
+        )
     times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
     names = [name.lower() for name, _ in plan.tags]
     if len(set(names)) < len(names) or len(names) > MOST_TAGS:
@@ -268,9 +374,9 @@ def check_nodes(plan: Plan) -> None:
 
     Names and addresses are ours, or those of a `nodes_info.json` that was read by its rules.
     """
-    network = ipaddress.ip_network(plan.network)
+    network = ipaddress.ip_network(plan.network) if plan.network else None
     for node in plan.nodes:
-        if ipaddress.ip_address(node.private_ip) not in network:
+        if network and ipaddress.ip_address(node.private_ip) not in network:
             raise Refusal(f"{node.name}: {node.private_ip} is not inside the network {network}.")
         if not SIZE.fullmatch(node.size):
             raise Refusal(f"{node.name}: size {node.size!r}: use a name like {Settings.size}.")

@@ -18,6 +18,13 @@ else:
 
 SETTINGS_FILE = Path("cluster.toml")
 
+EXAMPLES = {
+    "http_from": '["203.0.113.0/24"]',
+    "ssh_from": '["203.0.113.0/24"]',
+    "ports": '["443", "udp/5060"]',
+    "setup": '["setup.sh", "service.tar"]',
+}
+
 INTERNET = "Internet"
 """Azure's word for every address."""
 
@@ -45,6 +52,13 @@ class Settings:
     tags: tuple[str, ...] = ()  # each as KEY=VALUE; a table in the file
     scheduled_events: bool = True
     signing_key: str = ""  # a file; empty: the first of `signing.USUAL_KEYS` that exists
+    ports: tuple[str, ...] = ("80",)  # each as NUMBER, tcp/NUMBER or udp/NUMBER; or "all" alone
+    frontend: str = "public"
+    idle_minutes: int = 4
+    tcp_reset: bool = True
+    cluster_port: int = 80
+    subnet: str = ""  # the id of one that is there; empty: one of the cluster's own
+    setup: tuple[str, ...] = ()  # files; the first one is run, the others lie beside it
 
 
 RSA_BITS = 2048
@@ -82,7 +96,9 @@ def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:
     given = of_file | {key: value for key, value in options.items() if value not in (None, ())}
     period_seconds = given.get("period_seconds", Settings.period_seconds)
     look_seconds = look_of(period_seconds, given.get("look_seconds"))
-    return Settings(**given | {"look_seconds": look_seconds})
+    # Whoever reaches an internal load balancer is in its network, which Azure lets through.
+    nobody = {"http_from": ()} if given.get("frontend") == "internal" else {}
+    return Settings(**nobody | given | {"look_seconds": look_seconds})
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -101,16 +117,16 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def checked(path: Path, key: str, value: object, default: object) -> Any:
-    """The value as its default's type; one range may be written without the list around it."""
+    """The value as its default's type; a list of one may be written without what is around it."""
     if key == "tags":
         if isinstance(value, Mapping) and all(isinstance(one, str) for one in value.values()):
             return tuple(f"{name}={one}" for name, one in value.items())
         raise Refusal(f'{path}: tags = {value!r}: use a table of texts like {{ team = "web" }}.')
     if isinstance(default, tuple):
-        ranges = [value] if isinstance(value, str) else value
-        if isinstance(ranges, list) and ranges and all(isinstance(item, str) for item in ranges):
-            return tuple(ranges)
-        raise Refusal(f'{path}: {key} = {value!r}: use a list like ["203.0.113.0/24"].')
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and texts and all(isinstance(item, str) for item in texts):
+            return tuple(texts)
+        raise Refusal(f"{path}: {key} = {value!r}: use a list like {EXAMPLES[key]}.")
     if type(value) is not type(default):
         wanted = {bool: "true or false", int: "a whole number", str: 'text in "quotes"'}
         raise Refusal(f"{path}: {key} = {value!r}: use {wanted[type(default)]}.")

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 
 import click
 from rich import box
@@ -24,7 +25,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     """The plan as two tables and a line."""
     nodes = Table("node", "zone", "private address", "size", title=f"Plan of {plan.name}")
     for node in plan.nodes:
-        nodes.add_row(node.name, str(node.zone), node.private_ip, node.size)
+        nodes.add_row(node.name, str(node.zone), node.private_ip or "as Azure gives", node.size)
     console.print(nodes)
     rules = Table("inbound rule", "priority", "protocol", "port", "from", title="On every node")
     for rule in plan.firewall:
@@ -34,15 +35,19 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(rules)
     times = times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
     longest_seconds = worst_failover_seconds(times)
+    setup = f" Each node runs {Path(plan.setup[0]).name} once." if plan.setup else ""
     console.print(
-        f"Region {plan.region}; network {plan.network}; image {plan.image}; load balancer"
-        f" {plan.probe.port} -> {plan.probe.port}, probe {plan.probe.path} every"
+        f"Region {plan.region}; network {plan.network or plan.subnet}; image {plan.image};"
+        f" {'internal ' * (plan.frontend == 'internal')}load balancer for"
+        f" {', '.join(map(str, plan.ports))}, idle {plan.idle_minutes} min at most, probe"
+        f" {plan.probe.path} at port {plan.probe.port} every"
         f" {plan.probe.interval_seconds} s, threshold {plan.probe.threshold}; nodes ask each"
         f" other's {plan.peer_address} address every {plan.look_seconds} s, in runs of the agent"
         f" that begin every {plan.period_seconds} s."
         f" Pauses of a machine are absorbed up to {plan.pause_seconds} s."
         f" They {'heed' if plan.scheduled_events else 'do not heed'} Azure's scheduled events."
-        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval.",
+        f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval."
+        f"{setup}",
         highlight=False,
     )
 
@@ -74,7 +79,13 @@ def picture(view: View) -> RenderableType:
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
         sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
-    return Group(table, reasons, "", sentence, *_pauses(view), *_releases(view))
+    return Group(table, reasons, "", sentence, *_setups(view), *_pauses(view), *_releases(view))
+
+
+def _setups(view: View) -> list[Text]:
+    """Which nodes have no application yet, and why."""
+    late = [(node.node, node.setup) for node in view.nodes if node.setup]
+    return [Text(f"{name}: setup: {why}", "bold yellow") for name, why in late]
 
 
 def _releases(view: View) -> list[Text]:

@@ -7,14 +7,20 @@ until it has succeeded.
 
 import shlex
 import sys
+from typing import Any
 
 import yaml
 
 from deploy import PROJECT, Refusal
+from deploy.application import FOLDER, LIST, Setup, digests, write_files
 from deploy.checkout import part
 from deploy.files import json_text
 from deploy.nodes_info import NodesInfo
+from deploy.ports import HTTP_PORT
 from deploy.settings import times_of
+
+DOCUMENT_BYTES = 65_535
+"""As much as Azure takes, https://learn.microsoft.com/azure/virtual-machines/custom-data."""
 
 KEY_PATH = "/etc/bootstrap/cluster.key"
 UNITS = (
@@ -34,12 +40,16 @@ EACH_BOOT = [
     ]
 ]
 
-FIRST_COMMANDS = [
-    # Once, for all units and drop-ins: it takes longer than anything else here.
-    ["systemctl", "daemon-reload"],
-    ["systemctl", "--no-reload", "enable", "install.service"],
-    ["systemctl", "start", "--no-block", "install.service"],
-]
+
+def first_commands(setup: Setup) -> list[list[str]]:
+    """What cloud-init runs at first boot."""
+    more = ["setup.service"] if setup else []  # enabled for later boots; install.service starts it
+    return [
+        # Once, for all units and drop-ins: it takes longer than anything else here.
+        ["systemctl", "daemon-reload"],
+        ["systemctl", "--no-reload", "enable", "install.service", *more],
+        ["systemctl", "start", "--no-block", "install.service"],
+    ]
 
 
 def period_dropins(period_seconds: int) -> dict[str, str]:
@@ -71,6 +81,19 @@ def units(period_seconds: int) -> dict[str, str]:
     return {f"/etc/systemd/system/{name}": text for name, text in found.items()}
 
 
+def application(setup: Setup, bootstrap_url: str) -> dict[str, str]:
+    """What sets the application up on a node, by path; nothing where there is none."""
+    if not setup:
+        return {}
+    own = "/etc/systemd/system"
+    return {
+        LIST: digests(setup),
+        "/etc/bootstrap/setup.sh": part("agent/setup.sh", URL=shlex.quote(bootstrap_url)),
+        f"{own}/setup.service": part("systemd/setup.service"),
+        f"{own}/install.service.d/setup.conf": "[Unit]\nOnSuccess=setup.service\n",
+    }
+
+
 def install_script(bootstrap_url: str) -> str:
     """What install.service runs until it has succeeded; our page is known by our name in it."""
     return part("agent/install.sh", URL=shlex.quote(bootstrap_url), OURS=PROJECT)
@@ -87,14 +110,17 @@ def user_data(
     pause_seconds: int,
     peer_address: str,
     scheduled_events: bool,
+    cluster_port: int,
     cluster: str,
     allowed_signers: str,
+    setup: Setup,
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
     `bootstrap_url`: of the web site's releases; `cluster_key`: 64 hexadecimal digits; `cluster`:
-    whose releases it takes; `allowed_signers`: who may sign them, as `signing.signers_text` has it.
-    Raises `Refusal` where no node can be made of it.
+    whose releases it takes; `allowed_signers`: who may sign them, as `signing.signers_text` has it;
+    `setup`: the application's files, for which it may have no room (`is_beside`). Raises `Refusal`
+    where no node can be made of it.
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
@@ -104,6 +130,8 @@ def user_data(
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
         f"bootstrap_url = {bootstrap_url}\nscheduled_events = {str(scheduled_events).lower()}\n"
     )
+    if cluster_port != HTTP_PORT:  # which an agent from before there was a choice has anyway
+        conf += f"cluster_port = {cluster_port}\n"
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
         "/etc/bootstrap/loader.conf": conf,
@@ -115,10 +143,20 @@ def user_data(
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     } | units(period_seconds)
-    return cloud_config(node, files)
+    files |= application(setup, bootstrap_url)
+    whole = cloud_config(node, files, setup, write_files(setup))
+    fits = len(whole.encode()) <= DOCUMENT_BYTES
+    return whole if fits else cloud_config(node, files, setup, [])
 
 
-def cloud_config(hostname: str, files: dict[str, str]) -> str:
+def is_beside(document: str, setup: Setup) -> bool:
+    """Whether nodes with such a document fetch the application's files from the web site."""
+    return bool(setup) and f"- path: {FOLDER}/" not in document
+
+
+def cloud_config(
+    hostname: str, files: dict[str, str], setup: Setup, more: list[dict[str, Any]]
+) -> str:
     """The document that writes these files, the key for root alone, and starts the installation."""
     document = {
         "hostname": hostname,
@@ -126,7 +164,8 @@ def cloud_config(hostname: str, files: dict[str, str]) -> str:
         "write_files": [
             {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}
             for path, text in files.items()
-        ],
-        "runcmd": FIRST_COMMANDS,
+        ]
+        + more,
+        "runcmd": first_commands(setup),
     }
     return "#cloud-config\n" + yaml.safe_dump(document, sort_keys=False, width=sys.maxsize)

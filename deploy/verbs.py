@@ -22,6 +22,7 @@ from deploy.nodes_info import read_nodes_info
 from deploy.operate import look, looks, read_cluster
 from deploy.options import settings_options
 from deploy.plan import plan_of
+from deploy.ports import check_cluster_port
 from deploy.publish import held_release
 from deploy.releases import COMMANDS, key_of, key_option
 from deploy.settings import USUAL_LOOK, Settings, look_of, settings_of
@@ -78,6 +79,7 @@ CLUSTER_KEY_HELP = (
 @click.option(
     "--scheduled-events", type=bool, default=Settings.scheduled_events, show_default="true"
 )
+@click.option("--cluster-port", type=int, default=Settings.cluster_port, show_default=True)
 @click.option("--name", default=LAB_NAME, show_default=True, help="The cluster's, in its releases.")
 @key_option
 def user_data_command(
@@ -90,10 +92,12 @@ def user_data_command(
     look_seconds: int | None,
     pause_seconds: int,
     scheduled_events: bool,
+    cluster_port: int,
     name: str,
     key: str,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
+    check_cluster_port(cluster_port)
     held = held_release(key_file.parent) if key_file else None
     signers = held.allowed_signers if held else None
     document = user_data(
@@ -106,8 +110,10 @@ def user_data_command(
         pause_seconds=pause_seconds,
         peer_address=Settings.peer_address,
         scheduled_events=scheduled_events,
+        cluster_port=cluster_port,
         cluster=name,
         allowed_signers=signers or signers_text([public_key(key_of(key, LAB_STATE))]),
+        setup={},
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)

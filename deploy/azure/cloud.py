@@ -223,6 +223,11 @@ class Cloud:
         """Create the resource or change it; returns what Azure made of it."""
         return told(finish(self.verbs[resource.kind].put(self.group_name, resource.name, body)))
 
+    @understood
+    def network_of(self, group: str, name: str) -> Body | None:
+        """A network of another resource group, which is nobody's here to change; or None."""
+        return found(lambda: self.network.virtual_networks.get(group, name))
+
     # ------------------------------------------------------------ the web site
 
     @understood

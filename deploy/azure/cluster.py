@@ -11,6 +11,7 @@ from typing import TypeGuard
 from azure.core.exceptions import AzureError, HttpResponseError
 
 from deploy import Refusal
+from deploy.application import Setup, web_names
 from deploy.azure.answers import azures
 from deploy.azure.apply import Result, Step, Watch, run_steps
 from deploy.azure.cloud import (
@@ -25,6 +26,7 @@ from deploy.azure.cloud import (
 )
 from deploy.azure.compare import differences, merged
 from deploy.azure.resources import (
+    BALANCER,
     BALANCER_ADDRESS,
     MADE_BY,
     TYPES,
@@ -32,12 +34,14 @@ from deploy.azure.resources import (
     Resource,
     custom_data,
     resources,
+    subnet_id,
 )
 from deploy.azure.state import State, fingerprint
 from deploy.azure.web_site import Account, container
 from deploy.azure.words import code_of
 from deploy.nodes_info import nodes_info
-from deploy.plan import Node, Plan, with_public_addresses
+from deploy.plan import SUBNET_ID, Node, Plan, with_addresses
+from deploy.ports import HTTP_PORT, url_of
 from deploy.publish import (
     RELEASE,
     Newest,
@@ -58,11 +62,15 @@ from deploy.release import (
 )
 from deploy.settings import Settings
 from deploy.signing import public_key, signers_text
-from deploy.userdata import user_data
+from deploy.userdata import is_beside, user_data
 
 WEB_SITE = {"properties": {"staticWebsite": {"enabled": True, "indexDocument": "index.html"}}}
 CHANGED = "the resource group was changed meanwhile, perhaps by another `azure up`"
 ROOM_STEP = "sizes and limits"
+SETUP_STEP = "setup files"
+NO_KEY = "0" * 64
+"""Of a document that is only looked at."""
+
 ASKED = frozenset({"Microsoft.Compute", "Microsoft.Network"})
 """The providers that tell sizes and limits, once they are registered."""
 
@@ -96,6 +104,7 @@ class AzureCluster:
     ssh_key: str
     state: State
     signing_key: Path
+    setup: Setup
     group: Body | None = None
     present: dict[str, Body] = field(default_factory=dict)
     web_site: Body = field(default_factory=dict)
@@ -115,14 +124,30 @@ class AzureCluster:
         return {resource.key: resource for resource in every}
 
     def plan_now(self) -> Plan:
-        """The plan with the public addresses that are known by now."""
+        """The plan with the addresses that are known by now."""
         known = {n.name: self.address(f"{n.name}PublicIp") for n in self.plan.nodes}
-        return with_public_addresses(self.plan, {n: ip for n, ip in known.items() if ip})
+        taken = {n.name: self.private_address(f"{n.name}-nic") for n in self.plan.nodes}
+        return with_addresses(self.plan, {n: ip for n, ip in known.items() if ip}, taken)
 
     def address(self, name: str) -> str | None:
         """A public address, or None before Azure gave one."""
         body = self.present.get(f"public address {name}", {})
         address: str | None = body.get("properties", {}).get("ipAddress")
+        return address
+
+    def private_address(self, nic: str) -> str:
+        """The private address of an interface, or nothing before Azure gave one."""
+        body = self.present.get(f"network interface {nic}", {})
+        first = [*body.get("properties", {}).get("ipConfigurations", []), {}][0]
+        return str(first.get("properties", {}).get("privateIPAddress", ""))
+
+    def balancer_address(self) -> str | None:
+        """Where the load balancer is reached, or None before Azure gave it an address."""
+        if self.plan.frontend == "public":
+            return self.address(BALANCER_ADDRESS)
+        body = self.present.get(f"load balancer {BALANCER}", {})
+        first = [*body.get("properties", {}).get("frontendIPConfigurations", []), {}][0]
+        address: str | None = first.get("properties", {}).get("privateIPAddress")
         return address
 
     def account(self) -> Body | None:
@@ -135,10 +160,12 @@ class AzureCluster:
 
     def endpoints(self) -> dict[str, str]:
         """Where the cluster answers, and whatever `publish` needs to reach its web site's files."""
-        place, account = self.cloud.place, self.account() or {}
+        place, account, plan = self.cloud.place, self.account() or {}, self.plan
         storage = account.get("properties", {}).get("primaryEndpoints", {})
         return {
-            "load_balancer": f"http://{self.address(BALANCER_ADDRESS)}",
+            "load_balancer": url_of(f"{self.balancer_address()}", plan.ports, plan.probe.port),
+            "frontend": plan.frontend,
+            "cluster_port": f"{plan.probe.port}",
             "web_site": storage.get("web", "").rstrip("/"),
             "storage": storage.get("blob", ""),
             "storage_account": self.cloud.scope.storage_account(),
@@ -153,7 +180,7 @@ class AzureCluster:
 
         What the operator's verbs have changed since stays: order, drained nodes, and the like.
         """
-        if not all(node.public_ip for node in self.plan_now().nodes):
+        if not all(node.public_ip and node.private_ip for node in self.plan_now().nodes):
             return None
         plan, nodes = self.plan, self.nodes_info()
         if self.newest is None:
@@ -184,9 +211,19 @@ class AzureCluster:
             pause_seconds=self.plan.pause_seconds,
             peer_address=self.plan.peer_address,
             scheduled_events=self.plan.scheduled_events,
+            cluster_port=self.plan.probe.port,
             cluster=self.plan.name,
             allowed_signers=self.signers(),
+            setup=self.setup,
         )
+
+    def setup_beside(self) -> dict[str, bytes]:
+        """What of the application the web site has to serve, by its name: all of it, or nothing."""
+        if not self.setup:
+            return {}
+        documents = (self.document(node.name, NO_KEY) for node in self.plan.nodes)
+        beside = any(is_beside(document, self.setup) for document in documents)
+        return web_names(self.setup) if beside else {}
 
 
 # ---------------------------------------------------------------- what is there
@@ -285,6 +322,7 @@ def changes(cluster: AzureCluster) -> list[Change]:
         *room_change(cluster),
         *(change_of(cluster, resource) for resource in cluster.resources().values()),
         web_site_change(cluster),
+        *setup_change(cluster),
         release_change(cluster),
     ]
 
@@ -330,6 +368,13 @@ def web_site_change(cluster: AzureCluster) -> Change:
     return Change("web site", verb, lines if cluster.web_site else ())
 
 
+def setup_change(cluster: AzureCluster) -> list[Change]:
+    """Whether the application's files must be uploaded; none where nodes get them at first boot."""
+    files = cluster.setup_beside()
+    lines = tuple(stale(files, cluster.served))
+    return [Change(SETUP_STEP, "upload" if lines else "leave", lines)] if files else []
+
+
 def release_change(cluster: AzureCluster) -> Change:
     """What a new release says that the newest does not, or which of its files are missing."""
     if cluster.unseen:
@@ -357,7 +402,11 @@ def steps(cluster: AzureCluster) -> list[Step]:
     group = frozenset({cluster.group_step})
     account = f"storage account {cluster.cloud.scope.storage_account()}"
     addresses = {f"public address {node.name}PublicIp" for node in cluster.plan.nodes}
-    addresses.add(f"public address {BALANCER_ADDRESS}")  # the operator's copy names it
+    # The operator's copy names where the load balancer is reached.
+    internal = cluster.plan.frontend == "internal"
+    addresses.add(f"load balancer {BALANCER}" if internal else f"public address {BALANCER_ADDRESS}")
+    if cluster.plan.subnet:
+        addresses |= {f"network interface {node.name}-nic" for node in cluster.plan.nodes}
     providers = [
         Step(f"provider {name}", partial(register, cluster, name)) for name in cluster.unregistered
     ]
@@ -366,12 +415,14 @@ def steps(cluster: AzureCluster) -> list[Step]:
         room = partial(refuse_without_room, cluster, missing(cluster))
         providers.append(Step(ROOM_STEP, room, names))
         names |= {ROOM_STEP}
+    site = group | {"web site", *addresses}
     return [
         *providers,
         Step(cluster.group_step, partial(ensure_group, cluster), names),
         *(resource_step(cluster, resource) for resource in cluster.resources().values()),
         Step("web site", partial(ensure_web_site, cluster), group | {account}),
-        Step("release", partial(ensure_release, cluster), group | {"web site", *addresses}),
+        *([Step(SETUP_STEP, partial(ensure_setup, cluster), site)] if cluster.setup else []),
+        Step("release", partial(ensure_release, cluster), site),
     ]
 
 
@@ -379,7 +430,8 @@ def resource_step(cluster: AzureCluster, resource: Resource) -> Step:
     """A resource comes after its group, which comes after its provider, and what it names."""
     needs = {cluster.group_step, *resource.needs}
     if resource.kind == "virtual machine":
-        needs.add("release")  # a node that boots finds the web site as it should be
+        # A node that boots finds the web site as it should be.
+        needs |= {"release", *([SETUP_STEP] if cluster.setup else [])}
     return Step(resource.key, partial(ensure, cluster, resource.key), frozenset(needs))
 
 
@@ -412,6 +464,7 @@ def fixed(plan: Plan) -> dict[str, str]:
         "period-seconds": str(plan.period_seconds),
         "look-seconds": str(plan.look_seconds),
         "pause-seconds": str(plan.pause_seconds),
+        "cluster-port": str(plan.probe.port),
     }
 
 
@@ -516,6 +569,16 @@ def ensure_web_site(cluster: AzureCluster) -> str:
     return "changed" if cluster.web_site else "created"
 
 
+def ensure_setup(cluster: AzureCluster) -> str:
+    """Upload what the first-boot documents have no room for and the web site does not serve."""
+    files = cluster.setup_beside()
+    names = stale(files, cluster.served)
+    with azures(storage_of(cluster)):
+        for name in names:
+            cluster.account_site().write(name, files[name])
+    return "uploaded" if names else "left"
+
+
 def ensure_release(cluster: AzureCluster) -> str:
     """Sign and upload what the web site does not serve yet, and write the operator's copy."""
     cluster.state.write_cluster(cluster.nodes_info(), cluster.endpoints())
@@ -552,6 +615,7 @@ def refuse_unsound(cluster: AzureCluster, *, adopt: bool) -> None:
     usual = {
         "look-seconds": tags.get("period-seconds"),
         "pause-seconds": f"{Settings.pause_seconds}",
+        "cluster-port": f"{HTTP_PORT}",
     }
     made_with = {**usual, **tags}
     for name, value in fixed(cluster.plan).items():
@@ -564,7 +628,65 @@ def refuse_unsound(cluster: AzureCluster, *, adopt: bool) -> None:
     for key, body in cluster.present.items():
         if body["location"].lower() != cluster.plan.region and is_ours(body):
             raise Refusal(f"{key} is in {body['location']}, not in {cluster.plan.region}.")
+    refuse_moved(cluster)
     refuse_other_key(cluster, tags.get("key"))
+
+
+def refuse_moved(cluster: AzureCluster) -> None:
+    """Refuse to move a cluster to another network, or its load balancer to another kind of address.
+
+    Azure moves no interface to another network, and no front end has addresses of both kinds.
+    """
+    balancer = cluster.present.get(f"load balancer {BALANCER}")
+    if balancer and is_ours(balancer):
+        is_public = "publicIPAddress" in str(balancer["properties"].get("frontendIPConfigurations"))
+        known = "public" if is_public else "internal"
+        if known != cluster.plan.frontend:
+            raise Refusal(
+                f"{cluster.group_step} was made with frontend = {known}, not"
+                f" {cluster.plan.frontend}: ask for {known}, or `azure down` first."
+            )
+    scope = cluster.cloud.scope
+    for node in cluster.plan.nodes:
+        nic = cluster.present.get(f"network interface {node.name}-nic", {})
+        for configuration in nic.get("properties", {}).get("ipConfigurations", []):
+            subnet = configuration["properties"]["subnet"]["id"]
+            if subnet.lower() != (wanted := subnet_id(cluster.plan, scope)).lower():
+                raise Refusal(
+                    f"network interface {node.name}-nic is in {subnet}, not in {wanted}: ask for"
+                    " that, or `azure down` first."
+                )
+
+
+def refuse_subnet(cluster: AzureCluster) -> None:
+    """Refuse a subnet of others that the nodes can't be in, or that would go with the cluster.
+
+    A network's machines are of its region and subscription; Azure says of any other network that
+    it was not found (MicrosoftDocs/azure-docs issue 81734, Azure/azure-cli issue 13258).
+    """
+    match = SUBNET_ID.fullmatch(cluster.plan.subnet)
+    if match is None:
+        return
+    told, scope = f"subnet = {cluster.plan.subnet}", cluster.cloud.scope
+    subscription, group, network, name = match.groups()
+    if subscription.lower() != scope.subscription.lower():
+        raise Refusal(f"{told}: use one of the cluster's subscription, {scope.subscription}.")
+    if group.lower() == scope.group.lower():
+        raise Refusal(
+            f"{told}: it is in the cluster's own resource group, which `azure down` deletes: use"
+            " one of another group, or leave `subnet` out."
+        )
+    found = cluster.cloud.network_of(group, network)
+    subnets = [
+        body["name"].lower() for body in (found or {}).get("properties", {}).get("subnets", [])
+    ]
+    if found is None or name.lower() not in subnets:
+        raise Refusal(f"{told}: there is no such subnet, or you may not see it.")
+    if found["location"].lower() != cluster.plan.region:
+        raise Refusal(
+            f"{told}: it is in {found['location']}, and the cluster in {cluster.plan.region}: use"
+            " one of the cluster's region."
+        )
 
 
 def refuse_foreign(cluster: AzureCluster, *, adopt: bool) -> None:
@@ -597,7 +719,7 @@ def refuse_other_key(cluster: AzureCluster, wanted: str | None) -> None:
 def refuse_document(cluster: AzureCluster) -> None:
     """Refuse settings of which no first-boot document can be made, before anything is created."""
     for node in cluster.plan.nodes:
-        custom_data(cluster.document(node.name, key="0" * 64))
+        custom_data(cluster.document(node.name, NO_KEY))
 
 
 def room_change(cluster: AzureCluster) -> list[Change]:

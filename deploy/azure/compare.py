@@ -3,6 +3,7 @@
 Only what we state is compared: what Azure or somebody else added stays.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ SYNONYMS = {
     "sourcePortRange": "sourcePortRanges",
 }
 """Two names of one value, which Azure refuses where they disagree: stating one drops the other."""
+
+BALANCING_RULE = re.compile(r"http|all-ports|(tcp|udp)-\d+")
+"""Every name that a rule of our load balancer may have."""
 
 
 def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
@@ -71,9 +75,16 @@ def merged(wanted: Any, found: Any) -> Any:
 
 
 def retired(wanted: list[Any], found: list[Any] | None) -> list[Any]:
-    """Firewall rules of ours that the plan no longer has; rules of others are not ours to take."""
+    """Rules of ours that the plan no longer has; rules of others are not ours to take."""
     names = {label(value) for value in wanted}
-    return [v for v in found or [] if label(v) in RULE_NAMES and label(v) not in names]
+    return [value for value in found or [] if is_our_rule(value) and label(value) not in names]
+
+
+def is_our_rule(member: Mapping[str, Any]) -> bool:
+    """Whether it is a rule of the firewall's, or the load balancer's, under a name of ours."""
+    if "frontendPort" in member.get("properties", {}):
+        return BALANCING_RULE.fullmatch(label(member)) is not None
+    return label(member) in RULE_NAMES
 
 
 def pairs(wanted: list[Any], found: list[Any] | None) -> Iterator[tuple[Any, Any]]:

@@ -12,7 +12,9 @@ from itertools import groupby
 from typing import Any
 
 from deploy import PROJECT, Refusal
-from deploy.plan import FirewallRule, Node, Plan, peer_rules, with_public_addresses
+from deploy.plan import FirewallRule, Node, Plan, peer_rules, with_addresses
+from deploy.ports import Port
+from deploy.userdata import DOCUMENT_BYTES
 
 Body = dict[str, Any]
 
@@ -38,9 +40,6 @@ OLD_PROBE_COUNT = {"name": PROBE, "properties": {"numberOfProbes": 2}}
 """What `probeThreshold` replaced; Azure still wants this times the interval to be 10 s or more."""
 
 ADMIN_NAME = "azureuser"
-
-CUSTOM_DATA_BYTES = 65_535
-"""https://learn.microsoft.com/azure/virtual-machines/custom-data"""
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,10 @@ class Scope:
 
 def resources(plan: Plan, scope: Scope, ssh_key: str) -> list[Resource]:
     """Everything but the resource group and what the web site holds."""
+    zones = ("1", "2", "3")
     return [
-        network(plan),
-        address(BALANCER_ADDRESS, plan, zones=("1", "2", "3")),
+        *([] if plan.subnet else [network(plan)]),
+        *([address(BALANCER_ADDRESS, plan, zones)] if plan.frontend == "public" else []),
         *(address(f"{node.name}PublicIp", plan, zones=(str(node.zone),)) for node in plan.nodes),
         *(node_firewall(plan, node) for node in plan.nodes),
         storage(plan, scope),
@@ -131,7 +131,7 @@ def node_firewall(plan: Plan, node: Node) -> Resource:
 
 def with_any_addresses(plan: Plan) -> Plan:
     """The plan as if every node's public address were known: only its shape matters."""
-    return with_public_addresses(plan, {node.name: "any" for node in plan.nodes})
+    return with_addresses(plan, {node.name: "any" for node in plan.nodes})
 
 
 def security_rules(rules: Iterable[FirewallRule]) -> list[Body]:
@@ -141,41 +141,74 @@ def security_rules(rules: Iterable[FirewallRule]) -> list[Body]:
 
 
 def security_rule(rules: list[FirewallRule]) -> Body:
-    """An inbound rule that lets several sources reach one port."""
-    rule, sources = rules[0], [rule.source for rule in rules]
-    single = {"sourceAddressPrefix": sources[0]}
+    """An inbound rule that lets several sources reach several ports."""
+    rule = rules[0]
+    sources = [*dict.fromkeys(rule.source for rule in rules)]
+    ports = [*dict.fromkeys("*" if one.port is None else f"{one.port}" for one in rules)]
     return {
         "name": rule.name,
         "properties": {
             "priority": rule.priority,
             "direction": "Inbound",
-            "access": "Allow",
+            "access": rule.access,
             "protocol": rule.protocol,
-            **(single if len(sources) == 1 else {"sourceAddressPrefixes": sources}),
+            **one_or_many("sourceAddressPrefix", "sourceAddressPrefixes", sources),
             "sourcePortRange": "*",
             "destinationAddressPrefix": "*",
-            "destinationPortRange": "*" if rule.port is None else str(rule.port),
+            **one_or_many("destinationPortRange", "destinationPortRanges", ports),
         },
     }
 
 
+def one_or_many(one: str, many: str, values: list[str]) -> Body:
+    """Values under the name that Azure has for so many of them."""
+    return {one: values[0]} if len(values) == 1 else {many: values}
+
+
 def balancer(plan: Plan, scope: Scope) -> Resource:
-    """Sends HTTP to the one node whose probe answers, and to nobody when none does."""
+    """Forwards to the one node whose probe answers, and to nobody when none does."""
     own = scope.id_of("load balancer", BALANCER)
-    frontend = {"publicIPAddress": {"id": scope.id_of("public address", BALANCER_ADDRESS)}}
+    rules = [{"name": rule_name(p), "properties": balancing_rule(plan, own, p)} for p in plan.ports]
     properties = {
-        "frontendIPConfigurations": [{"name": FRONTEND, "properties": frontend}],
+        "frontendIPConfigurations": [frontend(plan, scope)],
         "backendAddressPools": [{"name": POOL}],
         "probes": [{"name": PROBE, "properties": probe(plan)}],
-        "loadBalancingRules": [{"name": "http", "properties": balancing_rule(plan, own)}],
+        "loadBalancingRules": rules,
     }
+    public, own_network = f"public address {BALANCER_ADDRESS}", f"network {NETWORK}"
+    inside = () if plan.subnet else (own_network,)
     return Resource(
         "load balancer",
         BALANCER,
         {**body_of(plan, properties), "sku": {"name": "Standard"}},
-        (f"public address {BALANCER_ADDRESS}",),
+        (public,) if plan.frontend == "public" else inside,
         at_creation={"properties": {"probes": [OLD_PROBE_COUNT]}},
     )
+
+
+def frontend(plan: Plan, scope: Scope) -> Body:
+    """Where the load balancer is reached: a public address, or a private one of the subnet.
+
+    The zones of a public one are its address's: Azure refuses them here, and wants them for the
+    other (hashicorp/terraform-provider-azurerm issue 1967).
+    """
+    if plan.frontend == "public":
+        public = {"publicIPAddress": {"id": scope.id_of("public address", BALANCER_ADDRESS)}}
+        return {"name": FRONTEND, "properties": public}
+    private = {"subnet": {"id": subnet_id(plan, scope)}, **private_address(plan.balancer_ip)}
+    return {"name": FRONTEND, "zones": ["1", "2", "3"], "properties": private}
+
+
+def private_address(wanted: str) -> Body:
+    """An address of the cluster's own subnet, or whichever Azure takes of another one."""
+    if not wanted:
+        return {"privateIPAllocationMethod": "Dynamic"}
+    return {"privateIPAllocationMethod": "Static", "privateIPAddress": wanted}
+
+
+def subnet_id(plan: Plan, scope: Scope) -> str:
+    """Where the nodes are."""
+    return plan.subnet or f"{scope.id_of('network', NETWORK)}/subnets/{SUBNET}"
 
 
 def probe(plan: Plan) -> Body:
@@ -190,30 +223,40 @@ def probe(plan: Plan) -> Body:
     }
 
 
-def balancing_rule(plan: Plan, own: str) -> Body:
-    """`disableOutboundSnat`: nodes leave by addresses of their own."""
+def rule_name(port: Port) -> str:
+    """Of a rule of the load balancer; `compare.retired` knows ours by these."""
+    if port == Port("Tcp", 80):
+        return "http"
+    return "all-ports" if port.protocol == "All" else f"{port.protocol}-{port.number}".lower()
+
+
+def balancing_rule(plan: Plan, own: str, port: Port) -> Body:
+    """`disableOutboundSnat`: nodes leave by addresses of their own.
+
+    Azure heeds what is about idle connections for TCP alone, and answers a rule for UDP without
+    its `enableTcpReset` (kubernetes-sigs/cloud-provider-azure issue 1087).
+    """
+    idle = {"idleTimeoutInMinutes": plan.idle_minutes, "enableTcpReset": plan.tcp_reset}
     return {
         "frontendIPConfiguration": {"id": f"{own}/frontendIPConfigurations/{FRONTEND}"},
         "backendAddressPool": {"id": f"{own}/backendAddressPools/{POOL}"},
         "probe": {"id": f"{own}/probes/{PROBE}"},
-        "protocol": "Tcp",
-        "frontendPort": plan.probe.port,
-        "backendPort": plan.probe.port,
-        "enableTcpReset": True,
-        "disableOutboundSnat": True,
+        "protocol": port.protocol,
+        "frontendPort": port.number,
+        "backendPort": port.number,
+        **({} if port.protocol == "Udp" else idle),
+        **({"disableOutboundSnat": True} if plan.frontend == "public" else {}),
     }
 
 
 def interface(plan: Plan, scope: Scope, node: Node) -> Resource:
     """Joins a node's address, firewall and subnet; membership of the pool is set here."""
-    subnet = f"{scope.id_of('network', NETWORK)}/subnets/{SUBNET}"
     pool = f"{scope.id_of('load balancer', BALANCER)}/backendAddressPools/{POOL}"
     firewall, public = f"{node.name}-nsg", f"{node.name}PublicIp"
     configuration = {
         "primary": True,
-        "privateIPAllocationMethod": "Static",
-        "privateIPAddress": node.private_ip,
-        "subnet": {"id": subnet},
+        **private_address(node.private_ip if plan.network else ""),
+        "subnet": {"id": subnet_id(plan, scope)},
         "publicIPAddress": {"id": scope.id_of("public address", public)},
         "loadBalancerBackendAddressPools": [{"id": pool}],
     }
@@ -226,7 +269,7 @@ def interface(plan: Plan, scope: Scope, node: Node) -> Resource:
         f"{node.name}-nic",
         body_of(plan, properties),
         (
-            f"network {NETWORK}",
+            *(() if plan.subnet else (f"network {NETWORK}",)),
             f"load balancer {BALANCER}",
             f"firewall {firewall}",
             f"public address {public}",
@@ -293,9 +336,9 @@ def first_boot(node: Node, ssh_key: str) -> Body:
 def custom_data(document: str) -> Body:
     """The first-boot document as a VM takes it; raises `Refusal` if it is too long."""
     data = document.encode()
-    if len(data) > CUSTOM_DATA_BYTES:
+    if len(data) > DOCUMENT_BYTES:
         raise Refusal(
-            f"first-boot document of {len(data)} bytes: Azure takes {CUSTOM_DATA_BYTES} at most."
+            f"first-boot document of {len(data)} bytes: Azure takes {DOCUMENT_BYTES} at most."
         )
     return {"properties": {"osProfile": {"customData": base64.b64encode(data).decode()}}}
 

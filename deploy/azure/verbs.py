@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy import Refusal
+from deploy.application import read_setup
 from deploy.azure.answers import azures
 from deploy.azure.apply import Result, Watch, run_steps
 from deploy.azure.cloud import Cloud, Place
@@ -28,6 +29,7 @@ from deploy.azure.cluster import (
     look_at_providers,
     missing,
     refuse_document,
+    refuse_subnet,
     refuse_unsound,
     refuse_without_room,
     steps,
@@ -36,7 +38,7 @@ from deploy.azure.resources import ADMIN_NAME, TYPES, Body
 from deploy.azure.state import State, fingerprint, state_of_cluster
 from deploy.azure.web_site import Account, container
 from deploy.azure.words import words_of
-from deploy.plan import HTTP_PORT, SSH_PORT, Plan, firewall, is_url, plan_of, sources
+from deploy.plan import Plan, is_url, plan_of
 from deploy.publish import hold
 from deploy.settings import Settings, ssh_public_key
 from deploy.signing import operators_key, public_key
@@ -64,7 +66,7 @@ def up(place: Place, settings: Settings, console: Console, *, adopt: bool, yes: 
     """Create what is missing, change what differs, leave the rest; one `up` at a time."""
     wanted = plan_of(settings)
     with state_of_cluster(wanted.name).locked():
-        wanted = resolved_once(wanted)
+        wanted = plan_of(resolved_once(settings))
         keys = keys_of(settings)
         up_alone(place, wanted, keys, console, adopt=adopt, yes=yes)
 
@@ -101,7 +103,8 @@ def up_alone(
 
 def plan(place: Place, settings: Settings, console: Console, *, adopt: bool) -> bool:
     """Print what `up` would do; True where that is anything at all."""
-    wanted = resolved_once(plan_of(settings))
+    plan_of(settings)  # what is wrong with them is told before anybody is asked for an address
+    wanted = plan_of(resolved_once(settings))
     cluster, planned = compared(place, wanted, keys_of(settings), adopt=adopt)
     print_changes(cluster, planned, console)
     return any(change.verb != "leave" for change in planned)
@@ -111,15 +114,17 @@ def compared(
     place: Place, wanted: Plan, keys: Keys, *, adopt: bool
 ) -> tuple[AzureCluster, list[Change]]:
     """The cluster as Azure has it, and what `up` would do; refuses before anything is touched."""
+    setup = read_setup(wanted.setup)
     cloud = signed_in(place, wanted.name)
     state = state_of_cluster(wanted.name)
-    cluster = AzureCluster(cloud, wanted, keys.ssh_public, state, keys.signing)
+    cluster = AzureCluster(cloud, wanted, keys.ssh_public, state, keys.signing, setup)
     refuse_document(cluster)
     try:
         look(cluster)
         if cluster.newest and state.key():  # another operator may have rotated it
             hold(state.folder, cluster.newest)
         refuse_unsound(cluster, adopt=adopt)
+        refuse_subnet(cluster)
         look_at_providers(cluster)
         if not cluster.unregistered & ASKED:
             refuse_without_room(cluster, missing(cluster))
@@ -140,10 +145,9 @@ def signed_in(place: Place, group: str) -> Cloud:
     return cloud
 
 
-def resolved_once(plan: Plan) -> Plan:
-    """Without URLs in its firewall: an address may differ at a second look, as behind many NATs."""
-    http_from, ssh_from = sources(plan, HTTP_PORT), map(resolved, sources(plan, SSH_PORT))
-    return replace(plan, firewall=firewall(http_from, ssh_from, plan.network))
+def resolved_once(settings: Settings) -> Settings:
+    """Without URLs for addresses: one may differ at a second look, as behind many NATs."""
+    return replace(settings, ssh_from=tuple(map(resolved, dict.fromkeys(settings.ssh_from))))
 
 
 def resolved(source: str) -> str:
@@ -372,10 +376,13 @@ def stop(result: Result, planned: list[Change], cloud: Cloud, console: Console) 
 def print_cluster(cluster: AzureCluster, console: Console) -> None:
     """Where the cluster answers, and what to try."""
     url, first = cluster.endpoints()["load_balancer"], cluster.plan_now().nodes[0]
+    is_http = url.startswith("http:")
+    ports, address = ", ".join(map(str, cluster.plan.ports)), cluster.balancer_address()
+    where = f"{url}/" if is_http else f"{address}, ports {ports},"
     for line in (
-        f"Cluster {cluster.plan.name} answers at {url}/ once a node is active: a new node installs"
+        f"Cluster {cluster.plan.name} answers at {where} once a node is active: a new node installs"
         " itself in about three minutes. Try:",
-        f"  curl {url}/",
+        *([f"  curl {url}/"] if is_http else []),
         f"  python -m deploy status --cluster {cluster.state.folder}",
         f"  ssh {ADMIN_NAME}@{first.public_ip}",
     ):

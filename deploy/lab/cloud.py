@@ -14,15 +14,14 @@ from deploy.lab.container import Container
 from deploy.lab.network import FABRIC
 from deploy.operate import get
 from deploy.plan import Plan
+from deploy.ports import url_of
 
 SITE = STATE / publish.SITE
 """What the web site serves: `deploy.publish` fills it."""
 
-ENDPOINTS = {
-    "load_balancer": f"http://{LOAD_BALANCER}",
-    "load_balancer_stats": f"http://{LOAD_BALANCER}:8404/stats;csv",
-    "web_site": f"http://{WEB_SITE}",
-}
+STATISTICS = f"http://{LOAD_BALANCER}:8404/stats;csv"
+"""Also of an internal load balancer: they are no business of its network."""
+
 READY_SECONDS = 15.0
 
 APACHE = f"""\
@@ -42,6 +41,22 @@ DocumentRoot /srv/site
     Require all granted
 </Directory>
 """
+
+
+def endpoints(plan: Plan) -> dict[str, str]:
+    """Where the lab's services are, as `azure up` writes it of a cluster there."""
+    return {
+        "load_balancer": url_of(balancer_address(plan), plan.ports, plan.probe.port),
+        "load_balancer_stats": STATISTICS,
+        "frontend": plan.frontend,
+        "cluster_port": str(plan.probe.port),
+        "web_site": f"http://{WEB_SITE}",
+    }
+
+
+def balancer_address(plan: Plan) -> str:
+    """Where the load balancer is reached: by this machine, or by the nodes' network alone."""
+    return plan.balancer_ip if plan.frontend == "internal" else LOAD_BALANCER
 
 
 def start_metadata(checkout: Path) -> None:
@@ -72,8 +87,8 @@ def wait_until_served() -> None:
     """
     deadline = time.monotonic() + READY_SECONDS
     for url, box in (
-        (f"{ENDPOINTS['web_site']}/bootstrap/nodes_info.json", "web-site"),
-        (ENDPOINTS["load_balancer_stats"], "load-balancer"),
+        (f"http://{WEB_SITE}/bootstrap/nodes_info.json", "web-site"),
+        (STATISTICS, "load-balancer"),
     ):
         while (answer := get(url)).code != 200:
             if time.monotonic() > deadline:
@@ -91,26 +106,26 @@ def probe_seconds(plan: Plan) -> float:
 
 
 def balancer(plan: Plan) -> str:
-    """HAProxy's configuration: streams, as Azure's; without a node that answers 200, nothing."""
+    """HAProxy's configuration: streams, as Azure's; without a node that answers 200, nothing.
+
+    A server without a port gets the one that the client asked for. HAProxy forwards no UDP.
+    """
     probe = plan.probe
     every = f"inter {probe_seconds(plan) * 1000:.0f}ms"
     check = f"check port {probe.port} {every} rise {probe.threshold} fall {probe.threshold}"
     headers = f"hdr Host {LOAD_BALANCER} hdr User-Agent 'Load Balancer Agent' hdr Connection close"
     servers = "\n".join(
-        f"    server {node.name} {node.private_ip}:80 source {PROBE_SOURCE} {check}"
+        f"    server {node.name} {node.private_ip} source {PROBE_SOURCE} {check}"
         for node in plan.nodes
     )
     return f"""\
 defaults
     mode tcp
     timeout connect 2s
-    timeout client 240s
-    timeout server 240s
+    timeout client {plan.idle_minutes}m
+    timeout server {plan.idle_minutes}m
 
-frontend public
-    bind {LOAD_BALANCER}:80
-    default_backend nodes
-
+{frontend(plan)}
 backend nodes
     option httpchk
     http-check send meth GET uri {probe.path} ver HTTP/1.1 {headers}
@@ -124,6 +139,14 @@ frontend stats
     stats enable
     stats uri /stats
 """
+
+
+def frontend(plan: Plan) -> str:
+    """Where HAProxy takes connections; nothing where UDP alone is forwarded."""
+    address = balancer_address(plan)
+    ports = [port.number for port in plan.ports if port.protocol == "Tcp"]
+    binds = "".join(f"    bind {address}:{port}\n" for port in ports)
+    return f"frontend public\n{binds}    default_backend nodes\n" if ports else ""
 
 
 def _serve(box: Container, lower: Path, config: str, command: str, *options: str) -> None:

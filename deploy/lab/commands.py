@@ -9,17 +9,18 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import Refusal
+from deploy.application import read_setup, web_names
 from deploy.checkout import NODES_FILE
 from deploy.lab import (
     BOOTSTRAP_URL,
     CACHE,
-    LOAD_BALANCER,
     NAME,
     STATE,
     cloud,
@@ -42,6 +43,7 @@ from deploy.lab.state import (
     running_lab,
     save,
     save_endpoints,
+    service_of,
 )
 from deploy.nodes_info import nodes_info, read_nodes
 from deploy.plan import Node
@@ -49,7 +51,7 @@ from deploy.publish import Folder, found_on, hold, publish
 from deploy.release import Release, agent, first_release, of_cluster, renewed
 from deploy.settings import USUAL_LOOK, Settings, look_of
 from deploy.signing import make_key, operators_key, public_key, signers_text
-from deploy.userdata import user_data
+from deploy.userdata import is_beside, user_data
 
 BOOT_SECONDS = 120.0
 EMULATED_BOOT_SECONDS = 300.0  # about forty seconds of a processor, which others may want, too
@@ -91,12 +93,29 @@ def lab_command() -> None:
 @click.option(
     "--vm", "machines", metavar="NODE", multiple=True, help="A virtual machine; again for more."
 )
+@click.option(
+    "--ports",
+    metavar="PORT",
+    multiple=True,
+    help="What the load balancer forwards; again for more  [80].",
+)
+@click.option("--frontend", help="The load balancer's address: public or internal  [public].")
+@click.option("--cluster-port", type=int, help="Where markers and probe are served  [80].")
+@click.option(
+    "--setup",
+    metavar="FILE",
+    multiple=True,
+    help="Run once on each node after the agent is installed; again for files beside it.",
+)
 def up(
     count: int | None,
     period_seconds: int | None,
     look_seconds: int | None,
     pause_seconds: int | None,
     machines: tuple[str, ...],
+    *,
+    setup: tuple[str, ...],
+    **service: Any,
 ) -> None:
     """Make this machine the cloud, or repair the lab that is up.
 
@@ -105,14 +124,21 @@ def up(
     """
     began = time.monotonic()
     with lock(), stopped_by_terminate(), ExitStack() as unless_it_succeeds:
-        lab = wanted_lab(count, period_seconds, look_seconds, pause_seconds, machines)
+        lab = wanted_lab(
+            count, period_seconds, look_seconds, pause_seconds, machines, setup=setup, **service
+        )
         if running_lab() is None:
             tear_down()  # what a crashed `lab up` left
             unless_it_succeeds.callback(tear_down)
         bring_up(lab)
         unless_it_succeeds.pop_all()
     console.print(f"Up after {time.monotonic() - began:.1f} s: {lab}.")
-    console.print(f"Try: curl -i http://{LOAD_BALANCER}/")
+    for port in lab.plan.ports:
+        if port.protocol == "Udp":
+            console.print(f"UDP port {port.number} is not forwarded in the lab, only on Azure.")
+    if (url := cloud.endpoints(lab.plan)["load_balancer"]).startswith("http:"):
+        inside = f"{sys.executable} -m deploy lab shell {lab.plan.nodes[-1].name} "
+        console.print(f"Try: {inside * (lab.plan.frontend == 'internal')}curl -i {url}/")
     for verb in ("status", "watch", "lab off node1", "lab down"):
         console.print(f"     {sys.executable} -m deploy {verb}")
 
@@ -271,6 +297,9 @@ def wanted_lab(
     look_seconds: int | None,
     pause_seconds: int | None,
     machines: tuple[str, ...] = (),
+    *,
+    setup: tuple[str, ...] = (),
+    **service: Any,
 ) -> Lab:
     """The lab to bring up: as asked, else as it is up, else as the checkout has it.
 
@@ -284,12 +313,16 @@ def wanted_lab(
         look = existing.plan.look_seconds if look_seconds is None else look_seconds
     pause = existing.plan.pause_seconds if existing else Settings.pause_seconds
     pause = pause if pause_seconds is None else pause_seconds
+    asked = {name: value for name, value in service.items() if value not in (None, ())}
+    asked = (service_of(existing.plan) if existing else {}) | asked
     if count is not None:
-        plan = lab_plan(period, look, pause, count=count)
+        plan = lab_plan(period, look, pause, count=count, **asked)
     else:
         nodes = existing.plan.nodes if existing else read_nodes(NODES_FILE)
-        plan = lab_plan(period, look, pause, nodes)
-    lab = Lab(plan, machines=frozenset(machines) or (existing or Lab(plan)).machines)
+        plan = lab_plan(period, look, pause, nodes, **asked)
+    before = existing or Lab(plan)
+    given = read_setup(setup) if setup else before.setup
+    lab = Lab(plan, machines=frozenset(machines) or before.machines, setup=given)
     for name in lab.machines:
         lab.node(name)
     if existing and existing != lab:
@@ -320,7 +353,7 @@ def bring_up(lab: Lab) -> None:
         cloud.wait_until_served()
     with step(f"Boot of {len(lab.plan.nodes)} nodes"):
         boot_nodes(lab, lower, release.allowed_signers)
-    save_endpoints()
+    save_endpoints(lab.plan)
 
 
 def publish_release(lab: Lab) -> Release:
@@ -370,15 +403,25 @@ def boot_nodes(lab: Lab, lower: Path, allowed_signers: str) -> None:
             pause_seconds=lab.plan.pause_seconds,
             peer_address=lab.plan.peer_address,
             scheduled_events=lab.plan.scheduled_events,
+            cluster_port=lab.plan.probe.port,
             cluster=NAME,
             allowed_signers=allowed_signers,
+            setup=lab.setup,
         )
+        if is_beside(document, lab.setup):
+            serve_setup(lab)
         if each.name in lab.machines:
             node.install_machine(each, lab.plan, document)
         else:
             node.install(each, lower, document)
         node.power_on(each)
     wait_for_boot(lab.plan.nodes)
+
+
+def serve_setup(lab: Lab) -> None:
+    """Have the web site serve the application's files."""
+    for name, content in web_names(lab.setup).items():
+        Folder(cloud.SITE).write(name, content)
 
 
 def wait_for_boot(nodes: Iterable[Node]) -> None:

@@ -22,7 +22,7 @@ from deploy.lab import (
     WEB_SITE,
 )
 from deploy.lab.process import output_of
-from deploy.plan import FirewallRule, Node, Plan
+from deploy.plan import BALANCER, FirewallRule, Node, Plan, peer_rules
 from deploy.settings import INTERNET
 
 PREFIX = "aap-"
@@ -79,11 +79,14 @@ def make_fabric(plan: Plan) -> None:
         f"route add {PUBLIC_NETWORK} via {FABRIC_ADDRESS} dev {HOST_LINK}",
     )
     services = [f"address add {ip}/32 dev lo" for ip in (METADATA, PROBE_SOURCE)]
+    is_internal = plan.frontend == "internal"
+    internal = [f"address add {plan.balancer_ip}/32 dev {BRIDGE}"] if is_internal else []
     shown = [f"address add {ip}/24 dev host" for ip in (FABRIC_ADDRESS, WEB_SITE, LOAD_BALANCER)]
     _ip(
         "link set lo up",
         f"link add {BRIDGE} type bridge",
         f"address add {gateway(plan)}/{prefix_length(plan)} dev {BRIDGE}",
+        *internal,
         f"link set {BRIDGE} up",
         "link set host up",
         *services,
@@ -153,12 +156,12 @@ def firewall(plan: Plan) -> str:
     Azure's are AllowVNetInBound (65000), AllowAzureLoadBalancerInBound (65001), DenyAllInbound
     (65500): learn.microsoft.com/azure/virtual-network/network-security-groups-overview.
     """
-    rules = sorted(plan.firewall, key=lambda rule: rule.priority)
+    rules = sorted((*plan.firewall, *peer_rules(plan)), key=lambda rule: rule.priority)
     return f"""
         table inet firewall {{
             chain allowed {{
                 ct state established,related accept
-                {"; ".join(_accept(rule) for rule in rules)}
+                {"; ".join(_verdict(rule) for rule in rules)}
                 ip saddr {plan.network} accept comment "AllowVNetInBound"
                 ip saddr {PROBE_SOURCE} accept comment "AllowAzureLoadBalancerInBound"
             }}
@@ -213,10 +216,14 @@ def _drop(sender: Node, receiver: Node, *, began_only: bool) -> None:
     )
 
 
-def _accept(rule: FirewallRule) -> str:
-    source = "" if rule.source == INTERNET else f"ip saddr {rule.source} "
-    what = "meta l4proto icmp" if rule.protocol == "Icmp" else f"tcp dport {rule.port}"
-    return f'{source}{what} accept comment "{rule.name}"'
+def _verdict(rule: FirewallRule) -> str:
+    whence = {INTERNET: "", "*": "", BALANCER: f"ip saddr {PROBE_SOURCE} "}
+    source = whence.get(rule.source, f"ip saddr {rule.source} ")
+    what = "meta l4proto icmp" if rule.protocol == "Icmp" else ""
+    if rule.port is not None:
+        what = f"{rule.protocol.lower()} dport {rule.port}"
+    verdict = "accept" if rule.access == "Allow" else "drop"
+    return f'{source}{what} {verdict} comment "{rule.name}"'
 
 
 def gateway(plan: Plan) -> str:

@@ -5,19 +5,24 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deploy import Refusal
+from deploy.application import Setup
 from deploy.checkout import CHECKOUT
 from deploy.files import read_object, write_json, write_whole
 from deploy.lab import OPERATOR, PUBLIC_NETWORK, STATE
-from deploy.lab.cloud import ENDPOINTS
+from deploy.lab.cloud import endpoints
 from deploy.nodes_info import nodes_info, read_nodes, write_nodes_info
 from deploy.plan import Node, Plan, plan_of
 from deploy.settings import Settings
 
 MACHINE = "/run"
+SERVICE = ("ports", "frontend", "cluster_port")
+"""The settings that say how the application is reached."""
+
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "ssh-keygen", "systemd-nspawn")
 
 
@@ -28,6 +33,7 @@ class Lab:
     plan: Plan
     checkout: Path = CHECKOUT
     machines: frozenset[str] = frozenset()  # the nodes that are virtual machines
+    setup: Setup = field(default_factory=dict)
 
     def node(self, name: str) -> Node:
         """The node of that name; raises `Refusal` with the names there are."""
@@ -53,9 +59,17 @@ def lab_plan(
     nodes: tuple[Node, ...] = (),
     *,
     count: int = Settings.nodes,
+    **service: Any,
 ) -> Plan:
-    """The defaults with this machine as the operator's; of `nodes`, or `count` new ones."""
+    """The defaults with this machine as the operator's; of `nodes`, or `count` new ones.
+
+    `service`: the settings of SERVICE that are not as usual.
+    """
+    if "all" in service.get("ports", ()):
+        raise Refusal("ports = all: the lab's load balancer forwards ports that are named alone.")
+    clients = {"http_from": ()} if service.get("frontend") == "internal" else {}
     settings = Settings(
+        **clients | service,
         nodes=count,
         ssh_from=(f"{OPERATOR}/32",),
         period_seconds=period_seconds,
@@ -65,24 +79,37 @@ def lab_plan(
     return plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
 
 
+def service_of(plan: Plan) -> dict[str, Any]:
+    """The settings of SERVICE, of a lab."""
+    return {
+        "ports": tuple(map(str, plan.ports)),
+        "frontend": plan.frontend,
+        "cluster_port": plan.probe.port,
+    }
+
+
 def save(lab: Lab) -> None:
     """Keep what the lab is, and make its cluster key. Not yet what says that it is up."""
     settings = {
+        **service_of(lab.plan),
         "period_seconds": lab.plan.period_seconds,
         "look_seconds": lab.plan.look_seconds,
         "pause_seconds": lab.plan.pause_seconds,
         "checkout": str(lab.checkout),
         "machines": sorted(lab.machines),
+        "setup": [*lab.setup],
     }
+    for name, content in lab.setup.items():
+        write_whole(STATE / "setup" / name, content)
     write_json(STATE / "settings.json", settings)
     write_nodes_info(STATE / "nodes_info.json", nodes_info(lab.plan))
     if not (STATE / "cluster.key").exists():
         write_whole(STATE / "cluster.key", f"{secrets.token_hex(32)}\n".encode(), mode=0o600)
 
 
-def save_endpoints() -> None:
+def save_endpoints(plan: Plan) -> None:
     """Say where the lab's services are: the last file of `lab up`, so it means: the lab is up."""
-    write_json(STATE / "endpoints.json", ENDPOINTS)
+    write_json(STATE / "endpoints.json", endpoints(plan))
 
 
 def is_started() -> bool:
@@ -102,8 +129,11 @@ def running_lab() -> Lab | None:
         look_seconds = int(said.get("look_seconds", period_seconds))
         # One from before pauses were absorbed: its nodes' agent, once it is ours, does as usual.
         pause_seconds = int(said.get("pause_seconds", Settings.pause_seconds))
-        plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes)
-        return Lab(plan, Path(said["checkout"]), frozenset(said.get("machines", ())))
+        service = {name: said[name] for name in SERVICE if name in said}
+        lists = {name: tuple(value) for name, value in service.items() if isinstance(value, list)}
+        plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes, **service | lists)
+        setup = {name: (STATE / "setup" / name).read_bytes() for name in said.get("setup", ())}
+        return Lab(plan, Path(said["checkout"]), frozenset(said.get("machines", ())), setup)
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 

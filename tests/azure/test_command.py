@@ -121,8 +121,10 @@ def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Op
         pause_seconds=8,
         peer_address="private",
         scheduled_events=False,
+        cluster_port=80,
         cluster=NAME,
         allowed_signers=signers_text([public_key(operator.folder / ".ssh" / "id_ed25519")]),
+        setup={},
     )
 
 

@@ -1,6 +1,8 @@
 """The fake of Azure refuses what Azure refuses: else tests that pass with it would say little."""
 
 import base64
+import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +49,22 @@ def without(*path: str | int, key: str) -> Callable[[Body], object]:
     return lambda body: at(body, *path).pop(key)
 
 
+def twice(key: str, **values: object) -> Callable[[Body], object]:
+    """Adds the first member of a list again, under another name and with other values."""
+
+    def add(body: Body) -> None:
+        members = body["properties"][key]
+        first = copy.deepcopy(members[0])
+        members.append({"name": "again", "properties": {**first["properties"], **values}})
+
+    return add
+
+
 RULE = ("securityRules", 0, "properties")
+BALANCING = ("loadBalancingRules", 0, "properties")
+FRONTEND = ("frontendIPConfigurations", 0, "properties")
+SUBNET = f"{SCOPE.id_of('network', 'network')}/subnets/nodes"
+EVERY_PORT = {"protocol": "All", "frontendPort": 0, "backendPort": 0}
 PROBE = ("probes", 0, "properties")
 CONFIGURATION = ("ipConfigurations", 0, "properties")
 PROFILE = ("properties", "osProfile")
@@ -86,6 +103,31 @@ REFUSED = [
         "InvalidResourceReference",
     ),
     (BALANCER, breaks(sku={"name": "Basic"}), "LoadBalancerAndPublicIPAddressSkuMismatch"),
+    (FIREWALL, breaks(*RULE, destinationPortRange="http"), "SecurityRuleInvalidPortRange"),
+    (FIREWALL, breaks(*RULE, destinationPortRange="65536"), "SecurityRuleInvalidPortRange"),
+    (BALANCER, breaks(*BALANCING, frontendPort=65_535), "InvalidLoadBalancingRulePort"),
+    (BALANCER, breaks(*BALANCING, backendPort=0), "InvalidLoadBalancingRulePort"),
+    (BALANCER, breaks(*BALANCING, protocol="All"), "InvalidLoadBalancingRulePort"),
+    (BALANCER, breaks(*BALANCING, **EVERY_PORT), "LoadBalancingRuleHAPortsNotSupported"),
+    (BALANCER, breaks(*BALANCING, idleTimeoutInMinutes=3), "LoadBalancingRuleInvalidIdleTimeout"),
+    (BALANCER, breaks(*BALANCING, idleTimeoutInMinutes=101), "LoadBalancingRuleInvalidIdleTimeout"),
+    (BALANCER, breaks(*BALANCING, enableTcpReset="yes"), "InvalidRequestContent"),
+    (
+        BALANCER,
+        twice("loadBalancingRules", frontendPort=81),
+        "RulesUseSameBackendPortProtocolAndPool",
+    ),
+    (
+        BALANCER,
+        breaks(*FRONTEND, subnet={"id": SUBNET}),
+        "FrontendIPConfigHasBothSubnetAndPublicIP",
+    ),
+    (BALANCER, without(*FRONTEND, key="publicIPAddress"), "FrontendIPConfigHasNoSubnetOrPublicIP"),
+    (
+        BALANCER,
+        breaks("frontendIPConfigurations", 0, zones=["1", "2", "3"]),
+        "LoadBalancerFrontendIPConfigCannotHaveZoneWhenReferencingPublicIPAddress",
+    ),
     (NIC, breaks(*CONFIGURATION, publicIPAddress=NOWHERE), "InvalidResourceReference"),
     (NIC, breaks(*CONFIGURATION, privateIPAddress="10.9.0.4"), "PrivateIPAddressNotInSubnet"),
     (NIC, breaks(*CONFIGURATION, privateIPAddress="10.0.0.3"), "PrivateIPAddressInReservedRange"),
@@ -129,6 +171,42 @@ def test_a_body_that_azure_would_refuse_is_refused(
         standing.azure.resources.pop(own.lower())
     spoil(body)
     assert code(send(standing, "PUT", own, body)) == refusal
+
+
+def internal(body: Body, **values: object) -> Body:
+    """The load balancer with a private front end, and what its one rule says otherwise."""
+    private = {"subnet": {"id": SUBNET}, "privateIPAllocationMethod": "Static"}
+    private["privateIPAddress"] = "10.0.0.250"
+    (frontend,) = body["properties"]["frontendIPConfigurations"]
+    frontend["properties"] = private
+    body["properties"]["loadBalancingRules"][0]["properties"].update(values)
+    return body
+
+
+def test_every_port_is_for_an_internal_standard_load_balancer_and_leaves_none_for_others(
+    standing: Operator,
+) -> None:
+    own = SCOPE.id_of("load balancer", "another")
+
+    def another(**values: object) -> Body:
+        text = json.dumps(internal(creation(BALANCER), **values))
+        body: Body = json.loads(text.replace("loadBalancers/loadBalancer", "loadBalancers/another"))
+        return body
+
+    assert send(standing, "PUT", own, another(**EVERY_PORT)).status_code == 201
+    basic = another(**EVERY_PORT) | {"sku": {"name": "Basic"}}
+    assert code(send(standing, "PUT", own, basic)) == "LoadBalancingRuleHAPortsNotSupported"
+    two = another(**EVERY_PORT)
+    twice("loadBalancingRules", protocol="Udp", frontendPort=53, backendPort=53)(two)
+    assert code(send(standing, "PUT", own, two)) == "RulesUseSameBackendPortProtocolAndPool"
+    taken = another()
+    at(taken, *FRONTEND)["privateIPAddress"] = "10.0.0.4"
+    assert code(send(standing, "PUT", own, taken)) == "PrivateIPAddressIsAllocated"
+    alone = another()
+    alone["properties"] |= {"frontendIPConfigurations": [], "loadBalancingRules": []}
+    refusal = "LoadBalancerWithoutFrontendIPCantHaveChildResources"
+    assert code(send(standing, "PUT", own, alone)) == refusal
+    del standing.azure.resources[own.lower()]
 
 
 def test_what_is_in_use_is_not_deleted(operator: Operator) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_a_release_that_a_stranger_put_on_the_web_site_stops_up(operator: Operat
 
 
 def test_nodes_that_run_with_other_times_than_the_settings_say_stop_a_first_release(
-    operator: Operator, monkeypatch: pytest.MonkeyPatch
+    operator: Operator,
 ) -> None:
     made(operator)
     before_releases(operator)
@@ -207,8 +208,8 @@ def test_nodes_that_run_with_other_times_than_the_settings_say_stop_a_first_rele
         site.pages["/status.json"] = status_page("node1", "passive", look_seconds=20)
         nodes["node1"]["public_ip"] = "127.0.0.11"
         (operator.state / "nodes_info.json").write_text(json.dumps(nodes))
-        monkeypatch.setattr(operate, "HTTP_PORT", web.port)
-        view = operate.look(operate.read_cluster(operator.state))
+        cluster = replace(operate.read_cluster(operator.state), cluster_port=web.port)
+        view = operate.look(cluster)
     with pytest.raises(
         Refusal, match="look_seconds = 2, but node1 runs with 20, and that is fixed"
     ):

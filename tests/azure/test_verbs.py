@@ -67,6 +67,12 @@ def made_before_pauses(operator: Operator) -> None:
     del operator.azure.groups[NAME]["tags"]["pause-seconds"]
 
 
+def made_before_ports(operator: Operator) -> None:
+    """Its nodes serve markers at port 80, and no tag of the group says so."""
+    made(operator)
+    del operator.azure.groups[NAME]["tags"]["cluster-port"]
+
+
 def group_being_deleted(operator: Operator) -> None:
     group(operator, properties={"provisioningState": "Deleting"})
 
@@ -142,6 +148,8 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (made_before_looks, [], "with look-seconds = 20, not 2: of nodes that differ in it several"),
     (made, ["--pause-seconds", "0"], "with pause-seconds = 5, not 0"),  # type: ignore[list-item]
     (made_before_pauses, ["--pause-seconds", "8"], "with pause-seconds = 5, not 8: of nodes that"),
+    (made, ["--cluster-port", "8080"], "with cluster-port = 80, not 8080"),  # type: ignore[list-item]
+    (made_before_ports, ["--cluster-port", "81"], "with cluster-port = 80, not 81: of nodes that"),
     (made, ["--region", "northeurope"], "is in westeurope, not in northeurope"),  # type: ignore[list-item]
     (lost_key, [], "cluster.key: missing; copy the file from the computer that made the cluster"),
     (other_key, [], "cluster.key: not the key of this cluster"),
@@ -183,6 +191,10 @@ REFUSALS: list[tuple[Callable[[Operator], None], list[str], str]] = [
     (setting(), ["--pause-seconds", "61"], "pause_seconds = 61: use 0 to 60"),
     (setting(tags={"look-seconds": "2"}), [], "tag 'look-seconds=2': use KEY=VALUE"),
     (setting(tags={"pause-seconds": "5"}), [], "tag 'pause-seconds=5': use KEY=VALUE"),
+    (setting(tags={"cluster-port": "80"}), [], "tag 'cluster-port=80': use KEY=VALUE"),
+    (setting(), ["--ports", "0"], "ports: '0' is no port: use a number from 1 to 65534"),
+    (setting(ports="all"), [], "ports = all: name the ports, or use all with frontend = internal"),
+    (setting(idle_minutes=101), [], "idle_minutes = 101: use 4 to 100"),
     (setting(tags={"made-by": "me"}), [], "tag 'made-by=me': use KEY=VALUE"),
     (setting(), ["--tags", "team"], "tag 'team': use KEY=VALUE"),
     (setting(), ["--tags", "a/b=c"], "tag 'a/b=c': use KEY=VALUE"),
@@ -266,6 +278,11 @@ def test_a_new_node_of_a_cluster_from_before_pauses_absorbs_what_the_others_agen
     made(operator)
     usual = loader.Settings().times.pause_seconds
     assert f"\npause_seconds = {usual}\n" in settings_of_node(operator, "node2")
+
+
+def test_a_cluster_from_before_ports_is_left_as_it_is(operator: Operator) -> None:
+    made_before_ports(operator)
+    assert operator.run("plan").code == 0
 
 
 # ---------------------------------------------------------------- plan, and what up changes

@@ -111,8 +111,10 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(
         pause_seconds=5,
         peer_address="public",
         scheduled_events=True,
+        cluster_port=80,
         cluster="lab",
         allowed_signers=signers_text([public_key(mine)]),
+        setup={},
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == document.encode()

@@ -81,8 +81,10 @@ class FirstBoot:
             pause_seconds=5,
             peer_address="public",
             scheduled_events=True,
+            cluster_port=80,
             cluster="lab",
             allowed_signers=signers_text([public_key(self.key)]),
+            setup={},
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
         self.front = self.files["/etc/bootstrap/index.html"]
@@ -362,8 +364,10 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         pause_seconds=5,
         peer_address="public",
         scheduled_events=True,
+        cluster_port=80,
         cluster="lab",
         allowed_signers="",
+        setup={},
     )
     (command,) = yaml.safe_load(document)["bootcmd"]
     marks = tmp_path / "var/lib/cloud/instance/sem"

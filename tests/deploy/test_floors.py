@@ -19,9 +19,11 @@ CHECKOUT = Path(__file__).parents[2]
 FLOORS = {
     "what all need": ("deploy", "deploy.files", "deploy.checkout"),
     "settings and plan": (
-        *("deploy.settings", "deploy.plan", "deploy.nodes_info", "deploy.signing"),
+        *("deploy.settings", "deploy.ports", "deploy.plan", "deploy.nodes_info", "deploy.signing"),
     ),
-    "what a node gets": ("deploy.release", "deploy.publish", "deploy.userdata"),
+    "what a node gets": (
+        *("deploy.release", "deploy.publish", "deploy.userdata", "deploy.application"),
+    ),
     "who makes a cluster, who looks at it": ("deploy.lab", "deploy.azure", "deploy.operate"),
     "showing, and options": ("deploy.show", "deploy.options"),
     "verbs of one place": ("deploy.azure.cli", "deploy.azure.verbs", "deploy.lab.commands"),
@@ -152,7 +154,7 @@ def places(fact: str) -> list[str]:
 DEFAULTS = {
     f"the default of {field.name}": str(field.default)
     for field in fields(Settings)
-    if isinstance(field.default, str) and field.default and field.name != "peer_address"
+    if isinstance(field.default, str) and field.default not in ("", "public")  # a word of many uses
 }
 
 

@@ -465,9 +465,76 @@ def test_a_folder_that_is_not_there_is_refused_in_one_sentence(verb: str, tmp_pa
     assert (run.returncode, run.stdout, run.stderr) == (2, "", sentence)
 
 
+def told_of_endpoints(cluster: Sites, **changed: str) -> None:
+    """The cluster's endpoints.json, with other values."""
+    path = cluster.state / "endpoints.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def test_nodes_are_asked_at_the_clusters_own_port(cluster: Sites) -> None:
+    told_of_endpoints(cluster, cluster_port="1")
+    reasons = [node["reason"] for node in cluster.view()["nodes"]]
+    assert reasons == ["refuses connections"] * 3
+
+
+def test_where_the_application_has_the_load_balancers_ports_a_connection_is_what_can_be_asked_for(
+    cluster: Sites,
+) -> None:
+    url = cluster.balancer.url.replace("http:", "tcp:")
+    told_of_endpoints(cluster, load_balancer=url)
+    result = cluster.status()
+    port = url.rpartition(":")[2]
+    assert f"node1 is active and the load balancer takes port {port}." in result.output
+    assert result.exit_code == 0
+    told_of_endpoints(cluster, load_balancer="tcp://127.0.0.1:1")
+    result = cluster.status()
+    assert "node1 is active, but port 1: refuses connections." in result.output
+    assert result.exit_code == 3
+
+
+def test_a_load_balancer_that_takes_connections_but_finds_its_node_down_does_not_serve_it(
+    cluster: Sites,
+) -> None:
+    told_of_endpoints(cluster, load_balancer=cluster.balancer.url.replace("http:", "tcp:"))
+    cluster.balancer.pages["/stats;csv"] = Page(STATS.replace("node1,UP", "node1,DOWN"))
+    assert "its check says down" in cluster.status().output
+    assert cluster.status().exit_code == 3
+
+
+def test_whom_udp_is_forwarded_to_is_not_asked_and_nodes_decide(cluster: Sites) -> None:
+    told_of_endpoints(cluster, load_balancer="udp://127.0.0.1:1")
+    assert "node1 is active; whom UDP is forwarded to, nobody can ask." in cluster.status().output
+    cluster.says("node1", "passive")
+    assert cluster.status().exit_code == 3
+
+
+def test_an_internal_load_balancer_that_does_not_answer_is_to_be_asked_from_its_network(
+    cluster: Sites,
+) -> None:
+    told_of_endpoints(cluster, load_balancer="http://127.0.0.1:1", frontend="internal")
+    result = cluster.status()
+    assert "An internal one answers in its network alone: ask from there." in " ".join(
+        result.output.split()
+    )
+    assert result.exit_code == 3
+
+
+def test_a_node_whose_application_is_not_set_up_says_why(cluster: Sites) -> None:
+    cluster.says("node2", "passive", setup="setup.sh has not succeeded: no such package")
+    output = cluster.status().output
+    assert "node2: setup: setup.sh has not succeeded: no such package" in output
+    assert "node1: setup:" not in output
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
+        ("endpoints.json", '{"load_balancer": "tcp://203.0.113.20"}', "and has a port"),
+        (
+            "endpoints.json",
+            '{"load_balancer": "http://203.0.113.20", "cluster_port": "http"}',
+            "cluster_port 'http' must be a port, from 1 to 65535",
+        ),
         ("endpoints.json", None, "cannot read"),
         ("endpoints.json", "{", "is not JSON"),
         ("endpoints.json", "[" * 30_000, "is not JSON"),

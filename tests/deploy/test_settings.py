@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from click.testing import CliRunner
 
 from agent.loader import timing, worst_failover_seconds
 from deploy import Refusal
+from deploy.checkout import CHECKOUT
 from deploy.plan import plan_of
+from deploy.ports import url_of
 from deploy.settings import Settings, read_settings, settings_of, ssh_public_key
 from deploy.verbs import plan_command
 
@@ -137,6 +140,12 @@ def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
         ("scheduled_events = 0", "scheduled_events = 0: use true or false"),
         ('pause_seconds = "5"', "pause_seconds = '5': use a whole number"),
         ("region = 1", 'region = 1: use text in "quotes"'),
+        ("ports = 443", 'ports = 443: use a list like \\["443", "udp/5060"\\]'),
+        ("ports = [443]", "ports = \\[443\\]: use a list like"),
+        ("setup = true", 'setup = True: use a list like \\["setup.sh", "service.tar"\\]'),
+        ('idle_minutes = "4"', "idle_minutes = '4': use a whole number"),
+        ("tcp_reset = 1", "tcp_reset = 1: use true or false"),
+        ("frontend = false", 'frontend = False: use text in "quotes"'),
         ("http_from = []", 'use a list like \\["203.0.113.0/24"\\]'),
         ('peer = "public"', "unknown setting 'peer'"),
     ],
@@ -148,6 +157,96 @@ def test_a_file_that_says_something_else_is_refused(
     file.write_text(text)
     with pytest.raises(Refusal, match=sentence):
         read_settings(file)
+
+
+SERVICES = {
+    "ports that are none": ('ports = ["443", "ssl"]', "ports: 'ssl' is no port: use a number"),
+    "a port of nothing": ('ports = "0"', "ports: '0' is no port: use a number from 1 to 65534"),
+    "a port too many": ('ports = "65535"', "ports: '65535' is no port"),
+    "ports of a protocol that is none": ('ports = "sctp/5060"', "'sctp/5060' is no port"),
+    "a port twice": (
+        'ports = ["443", "tcp/443"]',
+        "443, tcp/443: use each port of a protocol once",
+    ),
+    "every port of a public one": ('ports = "all"', "name the ports, or use all with frontend ="),
+    "every port and one more": (
+        'ports = ["all", "443"]\nfrontend = "internal"',
+        "ports = all, 443: use all alone, or the ports without it",
+    ),
+    "a front end that is none": ('frontend = "both"', "frontend = both: use public or internal"),
+    "an internal one for everybody": (
+        'frontend = "internal"\nhttp_from = "Internet"',
+        "http_from = Internet: nobody out there reaches an internal load balancer",
+    ),
+    "less idleness than Azure has": ("idle_minutes = 3", "idle_minutes = 3: use 4 to 100"),
+    "more idleness than Azure has": ("idle_minutes = 101", "idle_minutes = 101: use 4 to 100"),
+    "a cluster's port that is none": ("cluster_port = 65535", "cluster_port = 65535: use a number"),
+    "a cluster's port that is sshd's": ("cluster_port = 22", "cluster_port = 22: use a number"),
+    "a cluster's port that Azure never probes": ("cluster_port = 993", "none of 19, 21, 22, 25"),
+    "a cluster's port that is the application's": (
+        'cluster_port = 8080\nports = ["443", "8080"]',
+        "cluster_port = 8080: it is among ports, for the application: use another one",
+    ),
+    "a subnet without an id": ('subnet = "web"', "subnet = web: use the resource id of a subnet"),
+    "more nodes than an internal one leaves room for": (
+        'frontend = "internal"\nnodes = 251',
+        "251 nodes: the network 10.0.0.0/24 has no room for so many",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), SERVICES.values(), ids=SERVICES)
+def test_what_does_not_fit_together_is_refused_in_one_sentence_with_code_2(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy", "plan", "--config", str(file)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "ports", "url"),
+    [
+        ("", ["80"], "http://192.0.2.1"),
+        ('ports = ["443", "80"]', ["443", "80"], "http://192.0.2.1"),
+        ('ports = "443"', ["443"], "tcp://192.0.2.1:443"),
+        ('ports = ["udp/53", "tcp/53"]', ["udp/53", "53"], "tcp://192.0.2.1:53"),
+        ('ports = ["udp/53", "udp/54"]', ["udp/53", "udp/54"], "udp://192.0.2.1:53"),
+        ("cluster_port = 8080", ["80"], "tcp://192.0.2.1:80"),
+        ('ports = "all"\nfrontend = "internal"', ["all"], "http://192.0.2.1"),
+        (
+            'ports = "all"\nfrontend = "internal"\ncluster_port = 8080',
+            ["all"],
+            "http://192.0.2.1:8080",
+        ),
+    ],
+)
+def test_a_load_balancer_is_asked_where_a_nodes_own_server_is_behind_it_or_else_an_application(
+    tmp_path: Path, text: str, ports: list[str], url: str
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text + "\n")
+    plan = plan_of(settings_of(file, {}))
+    assert [str(port) for port in plan.ports] == ports
+    assert url_of("192.0.2.1", plan.ports, plan.probe.port) == url
+
+
+def test_the_plan_says_what_is_forwarded_where_and_what_each_node_runs() -> None:
+    said = plan_in_words("--ports", "443", "--ports", "udp/5060", "--frontend", "internal")
+    assert "internal load balancer for 443, udp/5060, idle 4 min at most, probe" in said
+    assert "Each node runs" not in said
+    said = plan_in_words("--cluster-port", "8080", "--setup", "a/setup.sh", "--setup", "app.tar")
+    assert "load balancer for 80, idle 4 min at most, probe /probe.html at port 8080" in said
+    assert "Each node runs setup.sh once." in said
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:

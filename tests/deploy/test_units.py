@@ -11,7 +11,7 @@ import pytest
 
 from agent import loader
 from deploy.settings import Settings
-from deploy.userdata import period_dropins
+from deploy.userdata import application, period_dropins
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix != ".conf")
@@ -70,6 +70,25 @@ def test_systemd_finds_nothing_wrong_with_what_a_period_adds_to_the_units(
     verified = analyze("verify", "--man=no", *(str(tmp_path / name) for name in names))
     ours = [line for line in verified.stderr.splitlines() if str(tmp_path) in line]
     assert (verified.returncode, ours) == (0, [])
+
+
+def test_systemd_finds_nothing_wrong_with_what_an_application_adds_to_the_units(
+    tmp_path: Path,
+) -> None:
+    for name in UNITS:
+        shutil.copy(SYSTEMD / name, tmp_path)
+    added = application({"setup.sh": b"#!/bin/sh\n"}, "http://203.0.113.10/bootstrap")
+    for path, text in added.items():
+        if path.startswith("/etc/systemd/system/"):
+            unit_file = tmp_path / path.removeprefix("/etc/systemd/system/")
+            unit_file.parent.mkdir(exist_ok=True)
+            unit_file.write_text(text)
+    names = ("install.service", "setup.service")
+    verified = analyze("verify", "--man=no", *(str(tmp_path / name) for name in names))
+    ours = [line for line in verified.stderr.splitlines() if str(tmp_path) in line]
+    assert (verified.returncode, ours) == (0, [])
+    dropin = (tmp_path / "install.service.d" / "setup.conf").read_text()
+    assert Unit(dropin)["Unit"]["OnSuccess"] == "setup.service"  # there since systemd 249
 
 
 def test_the_loaders_unit_is_hardened_to_an_exposure_of_3_at_most() -> None:
@@ -239,4 +258,5 @@ def test_only_the_timers_and_what_runs_at_boot_are_enabled() -> None:
         "install.service",
         "loader.timer",
         "rollback.timer",
+        "setup.service",  # where there is an application to set up
     ]

@@ -1,5 +1,6 @@
 """The first-boot document and the web site's release, as an operator gets them."""
 
+import hashlib
 import re
 import stat
 import subprocess
@@ -18,12 +19,13 @@ from deploy.checkout import CHECKOUT
 from deploy.lab.node import write_seed
 from deploy.nodes_info import read_nodes_info
 from deploy.signing import public_key, signers_text
-from deploy.userdata import UNITS, user_data
+from deploy.userdata import UNITS, is_beside, user_data
 from tests.agent.world import open_world
 from tests.web import Page
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
 KEY = "5e" * 32
+SETUP = {"setup.sh": b"#!/bin/sh\necho hello\n"}
 SIGNERS = signers_text(["ssh-ed25519 AAAA me@home"])
 Run = Callable[..., "tuple[int, str, str]"]
 
@@ -32,8 +34,8 @@ def document(node: str = "node1", **changes: Any) -> str:
     options: dict[str, Any] = {
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
         **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "pause_seconds": 5},
-        **{"peer_address": "public", "scheduled_events": True},
-        **{"cluster": "lab", "allowed_signers": SIGNERS},
+        **{"peer_address": "public", "scheduled_events": True, "cluster_port": 80},
+        **{"cluster": "lab", "allowed_signers": SIGNERS, "setup": {}},
     }
     return user_data(node, **(options | changes))
 
@@ -93,13 +95,56 @@ def test_whose_releases_a_node_takes_and_signed_by_whom_is_written_at_first_boot
 
 
 def test_every_unit_is_there_as_it_is_in_the_repository() -> None:
-    found = files(document())
+    found = files(document(setup=SETUP))
     named = {path.name: path.name for path in (CHECKOUT / "systemd").iterdir()}
     named["apache2.conf"] = "apache2.service.d/bootstrap.conf"
     for name, there in named.items():
         content = found[f"/etc/systemd/system/{there}"]["content"]
         assert content == (CHECKOUT / "systemd" / name).read_text()
-    assert {*UNITS, "install.service", "apache2.conf"} == named.keys()
+    assert {*UNITS, "install.service", "setup.service", "apache2.conf"} == named.keys()
+
+
+def test_a_node_without_an_application_of_its_own_gets_nothing_of_setup() -> None:
+    assert [path for path in files(document()) if "setup" in path] == []
+    assert "setup" not in str(yaml.safe_load(document())["runcmd"])
+
+
+def test_the_application_is_set_up_once_the_agent_is_installed_and_at_later_boots_until_then() -> (
+    None
+):
+    text = document(setup=SETUP)
+    found = files(text)
+    told = found["/etc/systemd/system/install.service.d/setup.conf"]["content"]
+    assert told == "[Unit]\nOnSuccess=setup.service\n"
+    enable = ["systemctl", "--no-reload", "enable", "install.service", "setup.service"]
+    assert enable in yaml.safe_load(text)["runcmd"]
+    digest = hashlib.sha256(SETUP["setup.sh"]).hexdigest()
+    assert found["/etc/bootstrap/setup.sha256"]["content"] == f"{digest}  setup.sh\n"
+    assert "@URL@" not in found["/etc/bootstrap/setup.sh"]["content"]
+
+
+@pytest.mark.parametrize("size", range(25_000, 34_000, 1_000))
+def test_a_document_with_an_application_is_never_longer_than_azure_takes(size: int) -> None:
+    setup = {**SETUP, "app": b"\xff" * size}
+    text = document(setup=setup)
+    assert len(text.encode()) <= 65_535
+    assert is_beside(text, setup) is ("/etc/bootstrap/setup/app" not in files(text))
+
+
+def test_a_document_has_the_application_as_long_as_there_is_room_for_it() -> None:
+    small, large = {**SETUP, "app": b"\xff" * 1_000}, {**SETUP, "app": b"\xff" * 40_000}
+    assert not is_beside(document(setup=small), small)
+    assert is_beside(document(setup=large), large)
+    assert not is_beside(document(), {})
+
+
+def test_a_port_of_the_clusters_own_is_in_the_nodes_settings_and_the_usual_one_is_not(
+    run: Run,
+) -> None:
+    for port, told in ((8080, ["cluster_port = 8080"]), (80, [])):
+        code, printed, _ = run("user-data", "node1", "--cluster-port", str(port))
+        conf = files(printed)["/etc/bootstrap/loader.conf"]["content"].splitlines()
+        assert (code, [line for line in conf if "port" in line]) == (0, told)
 
 
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
@@ -260,6 +305,10 @@ REFUSED = {
     "a plan with pauses of less than nothing": (
         ["plan", "--pause-seconds", "-1"],
         "deploy: pause_seconds = -1: use 0 to 60.",
+    ),
+    "a cluster's port that is sshd's": (
+        ["user-data", "node1", "--cluster-port", "22"],
+        "deploy: cluster_port = 22: use a number from 1 to 65534, but none of 19, 21, 22,",
     ),
     "a node that is not there": (
         ["user-data", "node9"],

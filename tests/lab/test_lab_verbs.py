@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from deploy import Refusal
-from deploy.lab import CACHE, STATE, process, state
+from deploy.lab import CACHE, STATE, cloud, network, process, state
 from deploy.lab.commands import wanted_lab
 from tests.conftest import NO_LAB
 from tests.lab.cluster import CHECKOUT, BootedLab, fetch, lab
@@ -99,6 +99,87 @@ def test_down_leaves_nothing_but_the_root_file_system_and_says_so() -> None:
     assert str(CACHE) in lab("down")
     assert traces() == []
     assert "No lab was up" in lab("down")
+
+
+SERVICE: dict[str, Any] = {
+    "ports": ("443", "udp/5060"),
+    "frontend": "internal",
+    "cluster_port": 8080,
+}
+
+
+def test_a_lab_that_is_up_keeps_its_ports_and_its_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path / "lab")
+    script = tmp_path / "setup.sh"
+    script.write_text("#!/bin/sh\n")
+    lab = wanted_lab(None, None, None, None, setup=(str(script),), **SERVICE)
+    state.save(lab)
+    (tmp_path / "lab" / "endpoints.json").write_text("{}")
+    assert wanted_lab(None, None, None, None) == lab
+    assert wanted_lab(None, None, None, None, setup=(str(script),), **SERVICE) == lab
+    assert lab.setup == {"setup.sh": b"#!/bin/sh\n"}
+    with pytest.raises(Refusal, match="is up: `lab down` first"):
+        wanted_lab(None, None, None, None, ports=("443",))
+    script.write_text("#!/bin/sh\necho another\n")
+    with pytest.raises(Refusal, match="is up: `lab down` first"):
+        wanted_lab(None, None, None, None, setup=(str(script),))
+
+
+def test_the_labs_load_balancer_takes_each_port_of_tcp_at_its_address_and_asks_the_clusters_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    usual = cloud.balancer(wanted_lab(None, None, None, None).plan)
+    assert "bind 203.0.113.20:80\n" in usual
+    assert "server node1 10.0.0.4 source 168.63.129.16 check port 80 inter 5000ms" in usual
+    ports = ("443", "1433", "udp/5060")
+    own = cloud.balancer(wanted_lab(None, None, None, None, ports=ports, cluster_port=8080).plan)
+    assert re.findall(r"bind (\S+)", own) == [
+        *("203.0.113.20:443", "203.0.113.20:1433", "203.0.113.20:8404"),
+    ]
+    assert "server node3 10.0.0.6 source 168.63.129.16 check port 8080 inter 5000ms" in own
+    inside = cloud.balancer(wanted_lab(None, None, None, None, frontend="internal").plan)
+    assert "bind 10.0.0.254:80\n" in inside
+    assert "frontend public" not in (
+        cloud.balancer(wanted_lab(None, None, None, None, ports=("udp/53",)).plan)
+    )
+
+
+def test_a_lab_says_where_to_ask_as_a_cluster_on_azure_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    told = cloud.endpoints(wanted_lab(None, None, None, None, **SERVICE).plan)
+    assert (told["load_balancer"], told["frontend"], told["cluster_port"]) == (
+        *("tcp://10.0.0.254:443", "internal", "8080"),
+    )
+
+
+def test_every_port_at_once_is_refused_in_the_lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    with pytest.raises(Refusal, match="forwards ports that are named alone"):
+        wanted_lab(None, None, None, None, ports=("all",), frontend="internal")
+
+
+def test_the_labs_firewall_keeps_clients_from_a_port_of_the_clusters_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    rules = network.firewall(wanted_lab(None, None, None, None, **SERVICE).plan).splitlines()
+    own = next(line for line in rules if "tcp dport 8080" in line).strip()
+    assert [rule.strip() for rule in own.split(";") if "8080" in rule] == [
+        *(
+            f'ip saddr 198.51.100.{number}/32 tcp dport 8080 accept comment "AllowHttpFromPeers"'
+            for number in (4, 5, 6)
+        ),
+        'ip saddr 168.63.129.16 tcp dport 8080 accept comment "AllowHttpFromProbe"',
+        'ip saddr 203.0.113.254/32 tcp dport 8080 accept comment "AllowHttpFromOperator"',
+        'tcp dport 8080 drop comment "DenyHttpFromOthers"',
+    ]
 
 
 @without_a_lab

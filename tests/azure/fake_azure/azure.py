@@ -553,6 +553,14 @@ class FakeAzure:
                 "InvalidResourceReference",
                 f"Resource {named} referenced by resource {own} was not found.",
             )
+            far = there and there["location"] != body["location"] and "/subnets/" in named.lower()
+            refuse(
+                far,
+                "InvalidResourceReference",
+                f"Resource {named} referenced by resource {own} was not found. Please make sure"
+                " that the referenced resource exists, and that both resources are in the same"
+                " region.",
+            )
             state = (there or {})["properties"].get("provisioningState", "Succeeded")
             if state in IN_FLUX and whole != own.lower():
                 message = f"Cannot proceed: {named} is not in Succeeded state but {state}."

@@ -101,6 +101,9 @@ def firewall(own: str, body: Body, resources: Resources) -> None:
             check_either(properties, key, f"{key}es", "SecurityRuleInvalidAddressPrefix")
         for key in ("sourcePortRange", "destinationPortRange"):
             check_either(properties, key, f"{key}s", "SecurityRuleInvalidPortRange")
+            for ports in properties.get(f"{key}s") or [properties[key]]:
+                bad = not is_port_range(ports)
+                refuse(bad, "SecurityRuleInvalidPortRange", f"{name}: Value provided: {ports}")
         one, many = properties.get("sourceAddressPrefix"), properties.get("sourceAddressPrefixes")
         for source in many or [one]:
             refuse(
@@ -148,6 +151,14 @@ def is_range(source: str) -> bool:
     return re.fullmatch(r"[^/]+(/\d+)?", source) is not None
 
 
+def is_port_range(text: str) -> bool:
+    """A port, two with a dash between them, or all of them."""
+    return text == "*" or (
+        re.fullmatch(r"\d{1,5}(-\d{1,5})?", text) is not None
+        and all(int(number) <= 65_535 for number in text.split("-"))
+    )
+
+
 def public_address(own: str, body: Body, resources: Resources) -> None:
     """Standard is static; neither SKU nor zones change later."""
     standard = body.get("sku", {}).get("name") == "Standard"
@@ -167,19 +178,110 @@ def check_zones(body: Body) -> None:
 
 
 def load_balancer(own: str, body: Body, resources: Resources) -> None:
-    """Same SKU as its address; probes within limits; rules name parts of it."""
+    """Same SKU as its address; probes within limits; rules name parts of it, and do not collide."""
     properties = body["properties"]
-    for frontend in properties.get("frontendIPConfigurations", []):
-        address = frontend["properties"]["publicIPAddress"]["id"]
-        check_sku(body, resources[address.lower()])
-        check_free(own, "publicIPAddress", address, resources)
+    frontends = properties.get("frontendIPConfigurations", [])
+    for frontend in frontends:
+        check_frontend(own, body, frontend, resources)
+    parts = [p for key in ("probes", "loadBalancingRules") for p in properties.get(key, [])]
+    refuse(
+        parts and not frontends,
+        "LoadBalancerWithoutFrontendIPCantHaveChildResources",  # azurerm issue 774
+        f"Load Balancer {own} does not have Frontend IP Configuration.",
+    )
     for probe in properties.get("probes", []):
         values = probe["properties"]
         refuse(values.get("intervalInSeconds", 15) < 5, "LoadBalancerProbeIntervalTooShort", own)
         http = values["protocol"].lower() == "http"
         refuse(http != ("requestPath" in values), "InvalidProbeRequestPath", probe["name"])
-    for rule in properties.get("loadBalancingRules", []):
+    rules = properties.get("loadBalancingRules", [])
+    for rule in rules:
         check_pools(rule)
+        check_ports_of(rule, frontends, standard=body.get("sku", {}).get("name") == "Standard")
+    for one, other in itertools.combinations(rules, 2):
+        check_collision(one, other)
+
+
+def check_frontend(own: str, body: Body, frontend: Body, resources: Resources) -> None:
+    """Either a public address or a place in a subnet; zones are stated of the latter alone.
+
+    hashicorp/terraform-provider-azurerm issues 1622 and 1967, ernestio/ernest issue 480.
+    """
+    properties, name = frontend["properties"], f"{own}/frontendIPConfigurations/{frontend['name']}"
+    public, subnet = properties.get("publicIPAddress"), properties.get("subnet")
+    refuse(
+        public and subnet,
+        "FrontendIPConfigHasBothSubnetAndPublicIP",
+        f"Frontend IP Configuration {name} must not reference both a Subnet and a Public IP"
+        " Address.",
+    )
+    refuse(
+        not public and not subnet,
+        "FrontendIPConfigHasNoSubnetOrPublicIP",
+        f"Frontend IP Configuration {name} must reference either a Subnet or a Public IP Address.",
+    )
+    if subnet:
+        check_private(own, properties, resources)
+        return
+    refuse(
+        frontend.get("zones"),
+        "LoadBalancerFrontendIPConfigCannotHaveZoneWhenReferencingPublicIPAddress",
+        f"{name} has zones specified and is referencing a publicIPAddress. Networking supports"
+        " zones only for frontendIpconfigurations which reference a subnet.",
+    )
+    check_sku(body, resources[public["id"].lower()])
+    check_free(own, "publicIPAddress", public["id"], resources)
+
+
+def check_ports_of(rule: Body, frontends: list[Body], *, standard: bool) -> None:
+    """Ports and idle time-out are within their bounds; every port at once is for internal ones.
+
+    Bounds: https://learn.microsoft.com/azure/load-balancer/load-balancer-tcp-idle-timeout and the
+    REST reference; HA ports: .../load-balancer-ha-ports-overview. Nobody has recorded the codes,
+    but for the message of a public address: "invalid Idle Timeout. The value must be between ..."
+    (hashicorp/terraform-provider-azurerm pull request 3579).
+    """
+    values, name = rule["properties"], rule["name"]
+    ports = values["frontendPort"], values.get("backendPort", 0)
+    every = values["protocol"].lower() == "all"
+    refuse(
+        every != (ports == (0, 0)) or (not every and 0 in ports),
+        "InvalidLoadBalancingRulePort",
+        f"{name}: ports {ports} with protocol {values['protocol']}.",
+    )
+    refuse(
+        ports[0] > 65_534 or ports[1] > 65_535, "InvalidLoadBalancingRulePort", f"{name}: {ports}"
+    )
+    public = any("publicIPAddress" in frontend["properties"] for frontend in frontends)
+    refuse(
+        every and (public or not standard),
+        "LoadBalancingRuleHAPortsNotSupported",
+        f"{name}: HA ports are for internal load balancers of the Standard SKU.",
+    )
+    refuse(
+        not 4 <= values.get("idleTimeoutInMinutes", 4) <= 100,
+        "LoadBalancingRuleInvalidIdleTimeout",
+        f"{name} has invalid Idle Timeout. The value must be between 4 and 100.",
+    )
+
+
+def check_collision(one: Body, other: Body) -> None:
+    """No two rules send to one port of a pool (MicrosoftDocs/azure-docs issues 94673, 117762).
+
+    A rule for every port stands alone on an internal load balancer, as
+    https://learn.microsoft.com/azure/load-balancer/load-balancer-ha-ports-overview says.
+    """
+    first, second = one["properties"], other["properties"]
+    protocols = {first["protocol"].lower(), second["protocol"].lower()}
+    same = first.get("backendPort") == second.get("backendPort") and len(protocols) == 1
+    pools = [rule.get("backendAddressPool", {}).get("id", "").lower() for rule in (first, second)]
+    refuse(
+        pools[0] == pools[1] and (same or "all" in protocols),
+        "RulesUseSameBackendPortProtocolAndPool",
+        f"Load balancing rules {one['name']} and {other['name']} with floating IP disabled use the"
+        f" same protocol {first['protocol']} and backend port {first.get('backendPort')}, and must"
+        f" not be used with the same backend address pool {pools[0]}.",
+    )
 
 
 def check_pools(rule: Body) -> None:
@@ -221,19 +323,46 @@ def interface(own: str, body: Body, resources: Resources) -> None:
     """A free private address inside the subnet, a public one that nobody has."""
     for configuration in body["properties"]["ipConfigurations"]:
         properties = configuration["properties"]
-        vnet, _, name = properties["subnet"]["id"].partition("/subnets/")
-        subnet = child(resources[vnet.lower()], "subnets", name)
-        prefix = prefix_of(subnet)
-        address = ipaddress.ip_address(properties["privateIPAddress"])
-        refuse(address not in prefix, "PrivateIPAddressNotInSubnet", str(address))
-        reserved = [*list(prefix)[:4], prefix.broadcast_address]
-        refuse(address in reserved, "PrivateIPAddressInReservedRange", str(address))
-        refuse(str(address) in taken(own, resources), "PrivateIPAddressIsAllocated", str(address))
+        check_private(own, properties, resources)
         public = properties["publicIPAddress"]["id"]
         check_free(own, "publicIPAddress", public, resources)
         for pool in properties.get("loadBalancerBackendAddressPools", []):
             balancer = resources[pool["id"].lower().partition("/backendaddresspools/")[0]]
             check_sku(balancer, resources[public.lower()])
+
+
+def check_private(own: str, properties: Body, resources: Resources) -> None:
+    """A private address that is stated lies in its subnet, and is free; else one is taken."""
+    prefix = subnet_prefix(properties, resources)
+    properties.setdefault("privateIPAddressVersion", "IPv4")
+    static = properties.get("privateIPAllocationMethod") == "Static"
+    stated = properties.get("privateIPAddress")
+    refuse(static and not stated, "StaticPrivateIPAddressMissing", own)
+    if not stated:
+        properties["privateIPAddress"] = free_address(own, prefix, resources)
+        return
+    address = ipaddress.ip_address(stated)
+    refuse(address not in prefix, "PrivateIPAddressNotInSubnet", str(address))
+    reserved = [*list(prefix)[:4], prefix.broadcast_address]
+    refuse(address in reserved, "PrivateIPAddressInReservedRange", str(address))
+    refuse(str(address) in taken(own, resources), "PrivateIPAddressIsAllocated", str(address))
+
+
+def subnet_prefix(properties: Body, resources: Resources) -> Any:
+    """The range of the subnet that something is in."""
+    network_id, _, name = properties["subnet"]["id"].partition("/subnets/")
+    return prefix_of(child(resources[network_id.lower()], "subnets", name))
+
+
+def free_address(own: str, prefix: Any, resources: Resources) -> str:
+    """What Azure takes where nobody says: the one from before, or the first that is free."""
+    before = resources.get(own.lower())
+    for part in parts_with_addresses(before) if before else ():
+        return str(part["properties"]["privateIPAddress"])
+    used = taken(own, resources)
+    free = next((ip for ip in list(prefix)[4:-1] if str(ip) not in used), None)
+    refuse(free is None, "SubnetIsFull", f"{prefix} does not have enough capacity for 1 address.")
+    return str(free)
 
 
 def child(body: Body, key: str, name: str) -> Body:
@@ -243,13 +372,21 @@ def child(body: Body, key: str, name: str) -> Body:
 
 
 def taken(own: str, resources: Resources) -> set[str]:
-    """The private addresses of the other interfaces."""
+    """The private addresses of the other interfaces and load balancers."""
     return {
-        configuration["properties"]["privateIPAddress"]
+        part["properties"]["privateIPAddress"]
         for other, body in resources.items()
-        if "/networkinterfaces/" in other and other != own.lower()
-        for configuration in body["properties"]["ipConfigurations"]
+        if other != own.lower()
+        for part in parts_with_addresses(body)
     }
+
+
+def parts_with_addresses(body: Body) -> Iterator[Body]:
+    """What of an interface or a load balancer has a private address."""
+    for key in ("ipConfigurations", "frontendIPConfigurations"):
+        for part in body["properties"].get(key, []):
+            if "privateIPAddress" in part["properties"]:
+                yield part
 
 
 def machine(own: str, body: Body, resources: Resources) -> None:

@@ -125,6 +125,7 @@ def completed(own: str, full_type: str, body: Body) -> Body:
             member["properties"] = filled(member.get("properties", {}), defaults)
     for rule in properties.get("loadBalancingRules", []):
         both_pools(rule["properties"])
+        forget_reset(rule["properties"])
     for key, part in parts_of(properties):
         part["id"] = f"{own}/{key}/{part['name']}"
         part.setdefault("properties", {})
@@ -148,6 +149,12 @@ def both_pools(rule: Body) -> None:
         rule["backendAddressPools"] = [dict(rule["backendAddressPool"])]
     elif len(pools) == 1:
         rule["backendAddressPool"] = dict(pools[0])
+
+
+def forget_reset(rule: Body) -> None:
+    """What a rule of UDP says of resets is not kept: kubernetes-sigs/cloud-provider-azure #1087."""
+    if rule["protocol"].lower() == "udp":
+        rule["enableTcpReset"] = False
 
 
 def guid(text: str) -> str:
