@@ -19,7 +19,7 @@ unknown counts against being active.
 The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
 Files of ours: /etc/bootstrap/{loader.*,releases,effective,cluster*,allowed_signers,promise_seconds,
-__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html}, /run/bootstrap (this boot's
+term,__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html}, /run/bootstrap (this boot's
 promises and leases), /var/log/bootstrap.
 
     loader.py               one run, as the timer starts it
@@ -106,6 +106,7 @@ class Paths:
         self.state = self.run / "state.json"
         self.booted = self.run / "booted"
         self.promised = self.etc / "promise_seconds"
+        self.term = self.etc / "term"
         self.role = self.run / "role"
         self.identity = self.run / "identity.json"
         self.announced = self.run / "announced.json"  # kinds of scheduled events
@@ -456,6 +457,7 @@ class Settings(NamedTuple):
     peer_address: str = "public"  # or "private": which of a peer's addresses is asked
     bootstrap_url: str = ""  # of the web site's releases; empty: none is taken
     scheduled_events: bool = True  # make way for another node before what Azure announces
+    cluster_port: int = 80  # of every node's markers and probe
 
 
 def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
@@ -481,8 +483,11 @@ def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
     heeded = found.get("scheduled_events", "true")
     if heeded not in ("true", "false"):
         raise BadInput(f"scheduled_events = {heeded}: use true or false.")
+    port = found.get("cluster_port", "80")
+    if not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > 65_535:
+        raise BadInput(f"cluster_port = {port}: use a number from 1 to 65535.")
     url = found.get("bootstrap_url", "").rstrip("/")
-    return Settings(times, peer_address, url, heeded == "true")
+    return Settings(times, peer_address, url, heeded == "true", int(port))
 
 
 def read_settings(path: Path) -> Settings:
@@ -1288,6 +1293,14 @@ def end_trial(mark: str, good: str | None, paths: Paths) -> None:
 MARKER_OPEN, MARKER_CLOSE = '<script type="application/json" id="marker">', "</script>"
 
 
+class Term(NamedTuple):
+    """A number that only grows, and for whose request it was voted for (docs/protocol.md 5)."""
+
+    number: int = 0
+    candidate: str = ""
+    epoch: str = ""
+
+
 class Grant(NamedTuple):
     """A vote as a marker shows it: for which request of which candidate, and for how long."""
 
@@ -1296,6 +1309,7 @@ class Grant(NamedTuple):
     stamp: int
     promise_seconds: float
     left_seconds: float  # for people only
+    term: int | None = None  # None: of an agent that knows none
 
 
 class Marker(NamedTuple):
@@ -1319,6 +1333,9 @@ class Marker(NamedTuple):
     proven: bool = True  # no trial of another build is under way there
     goes_by: str | None = None  # what the sender takes for agreed; None: an agent that says nothing
     cluster: str = ""  # which key it is signed with (`common_fields`)
+    term: int | None = None  # of its request; None: of an agent that knows none
+    kept: Term = Term()  # the greatest that the sender voted for
+    unfit: str = ""  # why it could not serve
 
 
 class Members(NamedTuple):
@@ -1422,6 +1439,7 @@ class Vote(NamedTuple):
     until_seconds: float  # on the slow clock
     promise_seconds: float  # D when it was given
     earlier_until_seconds: float = 0.0  # a promise to another boot of the candidate binds as well
+    term: int | None = None
 
 
 class Record(NamedTuple):
@@ -1458,6 +1476,9 @@ class State(NamedTuple):
     host_offset_seconds: float | None = None  # the host's clock minus our raw one, likewise
     clocks: Clocks | None = None  # when it was saved
     origin: str = ""  # of which boot of which machine it is
+    term: int = 0  # of this node's request: it asks, and serves, with it until it gives up
+    kept: Term = Term()  # the greatest voted for, or served with: on the disk as well
+    unfit: str = ""  # why this node could not serve, as of this look
     # Preference (docs/protocol.md section 8): safety does not depend on it.
     began_seconds: float = 0.0  # when the last look did
     finished: bool = True  # False while a look is under way, and after one that was killed
@@ -1492,6 +1513,14 @@ def keep_promised(paths: Paths, state: State, times: Timing, now: float) -> None
         write_atomic(paths.promised, f"{promise:g}", sync=True)
 
 
+def kept_term(paths: Paths) -> Term:
+    """The greatest term voted for in any boot, by the disk."""
+    with contextlib.suppress(TypeError, KeyError, ValueError):
+        found: Term = typed(Term, read_json(paths.term))
+        return found
+    return Term()
+
+
 def first_state(epoch: str, since_seconds: float, times: Timing, promised: float = 0) -> State:
     """A boot's state that has promised nothing since then, on its slow clock: it holds its vote."""
     hold_seconds = max(times.promise_seconds, promised)  # `promised`: by the boot before
@@ -1510,7 +1539,8 @@ def load_state(paths: Paths, times: Timing) -> State:
         known = max(here, state.origin, key=len)  # a machine that Azure does not name is no other
         ours = known.startswith(here) and known.startswith(state.origin)
         if ours and set(found) <= set(State._fields):  # a later version may promise in other words
-            return state._replace(clocks=read_clocks(state.clocks), origin=known)
+            kept = max(state.kept, kept_term(paths))
+            return state._replace(clocks=read_clocks(state.clocks), origin=known, kept=kept)
     # The hold counts from when `bootup` ran, or from now where that is unknown: the state was lost
     # without a reboot, and with it what it had promised.
     clocks = read_clocks()
@@ -1520,7 +1550,7 @@ def load_state(paths: Paths, times: Timing) -> State:
         now = advance(booted, clocks.boot_seconds, clocks.raw_seconds)
         since_seconds -= now.slow_seconds - booted.slow_seconds
     new = first_state(os.urandom(8).hex(), since_seconds, times, promised_seconds(paths))
-    return new._replace(clocks=clocks, origin=here)
+    return new._replace(clocks=clocks, origin=here, kept=kept_term(paths))
 
 
 # ------------------------------------------------ decide: what follows from what was seen; pure
@@ -1551,6 +1581,7 @@ class Seen(NamedTuple):
     notes: Mapping[str, str] = {}  # peer -> why its marker counts as absent
     fresh: Mapping[str, Marker] = {}  # those that counted in the last poll
     makes_way: str = ""  # why, where the machine or its agent is to go; if there is an heir
+    unfit: str = ""  # why, where what is to be served can't be
 
 
 class Reply(NamedTuple):
@@ -1654,6 +1685,7 @@ class View(NamedTuple):
     started_seconds: float
     late: bool = False  # the look began too late to stand
     makes_way: str = ""  # why this node does: it has an heir
+    wall_seconds: float = 0.0
 
 
 def is_late(members: Members, seen: Seen) -> bool:
@@ -1725,7 +1757,7 @@ def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
         name
         for name, m in markers.items()
         if m.active or m.quorum_runs >= READY_LOOKS
-        if m.release == newest and m.proven and name not in members.drained
+        if m.release == newest and m.proven and name not in members.drained and not m.unfit
     }
     order = sorted(members.order, key=lambda name: name != members.prefer)
     return next((markers[name] for name in order if name in able), None)
@@ -1742,6 +1774,8 @@ def why_makes_way(
         return "makes way: the operator drained it"
     if may_be_replaced(members, state, markers):
         return "makes way: its agent is to be replaced"
+    if state.unfit:
+        return f"makes way: {state.unfit}"
     # Only after a run that asked for it: others are often a run earlier.
     long = since and now - since > times.period_seconds + 2 * times.look_seconds
     behind = state.active and long and ahead(members, markers)
@@ -1772,7 +1806,8 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
     heir = heir_of(members, fresh) if why else None
     leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
     there, way = moment.probe_there, why if heir else ""
-    return View(now, slow, fresh, live, asked, there, leaving, stepped, started, late, way)
+    told = now, slow, fresh, live, asked, there, leaving, stepped, started, late, way
+    return View(*told, moment.wall_seconds)
 
 
 def failed(state: State, why: str) -> State:
@@ -1805,8 +1840,8 @@ def rests(members: Members, state: State, view: View) -> str:
     times, left = members.times, looks_to_prefer(state.failures) - state.quorum_runs
     if state.active:
         return ""
-    if members.me in members.drained:
-        return "is drained"
+    if members.me in members.drained or state.unfit:
+        return f"does not stand: {state.unfit}" if state.unfit else "is drained"
     if view.late:
         return "began this look too late to stand"
     if brief := bound_too_briefly(members, state, view):
@@ -1850,6 +1885,7 @@ class Claim(NamedTuple):
     stamp: int
     active: bool
     ready: bool  # may take the role from an active node: good looks enough, and a live agent
+    term: int | None
 
 
 def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
@@ -1860,10 +1896,10 @@ def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
         needed = READY_LOOKS if name == members.prefer else members.failback_looks
         if marker is not None and marker.candidate:
             ready = marker.quorum_runs >= needed and name in view.live
-            found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready)
+            found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready, marker.term)
         elif name == members.me and state.candidate:
             ready = state.quorum_runs >= needed
-            found[name] = Claim(state.epoch, state.stamp, state.active, ready)
+            found[name] = Claim(state.epoch, state.stamp, state.active, ready, state.term)
     return found
 
 
@@ -1893,6 +1929,32 @@ def is_given_up(members: Members, state: State, view: View, vote: Vote) -> bool:
     return marker is not None and marker.epoch == vote.epoch and marker.released >= vote.stamp
 
 
+def with_term(members: Members, state: State, view: View) -> State:
+    """The state of a candidate, its term greater than any that it knows to be another request's.
+
+    The wall clock is for disks that were lost, with the greatest: where it is right, none repeats.
+    """
+    known = (state.kept, *(marker.kept for marker in view.markers.values()))
+    others = [kept.number for kept in known if kept[1:] != (members.me, state.epoch)]
+    begins = 0 if state.candidate else int(view.wall_seconds)
+    term = max(state.term, 1 + max(others, default=0), begins)
+    return state if term == state.term else state._replace(term=term, grants={})
+
+
+def may_vote(state: State, request: Term) -> bool:
+    """Whether no vote of this node's, of any boot, was for as great a term of another request."""
+    return request.number > state.kept.number or request == state.kept
+
+
+def is_refused(state: State, claim: Claim, request: Term) -> bool:
+    """Whether a request gets no vote, whoever is preferred."""
+    epoch, stamp = state.granted.get(request.candidate, ("", 0))
+    if epoch == claim.epoch and stamp >= claim.stamp:
+        return True  # granted once: seeing it again extends nothing
+    # Who asks with too small a term reads why, and asks with a greater one.
+    return claim.term is not None and not may_vote(state, request)
+
+
 def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | None]:
     """Rule Vote 1 to 3: the state with this node's promise, and whom it would rather vote for."""
     now, vote = view.slow_seconds, state.vote
@@ -1914,30 +1976,33 @@ def cast_vote(members: Members, state: State, view: View) -> tuple[State, str | 
                 break
             if not claim.active or rival.ready:
                 return state, name
-    epoch, stamp = state.granted.get(choice, ("", 0))
-    if epoch == claim.epoch and stamp >= claim.stamp:
-        return state, None  # granted once: seeing it again extends nothing
+    request = Term(claim.term or 0, choice, claim.epoch)
+    if is_refused(state, claim, request):
+        return state, None
     promise = members.times.promise_seconds
     until, earlier_until = now + promise, 0.0
     if vote is not None:  # a renewal never shortens, whatever the settings say by now
         until = max(until, vote.until_seconds)
         of_other = vote.until_seconds if vote.epoch != claim.epoch else 0.0
         earlier_until = max(vote.earlier_until_seconds, of_other)
-    vote = Vote(choice, claim.epoch, claim.stamp, until, promise, earlier_until)
+    vote = Vote(choice, claim.epoch, claim.stamp, until, promise, earlier_until, claim.term)
     granted = {**state.granted, choice: (claim.epoch, claim.stamp)}
-    return state._replace(vote=vote, granted=granted), None
+    # Of its own it keeps one that it serves with: who asks in vain can still vote for others.
+    kept = request if claim.term and choice != members.me else state.kept
+    return state._replace(vote=vote, granted=granted, kept=kept), None
 
 
 def count_grants(members: Members, state: State, view: View) -> State:
     """Rule Count: the newest stamp of mine that each voter shows granted; none shown, none left."""
     grants, own = dict(state.grants), state.vote
     shown = {name: marker.vote for name, marker in view.markers.items()}
-    shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)
+    bound = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0, own.term)
+    shown[members.me] = bound
     for voter, vote in shown.items():
         newest = grants.get(voter, (state.released, 0.0))[0]
         if not votes_for_me(members, state, vote):
             grants.pop(voter, None)
-        elif vote and newest < vote.stamp <= state.stamp:
+        elif vote and newest < vote.stamp <= state.stamp and vote.term in (None, state.term):
             grants[voter] = (vote.stamp, vote.promise_seconds)
     return state._replace(grants=grants)
 
@@ -1954,7 +2019,8 @@ def lease_end_seconds(members: Members, state: State) -> float:
 
 def give_up(state: State, now: float) -> State:
     """Give up every stamp so far: whoever granted one of them is free once it reads this."""
-    return state._replace(released=state.stamp, grants={}, stamp=max(state.stamp, int(now * 1000)))
+    stamp = max(state.stamp, int(now * 1000))
+    return state._replace(released=state.stamp, grants={}, stamp=stamp, term=state.term + 1)
 
 
 class Decision(NamedTuple):
@@ -1996,7 +2062,9 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
         return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
-    stand = [n for n in preference(members, state, view) if n not in members.drained]
+    idle = members.drained | {name for name, marker in view.markers.items() if marker.unfit}
+    idle |= {members.me} if state.unfit else set()
+    stand = [n for n in preference(members, state, view) if n not in idle]
     calm = active == next((n for n in stand if n == members.me or n in view.markers), active)
     if not calm and now - view.started_seconds < members.times.stay_seconds:
         return False
@@ -2048,17 +2116,20 @@ def decide(members: Members, state: State, view: View) -> Decision:
     renews = state.active and state.candidate and not is_covered(members, state)
     kept_back |= bool(view.makes_way) and not renews
     wants = has_quorum and not higher and not kept_back
+    if wants and not state.active:
+        state = with_term(members, state, view)
     state, yields_to = cast_vote(members, state._replace(candidate=wants), view)
     state = state._replace(yields_to=yields_to)
     state = count_grants(members, state, view)
     fence = lease_end_seconds(members, state) - times.margin_seconds
-    drop, serve = False, None
+    drop, serve, own = False, None, Term(state.term, members.me, state.epoch)
     if state.active and (steps_down or now >= fence or not view.probe_there):
         drop, state = True, give_up(state, now)._replace(active=False)
         if has_quorum and not steps_down:
             state = failed(state, LOST[now >= fence])
-    elif wants and now < fence:
+    elif wants and now < fence and (state.active or may_vote(state, own)):
         serve = fence
+        state = state if state.active else state._replace(kept=own)
     elif not state.active and state.grants and (not wants or yielding(members, view)):
         state = give_up(state, now)
     if not state.active and serve is None:
@@ -2133,7 +2204,7 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
     now, vote = moment.slow_seconds, None
     if (own := state.vote) is not None and now < own.until_seconds:
         left = round(own.until_seconds - now, 1)
-        vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left)
+        vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left, own.term)
     both = {name: value for name, value in state._asdict().items() if name in Marker._fields}
     both |= {"generation": members.generation, "release": members.release, "proven": members.proven}
     both |= {"goes_by": members.goes_by}
@@ -2192,7 +2263,7 @@ def _begin(
     elif missed or not state.finished:
         state = failed(state, "its last look did not end well")
     stands = state.quorum_runs >= looks_to_prefer(state.failures)
-    stands = stands and not is_unready(members, state)
+    stands = stands and not (is_unready(members, state) or state.unfit)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
         candidate=state.candidate and (stands or state.active) and not leaving,
@@ -2212,7 +2283,8 @@ def start_over(members: Members, state: State, moment: Moment) -> Decision:
     new = new._replace(stamp=int(moment.now_seconds * 1000), sees=state.sees, records=state.records)
     why = f"Node {members.me} is a snapshot of itself, its peers know it newer, set as passive"
     logging.warning("%s", why)  # the look goes on, and ends with what came of that
-    return Decision(new._replace(origin=state.origin), drop=True, reason=why)
+    new = new._replace(origin=state.origin, kept=state.kept)
+    return Decision(new, drop=True, reason=why)
 
 
 def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tuple[Decision, Seen]:
@@ -2231,6 +2303,7 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
         goes = bool(seen.makes_way) or may_be_replaced(members, state, view.markers)
         brief = bound_too_briefly(members, state, view)
         behind = state.behind_since_seconds > 0 and not state.active  # nor does one that rests
+        goes = goes or bool(state.unfit)
         good = 0 if goes or brief or behind else decision.state.quorum_runs + 1  # 0: nobody's heir
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
@@ -2312,6 +2385,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
 
 
 def _settle(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
+    state = state._replace(unfit=seen.unfit)
     state, moment = yield from _begin(members, state, moment, leaving=seen.leaving)
     times, tries = members.times, 0
     slow: frozenset[str] = frozenset()  # who comes back, or wakes, is seen in the first poll
@@ -2436,16 +2510,22 @@ def drop_probe(paths: Paths) -> bool:
     return gone
 
 
+def site_of(address: str, port: int) -> str:
+    """Where a node's web server answers."""
+    return f"http://{address}" + (f":{port}" if port != 80 else "")  # as everybody writes it
+
+
 class Machine:
     """Does on this node what `settle` asks for."""
 
-    def __init__(self, members: Members, nodes: Nodes, asked: str, paths: Paths) -> None:
-        self.members, self.nodes, self.paths = members, nodes, paths
+    def __init__(self, members: Members, nodes: Nodes, asked: str, paths: Paths, port: int) -> None:
+        self.members, self.nodes, self.paths, self.port = members, nodes, paths, port
         self.release: Release | None = None  # in effect
         self.addresses = {name: entry[asked] for name, entry in nodes.items()}
         self.asker = Asker()
         self.fence = Fence(paths)
         self.vote: Vote | None = None
+        self.kept = kept_term(paths)
         self.wall_offset_seconds = float("inf")  # as at the last poll
         self.clocks = read_clocks()
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
@@ -2519,7 +2599,7 @@ class Machine:
 
     def question(self, name: str, session: requests.Session) -> Reply:
         """What to ask a peer: its front page until a run saw that, then its marker about us."""
-        times, site = self.members.times, f"http://{self.addresses[name]}"
+        times, site = self.members.times, site_of(self.addresses[name], self.port)
         if name in self.untested:
             page = fetch(session, f"{site}/", timeout_seconds=times.connect_seconds)
             if page.status != 200:
@@ -2540,7 +2620,7 @@ class Machine:
         seconds = self.members.times.timeout_seconds
         with contextlib.suppress(Unanswered):
             for other in others[:3]:
-                url = f"http://{self.addresses[name]}/{other}.html"
+                url = f"{site_of(self.addresses[name], self.port)}/{other}.html"
                 if (answer := fetch(session, url, timeout_seconds=seconds)).status == 200:
                     return other, answer
         return None
@@ -2551,6 +2631,9 @@ class Machine:
             logging.info("Vote for %s (promise of %g s)", state.vote[0], state.vote.promise_seconds)
         self.vote = state.vote
         self.wall_offset_seconds = state.wall_offset_seconds or self.wall_offset_seconds
+        if state.kept != self.kept:  # outlives any boot, so before the vote
+            write_atomic(self.paths.term, json.dumps(state.kept), sync=True)
+            self.kept = state.kept
         write_atomic(self.paths.state, json.dumps(state._replace(clocks=self.clocks)._asdict()))
         self.paths.booted.unlink(missing_ok=True)
 
@@ -2603,11 +2686,11 @@ NO_LIMIT = "Apache would serve probe.html after its lease: apache.conf is overri
 TOLD_TIMES = (*FIXED, "fresh_seconds")
 
 
-def probe_expires(session: requests.Session, address: str, times: Timing) -> bool:
+def probe_expires(session: requests.Session, site: str, times: Timing) -> bool:
     """Whether this Apache would refuse a probe whose lease is over. Raises `Unanswered`."""
     # It takes the query for a lease's end (agent/apache.conf); looking for the file is no refusal.
     over = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() - 5))
-    url = f"http://{address}/probe.html?{over}"
+    url = f"{site}/probe.html?{over}"
     return fetch(session, url, timeout_seconds=times.timeout_seconds).status not in (200, 404)
 
 
@@ -2684,6 +2767,13 @@ def status_of_release(machine: Machine, outcome: Outcome, wall_seconds: float) -
     }
 
 
+def why_not_set_up(paths: Paths) -> str:
+    """What keeps the application from being set up (setup.sh), in its last line; "" for nothing."""
+    if not (paths.etc / "setup.sha256").exists() or (paths.etc / "setup.done").exists():
+        return ""
+    return (read_mark(paths.etc / "setup.failed") or "").strip()[:200] or "it has not succeeded yet"
+
+
 def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
@@ -2699,12 +2789,14 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
         "node": members.me,
         "zone": identity.zone,
         "role": "active" if state.active else "passive",
+        "term": state.term if state.active else state.kept.number,
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
         **{name: round(getattr(times, name), 1) for name in TOLD_TIMES},
         "host_clock": now.host_offset_seconds is not None,
         "version": __version__,
         "generation": members.generation,
+        "setup": why_not_set_up(machine.paths),
         "private_ip": identity.private_ip,
         "public_ip": identity.public_ip,
         "needed": members.majority,
@@ -2803,7 +2895,8 @@ def prepare(
     state = load_state(paths, settings.times)
     # Addresses need no agreement: where they are wrong, none is ever reached.
     places = kept.held.nodes if kept.held else nodes
-    machine = Machine(members, places, f"{settings.peer_address}_ip", paths)
+    asked = f"{settings.peer_address}_ip"
+    machine = Machine(members, places, asked, paths, settings.cluster_port)
     machine.clocks, machine.release = read_clocks(state.clocks), release
     return machine, state, machine.moment()
 
@@ -2828,10 +2921,12 @@ def looks(
     *,
     leaving: bool = False,
     makes_way: Callable[[], str] = str,
+    unfit: Callable[[], str] = str,
 ) -> Looks:
     """The looks of a run, and what came of each: until that must be over, or has left.
 
-    `makes_way`: asked before each for why this node is to hand the role over, "" for nothing.
+    `makes_way`: asked before each for why this node is to hand the role over, "" for nothing;
+    `unfit`: for why it is not even to stand while it has no role.
     The first begins at once, the others at the same moments of the wall clock on every node.
     """
     times = members.times
@@ -2844,7 +2939,8 @@ def looks(
         if several:
             ends_seconds = min(until_seconds, began_seconds + longest_seconds - into_seconds)
         ends_seconds = max(began_seconds, ends_seconds)
-        seen = Seen(began_seconds, ends_seconds, leaving, makes_way=makes_way())
+        way, why = makes_way(), unfit()
+        seen = Seen(began_seconds, ends_seconds, leaving, makes_way=way, unfit=why)
         outcome = yield from settle(members, state, start, seen)
         state, now = outcome.state, (yield outcome)
         left_seconds = run_left_seconds(times, now.wall_seconds)
@@ -2854,6 +2950,12 @@ def looks(
         if leaving or over or not several:
             return
         start = yield Pause(max(0.0, left_seconds) + 0.002)
+
+
+def why_unfit(paths: Paths) -> str:
+    """Why this node could not serve, "" where it could."""
+    why = why_not_set_up(paths)
+    return f"its application is not set up: {why}" if why else ""
 
 
 class Announced:
@@ -2929,12 +3031,18 @@ def take_part(
     announced = Announced(background, paths, identity.name)
     announced.why(brief_seconds(times))
     machine, state, start = prepare(identity, settings, kept, paths)
-    background.ask("limit", lambda session: probe_expires(session, identity.private_ip, times))
+    own = site_of(identity.private_ip, settings.cluster_port)
+    background.ask("limit", lambda session: probe_expires(session, own, times))
     keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
     until_seconds = start.now_seconds + until - time.monotonic()
-    begins, why = machine.moment(), announced.why
-    steps = looks(machine.members, state, begins, until_seconds, leaving=leaving, makes_way=why)
+    begins = machine.moment()
+    steps = looks(
+        *(machine.members, state, begins, until_seconds),
+        leaving=leaving,
+        makes_way=announced.why,
+        unfit=functools.partial(why_unfit, paths),
+    )
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
         last = report(machine, identity, outcome, expires, last)

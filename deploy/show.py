@@ -76,6 +76,8 @@ def picture(view: View) -> RenderableType:
         table.add_row(*_cells(node, served=node.node == view.served))
         reasons.add_row(Text(node.node, STYLES[node.role]), Text(node.reason))
     sentence = Text(view.sentence, "bold green" if view.verdict == "served" else "bold red")
+    terms = [node.term for node in view.nodes if node.node == view.active and node.term]
+    sentence.append("".join(f" Term {term}." for term in terms), "not bold default")
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
         sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")

@@ -99,6 +99,23 @@ def install_script(bootstrap_url: str) -> str:
     return part("agent/install.sh", URL=shlex.quote(bootstrap_url), OURS=PROJECT)
 
 
+def parts(node: str, bootstrap_url: str) -> dict[str, str]:
+    """What comes from the checkout as it is, by path: the same on all nodes but for a name."""
+    return {
+        "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
+        "/etc/bootstrap/install.sh": install_script(bootstrap_url),
+        "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
+        "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
+    }
+
+
+def fitting(node: str, files: dict[str, str], setup: Setup) -> str:
+    """The document with the application's files, or without where it has no room for them."""
+    whole = cloud_config(node, files, setup, write_files(setup))
+    fits = len(whole.encode()) <= DOCUMENT_BYTES
+    return whole if fits else cloud_config(node, files, setup, [])
+
+
 def user_data(
     node: str,
     nodes_info: NodesInfo,
@@ -117,10 +134,9 @@ def user_data(
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
-    `bootstrap_url`: of the web site's releases; `cluster_key`: 64 hexadecimal digits; `cluster`:
-    whose releases it takes; `allowed_signers`: who may sign them, as `signing.signers_text` has it;
-    `setup`: the application's files, for which it may have no room (`is_beside`). Raises `Refusal`
-    where no node can be made of it.
+    `cluster_key`: 64 hexadecimal digits; `cluster`: whose releases it takes; `allowed_signers`: who
+    may sign them, as `signing.signers_text` has it; `setup`: the application's files, for which it
+    may have no room (`is_beside`). Raises `Refusal` where no node can be made of it.
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
@@ -130,23 +146,16 @@ def user_data(
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
         f"bootstrap_url = {bootstrap_url}\nscheduled_events = {str(scheduled_events).lower()}\n"
     )
-    if cluster_port != HTTP_PORT:  # which an agent from before there was a choice has anyway
-        conf += f"cluster_port = {cluster_port}\n"
+    conf += f"cluster_port = {cluster_port}\n" * (cluster_port != HTTP_PORT)
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
         "/etc/bootstrap/loader.conf": conf,
         KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/cluster": cluster + "\n",
         "/etc/bootstrap/allowed_signers": allowed_signers,
-        "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
-        "/etc/bootstrap/install.sh": install_script(bootstrap_url),
-        "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
-        "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
-    } | units(period_seconds)
-    files |= application(setup, bootstrap_url)
-    whole = cloud_config(node, files, setup, write_files(setup))
-    fits = len(whole.encode()) <= DOCUMENT_BYTES
-    return whole if fits else cloud_config(node, files, setup, [])
+    }
+    files |= parts(node, bootstrap_url) | units(period_seconds) | application(setup, bootstrap_url)
+    return fitting(node, files, setup)
 
 
 def is_beside(document: str, setup: Setup) -> bool:

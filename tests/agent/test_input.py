@@ -18,8 +18,8 @@ from tests.agent.world import World, open_world
 
 CHECKOUT = Path(loader.__file__).parent.parent
 SETTINGS = (
-    "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address, bootstrap_url"
-    " and scheduled_events."
+    "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address, bootstrap_url,"
+    " scheduled_events and cluster_port."
 )
 DIVISORS = "use a divisor of 60 between 2 and 60."
 
@@ -47,10 +47,11 @@ def test_settings_are_taken_from_the_file(tmp_path: Path) -> None:
     lines = (
         "[loader]\nperiod_seconds=20\nlook_seconds = 5\npause_seconds=0\npeer_address = private\n"
     )
-    path.write_text(lines + "bootstrap_url = http://w/b/%20/\nscheduled_events = false\n")
+    lines += "bootstrap_url = http://w/b/%20/\nscheduled_events = false\ncluster_port = 8080\n"
+    path.write_text(lines)
     settings = loader.read_settings(path)
     times = loader.timing(20, 5, 0)
-    assert settings == loader.Settings(times, "private", "http://w/b/%20", False)
+    assert settings == loader.Settings(times, "private", "http://w/b/%20", False, 8080)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,10 @@ WRONG_SETTINGS = {
     "events": (
         "[loader]\nscheduled_events = maybe\n",
         "scheduled_events = maybe: use true or false.",
+    ),
+    "no port": (
+        "[loader]\ncluster_port = 65536\n",
+        "cluster_port = 65536: use a number from 1 to 65535.",
     ),
     "not text": (b"[loader]\n\xff = 1\n", "can't decode byte 0xff"),
     "a folder": (None, "Is a directory"),

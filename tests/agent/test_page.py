@@ -91,6 +91,7 @@ def test_an_active_node_says_so_with_its_reason_and_links(
         peers=PEERS,
         vote=vote,
         lease_seconds=125.9,
+        term=1811793600,
         version="0.2.0",
         generation="3f2a90c1d2e4",
         period_seconds=20,
@@ -104,6 +105,7 @@ def test_an_active_node_says_so_with_its_reason_and_links(
     assert re.fullmatch(r"promised to node1 for 12\d s more", text(page, "vote"))
     assert re.fullmatch(r"12\d s more", text(page, "lease"))
     assert text(page, "version") == "0.2.0 3f2a90c1d2e4"
+    assert text(page, "term") == "1811793600"
     assert rows(page) == [["node2", "yes", "yes", "node1"], ["node3", "yes", "no", "-"]]
     assert shows_details(page)
 

@@ -855,6 +855,19 @@ def test_an_active_node_whose_run_folder_is_full_shows_nothing_that_it_could_not
     assert world.calls() == []
 
 
+def test_a_vote_whose_term_cant_be_kept_is_shown_to_nobody(node2: World) -> None:
+    node2.leads("node1", term=1000)
+    node2.run()
+    node2.leads("node1", term=1001)
+    etc = node2.paths.etc
+    ran = in_own_mounts(node2, f"mount --bind {etc} {etc}; mount -o remount,bind,ro {etc}")
+    assert f"can't write {node2.paths.term}: Read-only file system" in ran.stdout
+    shown = node2.shown_to("node1")
+    assert shown is not None
+    assert shown.vote is not None
+    assert shown.vote.term == 1000
+
+
 def test_a_log_on_a_full_disk_loses_lines_and_nothing_else(world: World) -> None:
     world.run()
     ran = in_own_mounts(world, 'full "$log"')
@@ -1144,6 +1157,66 @@ def test_a_note_of_promises_that_is_none_holds_the_vote_for_the_longest_there_ar
     world.paths.promised.write_text(content)
     world.run()
     assert world.status()["holding_seconds"] > 70
+
+
+def test_the_term_of_a_tenure_is_on_the_disk_before_the_probe_and_outlives_a_boot(
+    world: World,
+) -> None:
+    world.run()
+    (term, *whose), probe = json.loads(world.paths.term.read_text()), world.paths.probe.stat()
+    assert world.active
+    assert (world.status()["term"], whose) == (term, ["node1", world.state()["epoch"]])
+    assert abs(time.time() - term) < 60
+    assert world.paths.term.stat().st_mtime_ns < probe.st_mtime_ns
+    shutil.rmtree(world.paths.run)
+    world.paths.run.mkdir()
+    world.paths.booted.write_text("[0, 0, 0, 0]")
+    world.paths.term.write_text(f'[{term + 1000}, "node3", "an epoch"]')
+    world.systemd.timers.clear()
+    world.run()
+    assert (world.active, world.status()["term"]) == (True, term + 1001)
+
+
+def test_a_vote_is_for_a_greater_term_than_the_one_on_the_disk_which_it_replaces(
+    node2: World,
+) -> None:
+    node2.paths.term.write_text('[1000, "node3", "an epoch"]')
+    node2.leads("node1", term=1000)
+    node2.run()
+    assert (node2.status()["vote"], node2.status()["term"]) == (None, 1000)
+    node2.leads("node1", term=1001)
+    node2.run()
+    assert node2.status()["vote"]["candidate"] == "node1"
+    assert json.loads(node2.paths.term.read_text()) == [1001, "node1", "epoch of node1"]
+
+
+def test_a_node_whose_application_is_not_set_up_does_not_stand_and_says_why(world: World) -> None:
+    etc = world.paths.etc
+    (etc / "setup.sha256").write_text(f"{'0' * 64}  setup.sh\n")
+    ran = world.run()
+    assert (world.active, world.status()["setup"]) == (False, "it has not succeeded yet")
+    (etc / "setup.failed").write_text("no such package\n")
+    ran = world.run()
+    assert (world.active, world.status()["setup"]) == (False, "no such package")
+    why = "its application is not set up: no such package"
+    assert why in ran.journal
+    shown = world.shown_to("node2")
+    assert shown is not None
+    assert (shown.unfit, shown.candidate) == (why, False)
+    (etc / "setup.done").touch()
+    world.run()
+    assert (world.active, world.status()["setup"]) == (True, "")
+
+
+def test_markers_and_the_own_probe_are_asked_for_at_the_clusters_port(world: World) -> None:
+    for name, entry in world.nodes.items():
+        bare = {kind: entry[kind].partition(":")[0] for kind in ("private_ip", "public_ip")}
+        world.nodes[name] = entry | bare
+    world.paths.nodes_info.write_text(json.dumps(world.nodes))
+    world.metadata("node1")
+    world.settings(cluster_port=world.cloud.port)
+    world.run()
+    assert (world.active, world.status()["probe_expires"]) == (True, True)
 
 
 def test_bootup_by_hand_does_not_shorten_a_hold_or_forget_a_promise(world: World) -> None:

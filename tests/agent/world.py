@@ -336,7 +336,8 @@ class World:
         shown = self.shown_to(peer)
         if shown is None or not shown.candidate:
             return None
-        return loader.Grant(self.me, shown.epoch, shown.stamp, self.times.promise_seconds, 1.0)
+        promise = self.times.promise_seconds
+        return loader.Grant(self.me, shown.epoch, shown.stamp, promise, 1.0, shown.term)
 
     def votes(self, peer: str, **changes: Any) -> None:
         """The peer is up, sees this node and grants each of its requests."""
@@ -346,11 +347,11 @@ class World:
 
         self.says(peer, page)
 
-    def leads(self, peer: str) -> None:
+    def leads(self, peer: str, **fields: Any) -> None:
         """The peer is active, and asks for votes with a new stamp once in a while."""
 
         def page(_: Asked) -> Page:
-            return Page(self.signed(self.marker(peer, candidate=True, active=True)))
+            return Page(self.signed(self.marker(peer, candidate=True, active=True, **fields)))
 
         self.says(peer, page)
 

@@ -317,6 +317,13 @@ def test_the_worst_case_failover_is_said_under_the_table(cluster: Sites) -> None
     assert "Worst-case failover 29.5 s." in cluster.status().output
 
 
+def test_the_term_of_the_active_node_is_said_under_the_table(cluster: Sites) -> None:
+    cluster.says("node1", "active", term=1_811_793_600)
+    cluster.says("node2", "passive", term=1_811_793_500)
+    assert cluster.status().output.count("Term 1811793600.") == 1
+    assert [node["term"] for node in cluster.view()["nodes"]][:2] == [1811793600, 1811793500]
+
+
 def test_where_a_node_has_no_clock_of_its_host_status_says_once_how_pauses_are_noticed(
     cluster: Sites,
 ) -> None:

@@ -31,6 +31,10 @@ class TwoActive(AssertionError):  # noqa: N818 - the sentence that it says
     """Two nodes answered 200 at the same moment: what must never happen."""
 
 
+class WrongTerm(AssertionError):  # noqa: N818 - the sentence that it says
+    """A term came twice, on two nodes, or a smaller one after a greater one."""
+
+
 @functools.cache
 def load_agent(*mutations: tuple[str, str]) -> Any:
     """The agent as a module of its own, with each (found, replaced) text of its source swapped.
@@ -144,6 +148,7 @@ class Node:
     fence_id: int = 0
     waiting: list["Event"] = field(default_factory=list)  # held back while frozen
     promised_seconds: float = 0.0  # what the disk says of promises before this boot
+    kept: Any = None  # what the disk says of terms: the greatest voted for, None if nothing
     ailment: Ailment = WELL
     ailing_runs: int = 0
     # What the disk keeps of releases, and of the agent that runs.
@@ -249,9 +254,11 @@ class Simulation:
         self.useless: set[str] = set()  # builds whose processes end before they do anything
         self.replaced: list[tuple[float, str, str]] = []  # when which node began to run what
         self.announced: dict[str, str] = {}  # node -> what Azure announces for it
+        self.unfit: dict[str, str] = {}  # node -> why it could not serve
         self.shown: dict[tuple[str, str], list[Any]] = {}  # every marker, where some come again
         self.cuts: set[tuple[str, str]] = set()  # (a, b): a can't open connections to b
         self.elections: list[tuple[float, str]] = []  # when somebody became active, and who
+        self.terms: list[tuple[int, str]] = []  # of every time the role was taken, and by whom
         self.losses: list[tuple[float, str]] = []
         self.refusals: list[tuple[float, str]] = []  # renewed after Apache refused the probe
         self.double: list[tuple[float, str, str]] = []
@@ -289,7 +296,7 @@ class Simulation:
         heapq.heappush(self._events, event)
 
     def run_until(self, when: float) -> None:
-        """Let everything happen that happens until then. Raises `TwoActive`."""
+        """Let everything happen that happens until then. Raises `TwoActive` and `WrongTerm`."""
         events, pop = self._events, heapq.heappop
         while events and events[0][0] <= when:
             self.now, _, action, node, life, process = pop(events)
@@ -590,6 +597,18 @@ class Simulation:
         if not self.elections or self.elections[-1][1] != node.name:
             self.elections.append((self.now, node.name))
 
+    def _note_term(self, node: Node) -> None:
+        """Check the term of who has just taken the role. Raises `WrongTerm`."""
+        term, name = node.state.term, node.name
+        told = f"{name} serves with the term {term} at {self.now:.3f} s"
+        if twice := {other for known, other in self.terms if known == term} - {name}:
+            raise WrongTerm(f"{told}, as {', '.join(twice)} did")
+        if not self.served(node) or self.now < node.excused_until:
+            return  # it slept through its lease, and whoever compares terms refuses it
+        if self.terms and term < max(self.terms)[0]:
+            raise WrongTerm(f"{told}, after {max(self.terms)}")
+        self.terms.append((term, name))
+
     def _note_loss(self, node: Node) -> None:
         """Called before the probe goes; Apache may have refused it a little earlier."""
         if node.up and node.apache and node.probe and not node.frozen:
@@ -669,15 +688,22 @@ class Simulation:
             known = node.bootup_clock == node.bootup_clock
             start = node.bootup_clock if known else moment.slow_seconds
             times, promised = members.times, node.promised_seconds
-            node.state = self.agent.first_state(epoch, start, times, promised)
+            state = self.agent.first_state(epoch, start, times, promised)
+            node.state = state._replace(kept=node.kept or state.kept)
         until = until_of(moment.now_seconds)
-        leaving, process.untested = process.leaving, set(self.order)
+        process.untested = set(self.order)
 
         def makes_way() -> str:
             return self.announced.get(node.name, "")
 
+        def unfit() -> str:
+            return self.unfit.get(node.name, "")
+
         process.steps = self.agent.looks(
-            members, node.state, moment, until, leaving=leaving, makes_way=makes_way
+            *(members, node.state, moment, until),
+            leaving=process.leaving,
+            makes_way=makes_way,
+            unfit=unfit,
         )
         self._step(process, lambda: next(process.steps))
 
@@ -791,6 +817,7 @@ class Simulation:
 
     def _do_save(self, process: Process, effect: Any) -> None:
         def save() -> None:
+            process.node.kept = effect.state.kept
             process.node.state = effect.state._replace(clocks=self._clocks(process))
             process.wall_offset = effect.state.wall_offset_seconds or process.wall_offset
             self._proceed(process)
@@ -869,6 +896,7 @@ class Simulation:
                 return
             node.staged, node.probe = False, True
             self.note_served(node)
+            self._note_term(node)
             self._answer(process, True, delay=self._write_seconds())
 
         self._soon(process, self.random.uniform(0.002, 0.03), arm)
@@ -1297,7 +1325,7 @@ def simulate(
             faults.stop()
             if failure := unrecovered(simulation):
                 break
-    except TwoActive as error:
+    except (TwoActive, WrongTerm) as error:
         failure = str(error)
     successions = max(0, len(simulation.elections) - 1)
     without = simulation.samples_without / max(1, simulation.samples)

@@ -66,7 +66,7 @@ def promise(me: str, to: str, seconds: str, boot_before: str | None) -> dict[str
     """My promise to `to`, which has so many seconds left."""
     epoch, stamp = ("mine", MINE) if to == me else (to, THEIRS)
     earlier = NOW + float(boot_before) if boot_before else 0.0
-    vote = AGENT.Vote(to, epoch, stamp, NOW + float(seconds), 27.0, earlier)
+    vote = AGENT.Vote(to, epoch, stamp, NOW + float(seconds), 27.0, earlier, 1)
     return {"vote": vote, "granted": {to: (epoch, stamp)}}
 
 
@@ -86,6 +86,10 @@ MY_WORDS: dict[str, Callable[..., tuple[Said, Said]]] = {
     r"wall clock jumped": lambda: ({}, {"clock_stepped": True}),
     r"began (\S+) s ago": lambda seconds: ({}, {"started_seconds": NOW - float(seconds)}),
     r"behind for (\S+) s": lambda s: ({"behind_since_seconds": NOW - float(s)}, {}),
+    r"term (\d+)": lambda number: ({"term": int(number)}, {}),
+    r"kept (\d+) of (\w+)": lambda n, name: ({"kept": AGENT.Term(int(n), name, name)}, {}),
+    r"unfit": lambda: ({"unfit": "its disk is full"}, {}),
+    r"wall clock (\d+) s": lambda seconds: ({}, {"wall_seconds": float(seconds)}),
     r"make way": lambda: ({}, {"makes_way": "makes way: the operator drained it"}),
 }
 TOLD: dict[str, Callable[..., Said]] = {  # what the release in effect asks for
@@ -107,6 +111,11 @@ PEER_WORDS: dict[str, Callable[..., Said]] = {
     r"yields to (\w+)": lambda name: {"yields_to": name},
     r"gave up": lambda: {"released": THEIRS, "stamp": THEIRS + 1000},
     r"release (\d+)": lambda number: {"release": int(number)},
+    r"term (\d+)": lambda number: {"term": int(number)},
+    r"no term": lambda: {"term": None},
+    r"unfit": lambda: {"unfit": "its disk is full"},
+    r"kept (\d+) of (node\d)": lambda n, name: {"kept": AGENT.Term(int(n), name, name)},
+    r"kept (\d+) of mine": lambda n: {"kept": AGENT.Term(int(n), "node1", "mine")},
     r"gave up an older one": lambda: {"released": THEIRS - 1000, "stamp": THEIRS + 1000},
 }
 
@@ -120,7 +129,7 @@ def matched(phrase: str, words: dict[str, Callable[..., Any]]) -> Any:
 
 
 def my_state(me: str, phrases: Sequence[str]) -> tuple[Said, Said]:
-    state: Said = {"epoch": "mine", "hold_until_seconds": 0.0, "stamp": MINE}
+    state: Said = {"epoch": "mine", "hold_until_seconds": 0.0, "stamp": MINE, "term": 1}
     view: Said = {"started_seconds": NOW - 1}
     for phrase in phrases:
         if found := re.fullmatch(r"granted by (\S+) (\S+) s ago(?: for (\S+) s)?", phrase):
@@ -137,17 +146,19 @@ def my_state(me: str, phrases: Sequence[str]) -> tuple[Said, Said]:
 
 
 def vote_of(me: str, phrase: str) -> Any:
-    """`votes me`, `votes me of 5 s ago`, `votes me for 4.5 s`, `votes me before my boot`."""
+    """`votes me`, `votes me of 5 s ago`, `... for 4.5 s`, `... with 3`, `... before my boot`."""
     found = re.fullmatch(
-        r"votes (\w+)(?: of (\S+) s ago)?(?: for (\S+) s)?( before my boot)?", phrase
+        r"votes (\w+)(?: of (\S+) s ago)?(?: for (\S+) s)?(?: with (\w+))?( before my boot)?",
+        phrase,
     )
     if not found:
         return None
-    name, ago, seconds, before = found.groups()
+    name, ago, seconds, term, before = found.groups()
     name = me if name == "me" else name
     stamp = int((NOW - float(ago or 1)) * 1000) if name == me else THEIRS
     epoch = "before" if before else "mine" if name == me else name
-    return AGENT.Grant(name, epoch, stamp, float(seconds or 27), 20.0)
+    number = None if term == "none" else int(term or 1)
+    return AGENT.Grant(name, epoch, stamp, float(seconds or 27), 20.0, number)
 
 
 def case_of(lines: Sequence[str]) -> Case:
@@ -166,6 +177,7 @@ def case_of(lines: Sequence[str]) -> Case:
         name, _, said = line.partition(" ")
         assert name in order and name != me and name not in markers, line
         fields: Said = {"epoch": name, "stamp": THEIRS, "candidate": False, "quorum_runs": 0}
+        fields |= {"term": 1}
         fields |= {"holding": False, "vote": None, "released": 0, "active": False}
         changed[name] = NOW - 0.5
         for phrase in said.split(", "):
@@ -218,6 +230,10 @@ def outcome(agent: Any, case: Case) -> str:
     facts += ["drops"] if decision.drop else []
     facts += ["gives up"] if state.released > case.state.released else []
     facts += ["new stamp"] if state.stamp > case.state.stamp else []
+    given_up = state.released > case.state.released
+    facts += [f"term {state.term}"] if state.term != case.state.term + given_up else []
+    kept = state.kept  # of 1, with which everybody begins, no word
+    facts += [f"keeps {kept.number} of {kept.candidate}"] if kept.number > 1 else []
     facts += [f"failure {state.failures}"] if state.failures != case.state.failures else []
     vote = state.vote
     facts += [
@@ -399,7 +415,9 @@ def ruled(small: Small) -> Expected:
     lease = L - sorted(ages.values())[1] if len(ages) >= 2 else -1.0
     # Act.
     drops = was_active and (steps_down or lease <= F)
-    serves_for = round(lease - F, 6) if asks and lease > F and not drops else None
+    # All terms are the same: who has just voted for another one's does not begin to serve.
+    bound_anew = promised not in (None, small.me) and left == D and not was_active
+    serves_for = round(lease - F, 6) if asks and lease > F and not drops | bound_anew else None
     gives_up = drops or (not was_active and bool(ages) and serves_for is None)
     if gives_up and not drops:
         gives_up = not asks or bool(yielders)
@@ -645,10 +663,10 @@ BROKEN: dict[str, tuple[str, str]] = {
         "drop, state = True, give_up(state, now)._replace(active=False)",
         "drop, state = True, state._replace(active=False)",
     ),
-    "who does not ask serves": ("elif wants and now < fence:", "elif now < fence:"),
+    "who does not ask serves": ("elif wants and now < fence and", "elif now < fence and"),
     "a lease that is over is good to begin": (
-        "elif wants and now < fence:",
-        "elif wants and fence > 0:",
+        "elif wants and now < fence and",
+        "elif wants and fence > 0 and",
     ),
     "votes that are no longer wanted are kept": (
         "(not wants or yielding(members, view))",
@@ -712,7 +730,19 @@ BROKEN: dict[str, tuple[str, str]] = {
         "    if members.me in",
     ),
     "who is drained stands": (
-        '    if members.me in members.drained:\n        return "is drained"\n',
+        "    if members.me in members.drained or state.unfit:\n",
+        "    if state.unfit:\n",
+    ),
+    "who could not serve stands": (
+        "    if members.me in members.drained or state.unfit:\n",
+        "    if members.me in members.drained:\n",
+    ),
+    "who could not serve is waited for": (
+        "{name for name, marker in view.markers.items() if marker.unfit}",
+        "set()",
+    ),
+    "I am waited for though I could not serve": (
+        "    idle |= {members.me} if state.unfit else set()\n",
         "",
     ),
     "who makes way asks on": ("kept_back |= bool(view.makes_way) and not renews", "pass"),
@@ -760,12 +790,12 @@ BROKEN: dict[str, tuple[str, str]] = {
         "if marker.release != members.release]",
     ),
     "who is drained is waited for": (
-        "stand = [n for n in preference(members, state, view) if n not in members.drained]",
-        "stand = preference(members, state, view)",
+        "idle = members.drained | ",
+        "idle = set() | ",
     ),
     "a look is calm by the order alone": (
-        "stand = [n for n in preference(members, state, view) if n not in members.drained]",
-        "stand = [n for n in members.order if n not in members.drained]",
+        "stand = [n for n in preference(members, state, view) if n not in idle]",
+        "stand = [n for n in members.order if n not in idle]",
     ),
     "a late run stands": ("    if view.late:\n", "    if False:\n"),
     "voted for in vain costs no preference": ("key=lambda n: (n in last, ", "key=lambda n: ("),
@@ -774,6 +804,50 @@ BROKEN: dict[str, tuple[str, str]] = {
         "if state.in_vain.get(name, 0) and",
     ),
     "who serves stays last": (" and name not in active\n    }", "\n    }"),
+    "a term is voted for twice": (
+        "request.number > state.kept.number",
+        "request.number >= state.kept.number",
+    ),
+    "a request is voted for once": (" or request == state.kept", ""),
+    "a smaller term gets a vote": (
+        "return claim.term is not None and not may_vote(state, request)",
+        "return False",
+    ),
+    "an agent without terms gets no vote": (
+        "claim.term is not None and not may_vote(state, request)",
+        "not may_vote(state, request)",
+    ),
+    "what was voted for is not kept": (
+        "kept = request if claim.term and choice != members.me else state.kept",
+        "kept = state.kept",
+    ),
+    "who asks in vain keeps its term": ("claim.term and choice != members.me", "claim.term"),
+    "who begins to serve does not keep its term": (
+        "state = state if state.active else state._replace(kept=own)",
+        "pass",
+    ),
+    "who voted for a greater term begins to serve": (
+        " and (state.active or may_vote(state, own)):",
+        ":",
+    ),
+    "a vote for another term of mine counts": (" and vote.term in (None, state.term)", ""),
+    "a vote without a term counts no more": ("in (None, state.term)", "in (-1, state.term)"),
+    "who reads of a greater term asks on with its own": ("1 + max(others, default=0)", "0"),
+    "my own term is another's": (" if kept[1:] != (members.me, state.epoch)]", "]"),
+    "an active node takes another term": (
+        "    if wants and not state.active:\n        state = with_term",
+        "    if wants:\n        state = with_term",
+    ),
+    "a new term keeps the votes for the last": (
+        "state._replace(term=term, grants={})",
+        "state._replace(term=term)",
+    ),
+    "no clock is asked for a term": ("0 if state.candidate else int(view.wall_seconds)", "0"),
+    "each second has another term": (
+        "0 if state.candidate else int(view.wall_seconds)",
+        "int(view.wall_seconds)",
+    ),
+    "who gave up asks with the same term": (", term=state.term + 1)", ")"),
 }
 
 

@@ -230,9 +230,7 @@ def chance(agent: Any, seed: int) -> None:
     raise NotImplementedError
 
 
-VOTE_UNBOUND = (
-    "    shown[members.me] = own and Grant(own[0], own.epoch, own.stamp, own.promise_seconds, 0.0)"
-)
+VOTE_UNBOUND = "    shown[members.me] = bound\n"
 MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
     "no hold after boot": (
         voters_reboot_while_node1_is_cut_off,
@@ -283,7 +281,8 @@ MUTATIONS: dict[str, tuple[Callable[[Any, int], None], Mutations]] = {
             (
                 VOTE_UNBOUND,
                 "    if state.candidate:\n        shown[members.me] = Grant("
-                "members.me, state.epoch, state.stamp, members.times.promise_seconds, 0.0)",
+                "members.me, state.epoch, state.stamp, members.times.promise_seconds, 0.0, "
+                "state.term)\n",
             ),
         ),
     ),
