@@ -78,12 +78,12 @@ if [ ! -e "$front" ] || grep -qs -e @OURS@ -e "Default Page: It works" "$front";
     mv -fT page.tmp "$front"
 fi
 a2enconf -q bootstrap
-systemctl --no-reload enable bootup.service fence-clock.timer loader.timer rollback.timer
+systemctl --no-reload enable bootup.service fence-clock.timer health.path loader.timer rollback.timer
 systemctl start bootup.service
 systemctl restart apache2.service || {
     systemctl status --no-pager --full --lines=20 apache2.service
     exit 1
 }
-systemctl start fence-clock.timer loader.timer handover.service rollback.timer
+systemctl start fence-clock.timer health.path loader.timer handover.service rollback.timer
 sync -f /etc /var
 touch installed

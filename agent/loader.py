@@ -115,6 +115,7 @@ class Paths:
         self.good_run = self.run / "good_run"  # the mark of the trial that has had one
         self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
+        self.health = self.run / "health"
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
@@ -458,6 +459,21 @@ class Settings(NamedTuple):
     bootstrap_url: str = ""  # of the web site's releases; empty: none is taken
     scheduled_events: bool = True  # make way for another node before what Azure announces
     cluster_port: int = 80  # of every node's markers and probe
+    health_seconds: int = 5  # that each check of health.d may take
+    unhealthy_after: int = 3  # rounds of checks in a row that failed
+    healthy_after: int = 2  # that succeeded, after that
+    unhealthy: str = "stay"  # or "stop": what an active node does that has no heir
+
+
+MOST = {"cluster_port": 65_535, "health_seconds": 60, "unhealthy_after": 100, "healthy_after": 100}
+
+
+def count(found: Mapping[str, str], name: str, most: int) -> int:
+    """A whole number of the settings. Raises `BadInput`."""
+    text = found.get(name, str(Settings._field_defaults[name]))
+    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > most:
+        raise BadInput(f"{name} = {text}: use a number from 1 to {most}.")
+    return int(text)
 
 
 def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
@@ -483,11 +499,13 @@ def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
     heeded = found.get("scheduled_events", "true")
     if heeded not in ("true", "false"):
         raise BadInput(f"scheduled_events = {heeded}: use true or false.")
-    port = found.get("cluster_port", "80")
-    if not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > 65_535:
-        raise BadInput(f"cluster_port = {port}: use a number from 1 to 65535.")
+    unhealthy = found.get("unhealthy", "stay")
+    if unhealthy not in ("stay", "stop"):
+        raise BadInput(f"unhealthy = {unhealthy}: use stay or stop.")
     url = found.get("bootstrap_url", "").rstrip("/")
-    return Settings(times, peer_address, url, heeded == "true", int(port))
+    port, seconds, bad, good = (count(found, name, most) for name, most in MOST.items())
+    told = times, peer_address, url, heeded == "true", port, seconds, bad, good, unhealthy
+    return Settings(*told)
 
 
 def read_settings(path: Path) -> Settings:
@@ -1356,6 +1374,7 @@ class Members(NamedTuple):
     keeps_active: bool = False  # whoever is active comes before the order
     goes_by: str = ""  # the release in effect, and what of it is not over by my clock
     failback_looks: int = READY_LOOKS  # good looks before the order moves the role
+    stops_unfit: bool = False  # an active node that could not serve stops also without an heir
     replacement: str = ""  # SHA-256 of the agent that is to replace mine, when it is my turn
 
     @property
@@ -2023,6 +2042,11 @@ def give_up(state: State, now: float) -> State:
     return state._replace(released=state.stamp, grants={}, stamp=stamp, term=state.term + 1)
 
 
+def is_worse_than_nobody(members: Members, state: State, view: View) -> bool:
+    """Whether a node that could not serve is to stop though it has no heir."""
+    return members.stops_unfit and bool(state.unfit) and not view.makes_way
+
+
 class Decision(NamedTuple):
     """What follows from a view: drop or serve the probe, then save, then show `state`."""
 
@@ -2109,9 +2133,8 @@ def decide(members: Members, state: State, view: View) -> Decision:
     electors += not state.holding(view.slow_seconds)
     has_quorum = electors >= members.majority
     higher = higher_candidates(members, state, view)
-    steps_down = state.active and (
-        bool(higher) or view.leaving or view.clock_stepped or outvoted(members, state, view)
-    )
+    gives_in = outvoted(members, state, view) or is_worse_than_nobody(members, state, view)
+    steps_down = state.active and (bool(higher) or view.leaving or view.clock_stepped or gives_in)
     kept_back = view.leaving or steps_down or bool(rests(members, state, view))
     renews = state.active and state.candidate and not is_covered(members, state)
     kept_back |= bool(view.makes_way) and not renews
@@ -2797,6 +2820,7 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
         "version": __version__,
         "generation": members.generation,
         "setup": why_not_set_up(machine.paths),
+        "unfit": state.unfit,
         "private_ip": identity.private_ip,
         "public_ip": identity.public_ip,
         "needed": members.majority,
@@ -2826,13 +2850,13 @@ def tell_role(paths: Paths, role: str, reason: str, *, warning: bool = False) ->
 def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any, last: Any) -> Any:
     """status.json, and where it says what `last` does not, trace and journal; what it says now.
 
-    Worth a trace is who is active, who sees whom, and who votes for whom. `expires`: False where
-    Apache sets no limit, None where nobody knows.
+    Worth a trace is who is active, who sees whom, who votes for whom, and what is wrong here.
+    `expires`: False where Apache sets no limit, None where nobody knows.
     """
     paths, state, seen = machine.paths, outcome.state, outcome.seen
     votes = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
     own, unlimited = state.vote and state.vote.candidate, expires is False
-    now = (state.active, seen.answered, votes, own, unlimited)
+    now = (state.active, seen.answered, votes, own, unlimited, state.unfit)
     if now != last:
         log_trace(machine, outcome)
     status = status_of(identity, machine, outcome)
@@ -2885,6 +2909,7 @@ def prepare(
     me, order, in_effect = identity.name, tuple(nodes), kept.held == release
     members = Members(me, order, key, settings.times, generation, tuple(other_keys))
     members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
+    members = members._replace(stops_unfit=settings.unhealthy == "stop")
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds
         members = asked_of(members, release, time.time() // period_seconds * period_seconds)
@@ -2952,10 +2977,25 @@ def looks(
         start = yield Pause(max(0.0, left_seconds) + 0.002)
 
 
-def why_unfit(paths: Paths) -> str:
+def why_unhealthy(paths: Paths, settings: Settings) -> str:
+    """What a check of the operator's says (health.sh), "" where there is none or all is well."""
+    checks = len([*paths.etc.glob("health.d/*")])
+    if not checks:
+        return ""
+    found = re.match(r"([0-9.]+) \d+ \d+ ([01])\n(.*)", read_mark(paths.health) or "")
+    if not found:
+        return "its health is not known yet"
+    # As long as the failures take that count, if each check ends with its time.
+    known_seconds = settings.unhealthy_after * (checks * settings.health_seconds + 6)
+    if boot_seconds() - float(found[1]) > known_seconds:
+        return f"its health checks have told nothing for {known_seconds} s"
+    return f"its health check {found[3]}" if found[2] == "1" else ""
+
+
+def why_unfit(paths: Paths, settings: Settings) -> str:
     """Why this node could not serve, "" where it could."""
     why = why_not_set_up(paths)
-    return f"its application is not set up: {why}" if why else ""
+    return f"its application is not set up: {why}" if why else why_unhealthy(paths, settings)
 
 
 class Announced:
@@ -3041,7 +3081,7 @@ def take_part(
         *(machine.members, state, begins, until_seconds),
         leaving=leaving,
         makes_way=announced.why,
-        unfit=functools.partial(why_unfit, paths),
+        unfit=functools.partial(why_unfit, paths, settings),
     )
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires

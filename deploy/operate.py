@@ -237,6 +237,7 @@ class NodeView:
     worst_case_failover_seconds: float | None = None
     health_check: str | None = None  # what the load balancer's checks say: "up", "down (404)"
     setup: str | None = None  # why the application is not set up yet
+    unfit: str | None = None  # why it could not serve, for that reason or another
     term: int | None = None  # of the tenure of an active node; the greatest a passive one voted for
     release: Holding | None = None  # None of an agent that knows of no releases
     drained: bool | None = None
@@ -326,6 +327,7 @@ def _said(view: NodeView, said: Mapping[str, Any]) -> NodeView:
         generation=_word(said.get("generation")),
         worst_case_failover_seconds=_number(said.get("worst_case_failover_seconds")),
         setup=_word(said.get("setup")),
+        unfit=_word(said.get("unfit")),
         term=said["term"] if type(said.get("term")) is int else None,
         release=_holding(said.get("release")),
         drained=said["drained"] if isinstance(said.get("drained"), bool) else None,

@@ -85,9 +85,9 @@ def picture(view: View) -> RenderableType:
 
 
 def _setups(view: View) -> list[Text]:
-    """Which nodes have no application yet, and why."""
-    late = [(node.node, node.setup) for node in view.nodes if node.setup]
-    return [Text(f"{name}: setup: {why}", "bold yellow") for name, why in late]
+    """Which nodes have no application yet, or could not serve, and why."""
+    told = {node.node: f"setup: {node.setup}" if node.setup else node.unfit for node in view.nodes}
+    return [Text(f"{name}: {why}", "bold yellow") for name, why in told.items() if why]
 
 
 def _releases(view: View) -> list[Text]:

@@ -27,6 +27,7 @@ UNITS = (
     *("bootup.service", "loader.service", "loader.timer"),
     *("fence.service", "fence-clock.timer", "handover.service"),
     *("rollback.service", "rollback.timer"),
+    *("health.service", "health.timer", "health.path"),
 )
 """Nodes get these as they are; what depends on the period stands beside them."""
 
@@ -104,6 +105,7 @@ def parts(node: str, bootstrap_url: str) -> dict[str, str]:
     return {
         "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
         "/etc/bootstrap/install.sh": install_script(bootstrap_url),
+        "/etc/bootstrap/health.sh": part("agent/health.sh"),
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     }

@@ -19,7 +19,7 @@ from tests.agent.world import World, open_world
 CHECKOUT = Path(loader.__file__).parent.parent
 SETTINGS = (
     "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address, bootstrap_url,"
-    " scheduled_events and cluster_port."
+    " scheduled_events, cluster_port, health_seconds, unhealthy_after, healthy_after and unhealthy."
 )
 DIVISORS = "use a divisor of 60 between 2 and 60."
 
@@ -104,6 +104,14 @@ WRONG_SETTINGS = {
     "no port": (
         "[loader]\ncluster_port = 65536\n",
         "cluster_port = 65536: use a number from 1 to 65535.",
+    ),
+    "no number of rounds": (
+        "[loader]\nhealthy_after = 0\n",
+        "healthy_after = 0: use a number from 1 to 100.",
+    ),
+    "what the unhealthy do": (
+        "[loader]\nunhealthy = run\n",
+        "unhealthy = run: use stay or stop.",
     ),
     "not text": (b"[loader]\n\xff = 1\n", "can't decode byte 0xff"),
     "a folder": (None, "Is a directory"),

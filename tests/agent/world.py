@@ -339,11 +339,12 @@ class World:
         promise = self.times.promise_seconds
         return loader.Grant(self.me, shown.epoch, shown.stamp, promise, 1.0, shown.term)
 
-    def votes(self, peer: str, **changes: Any) -> None:
+    def votes(self, peer: str, *, unfit: str = "", **changes: Any) -> None:
         """The peer is up, sees this node and grants each of its requests."""
 
         def page(_: Asked) -> Page:
-            return Page(self.signed(self.marker(peer, vote=self.vote_of(peer)), **changes))
+            marker = self.marker(peer, vote=self.vote_of(peer), unfit=unfit)
+            return Page(self.signed(marker, **changes))
 
         self.says(peer, page)
 

@@ -183,10 +183,12 @@ def test_first_boot_installs_what_is_missing_and_says_so_last(boot: FirstBoot) -
     assert ran.calls[-1] == "touch installed"
     asked = [call for call in ran.calls if call.startswith("systemctl")]
     assert asked == [
-        "systemctl --no-reload enable bootup.service fence-clock.timer loader.timer rollback.timer",
+        "systemctl --no-reload enable bootup.service fence-clock.timer"
+        " health.path loader.timer rollback.timer",
         "systemctl start bootup.service",
         "systemctl restart apache2.service",
-        "systemctl start fence-clock.timer loader.timer handover.service rollback.timer",
+        "systemctl start fence-clock.timer health.path loader.timer handover.service"
+        " rollback.timer",
     ]
 
 

@@ -255,6 +255,7 @@ def test_only_the_timers_and_what_runs_at_boot_are_enabled() -> None:
     assert [name for name in UNITS if unit(name).has_section("Install")] == [
         "bootup.service",
         "fence-clock.timer",
+        "health.path",
         "install.service",
         "loader.timer",
         "rollback.timer",

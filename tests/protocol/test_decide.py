@@ -99,6 +99,7 @@ TOLD: dict[str, Callable[..., Said]] = {  # what the release in effect asks for
     r"failback after (\d+) runs": lambda runs: {"failback_looks": int(runs)},
     r"release (\d+)": lambda number: {"release": int(number)},
     r"on trial": lambda: {"proven": False},
+    r"who is unfit stops": lambda: {"stops_unfit": True},
 }
 PEER_WORDS: dict[str, Callable[..., Said]] = {
     r"there": lambda: {},
@@ -496,8 +497,8 @@ BROKEN: dict[str, tuple[str, str]] = {
     ),
     "any candidate moves an active node": (" and (not state.active or asking[n].ready)", ""),
     "no candidate moves an active node": (
-        "        bool(higher) or view.leaving",
-        "        view.leaving",
+        "(bool(higher) or view.leaving",
+        "(view.leaving",
     ),
     "who comes after me moves me": (
         "    before = order[: order.index(members.me)]",
@@ -736,6 +737,18 @@ BROKEN: dict[str, tuple[str, str]] = {
     "who could not serve stands": (
         "    if members.me in members.drained or state.unfit:\n",
         "    if members.me in members.drained:\n",
+    ),
+    "who could not serve never stops": (
+        "return members.stops_unfit and bool(state.unfit) and not view.makes_way",
+        "return False",
+    ),
+    "who could not serve stops whatever the operator says": (
+        "return members.stops_unfit and bool(state.unfit) and not view.makes_way",
+        "return bool(state.unfit) and not view.makes_way",
+    ),
+    "who could not serve stops before its heir asks": (
+        "return members.stops_unfit and bool(state.unfit) and not view.makes_way",
+        "return members.stops_unfit and bool(state.unfit)",
     ),
     "who could not serve is waited for": (
         "{name for name, marker in view.markers.items() if marker.unfit}",

@@ -48,6 +48,20 @@ def test_an_active_node_that_can_serve_no_more_hands_over_to_one_that_can(look: 
 
 
 @EACH_WAY
+def test_or_stops_where_the_operator_wants_nobody_rather_than_it(look: float) -> None:
+    simulation = cluster(look)
+    for name, members in simulation.members.items():
+        simulation.members[name] = members._replace(stops_unfit=True)
+    simulation.unfit |= {"node1": WHY}
+    simulation.run_for(100)
+    assert [name for _, name in simulation.elections] == ["node1", "node2"]  # an heir comes first
+    assert simulation.elections[-1][0] - simulation.losses[-1][0] < (1 if look == 2 else 3)
+    simulation.unfit |= dict.fromkeys(simulation.order, WHY)
+    simulation.run_for(100)
+    assert simulation.active() == []
+
+
+@EACH_WAY
 def test_an_active_node_that_can_serve_no_more_stays_where_no_other_could(look: float) -> None:
     simulation = cluster(look)
     simulation.unfit |= dict.fromkeys(simulation.order, WHY)
