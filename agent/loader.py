@@ -302,13 +302,18 @@ def answer_of_systemd(stream: BinaryIO) -> bytes:
 
 
 def call_systemd(
-    paths: Paths, member: str, *arguments: tuple[str, Any], interface: str = f"{SYSTEMD}.Manager"
+    paths: Paths,
+    member: str,
+    *arguments: tuple[str, Any],
+    interface: str = f"{SYSTEMD}.Manager",
+    of_unit: str = "",
 ) -> bytes:
     """The answer of systemd's manager, asked on root's own socket. Raises `OSError`, after 2 s."""
     body = b""
     for argument in arguments:
         body = packed(body, *argument)
-    told = ("o", f"/{SYSTEMD.replace('.', '/')}"), ("s", interface), ("s", member), ("s", SYSTEMD)
+    place = f"/{SYSTEMD.replace('.', '/')}{of_unit and f'/unit/{of_unit}'}"
+    told = ("o", place), ("s", interface), ("s", member), ("s", SYSTEMD)
     fields = [*zip((1, 2, 3, 6), told, strict=True), (8, ("g", "".join(k for k, _ in arguments)))]
     head = b"l\1\0\1" + struct.pack("<II", len(body), 1)
     head = packed(head, "a(yv)", [(("y", code), ("v", field)) for code, field in fields])
@@ -325,6 +330,84 @@ def call_systemd(
             return answer_of_systemd(stream)
     except OSError as error:
         raise OSError(f"can't reach systemd for the fence: {error.strerror or error}") from error
+
+
+TARGET, STOP = "active.target", "stop-active.service"
+
+
+class Service(NamedTuple):
+    """What systemd says of what runs with the role: the units that joined `TARGET`."""
+
+    state: str = ""  # "stopped", "changing", "running", "failed", "stopping"; "": nothing joined
+    failed: str = ""  # the first unit that has
+
+
+def joined_units(paths: Paths) -> tuple[str, ...]:
+    """The units that have joined `TARGET`, by the links that `systemctl enable` makes."""
+    links = paths.unit.parent.glob(f"{TARGET}.[wr]*/*.*")
+    return tuple(sorted({link.name for link in links}))
+
+
+def why_not_killed(paths: Paths, joined: tuple[str, ...]) -> str:
+    """Which joined unit would outlive the lease if it does not stop, or may; "" for none."""
+    if joined and not (paths.unit.parent / STOP).exists():  # a node that was made before
+        return f"{joined[0]} has joined, and there is no {STOP} for the fence to start"
+    for name in joined:
+        kind = name.rpartition(".")[2]
+        if kind in ("service", "socket", "mount", "swap"):
+            # https://www.freedesktop.org/wiki/Software/systemd/dbus/: how a unit's path is written
+            place = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in name)
+            asked = ("s", f"{SYSTEMD}.{kind.capitalize()}"), ("s", "SendSIGKILL")
+            properties = "org.freedesktop.DBus.Properties"
+            try:
+                said = call_systemd(paths, "Get", *asked, interface=properties, of_unit=place)
+            except OSError as error:
+                return f"whether {name} is killed is not known: {error}"
+            if not int.from_bytes(said[-4:], "little"):
+                return f"{name} has SendSIGKILL=no, and could outlive the lease"
+    return ""
+
+
+def units_told(body: bytes) -> list[list[Any]]:
+    """The structs of the answer to ListUnitsByNames: strings, but for the number of a job."""
+    at, found = 8, []
+    while at < len(body):
+        at += -at % 8
+        fields: list[Any] = []
+        for kind in "ssssssouso":
+            at += -at % 4
+            number, at = int.from_bytes(body[at : at + 4], "little"), at + 4
+            fields.append(number if kind == "u" else body[at : at + number].decode())
+            at += 0 if kind == "u" else number + 1
+        found.append(fields)
+    return found
+
+
+def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
+    """What the units of the role do. "changing" as well where systemd does not say."""
+    if not joined:
+        return Service()
+    names = [("s", name) for name in (*joined, TARGET, STOP)]
+    try:
+        asked = [name for _, name in names]
+        told = {
+            each[0]: each
+            for each in units_told(call_systemd(paths, "ListUnitsByNames", ("as", asked)))
+        }
+    except OSError as error:
+        logging.warning("%s", error)
+        return Service("changing")
+    states = {name: each[3] for name, each in told.items()}
+    busy = {name for name, each in told.items() if each[7] or each[3].endswith("ing")}
+    broken = next((name for name in joined if states.get(name) == "failed"), "")
+    if STOP in busy:
+        return Service("stopping", broken)
+    if busy:
+        return Service("changing", broken)
+    if states.get(TARGET) == "active":
+        return Service("failed" if broken else "running", broken)
+    # Without the target: who left PartOf= out, or was started by hand.
+    return Service("running" if "active" in states.values() else "stopped", broken)
 
 
 def tell_journal(sentence: str, *, warning: bool = False) -> None:
@@ -366,6 +449,7 @@ class Timing(NamedTuple):
     fresh_seconds: float  # a marker that has not changed for so long counts as absent
     timeout_seconds: float  # one request, and how long the first poll waits for an answer
     connect_seconds: float  # the first request to a peer may take so long, but nobody waits
+    stop_seconds: float  # what runs with the role may take so long to stop; 0 where nothing does
 
 
 def lease_of(promise_seconds: float, pause_seconds: float) -> float:
@@ -402,13 +486,16 @@ def check(times: Timing) -> Timing:
     raise BadInput(wrong)
 
 
-def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> Timing:
+def timing(
+    period_seconds: float, look_seconds: float, pause_seconds: float, stop_seconds: float = 0
+) -> Timing:
     """The times of docs/protocol.md section 2, all derived from those that the operator sets."""
     # Where a run is one look, each is as late as the one before: nothing is to be added for it.
     gap_seconds = GAP_SECONDS if look_seconds < period_seconds else 0.0
     promise_seconds = look_seconds + gap_seconds + max(2.5, 0.35 * look_seconds) + pause_seconds
+    promise_seconds += stop_seconds / (1 - SLEW)  # so that L - F stays what it is
     lease_seconds = lease_of(promise_seconds, pause_seconds)
-    margin_seconds = max(0.2, 0.05 * look_seconds) + SLEW * lease_seconds
+    margin_seconds = max(0.2, 0.05 * look_seconds) + SLEW * lease_seconds + stop_seconds
     timeout_seconds = max(0.3, 0.05 * look_seconds)
     poll_seconds = max(0.1, look_seconds / 80)
     round_seconds = timeout_seconds + poll_seconds
@@ -421,6 +508,7 @@ def timing(period_seconds: float, look_seconds: float, pause_seconds: float) -> 
         fresh_seconds=max(1.45 * look_seconds, lease_seconds - margin_seconds),
         timeout_seconds=timeout_seconds,
         connect_seconds=min(3.0, max(0.3, 0.075 * look_seconds)),
+        stop_seconds=stop_seconds,
     )
     return check(times)
 
@@ -462,10 +550,15 @@ class Settings(NamedTuple):
     health_seconds: int = 5  # that each check of health.d may take
     unhealthy_after: int = 3  # rounds of checks in a row that failed
     healthy_after: int = 2  # that succeeded, after that
+    start_seconds: int = 60  # what runs with the role may take so long to start
+    stop_seconds: int = 10  # and to stop, before it is killed
     unhealthy: str = "stay"  # or "stop": what an active node does that has no heir
 
 
-MOST = {"cluster_port": 65_535, "health_seconds": 60, "unhealthy_after": 100, "healthy_after": 100}
+MOST = {
+    **{"cluster_port": 65_535, "health_seconds": 60, "unhealthy_after": 100, "healthy_after": 100},
+    **{"start_seconds": 3600, "stop_seconds": 60},
+}
 
 
 def count(found: Mapping[str, str], name: str, most: int) -> int:
@@ -503,9 +596,9 @@ def settings_of(sections: Mapping[str, Mapping[str, str]]) -> Settings:
     if unhealthy not in ("stay", "stop"):
         raise BadInput(f"unhealthy = {unhealthy}: use stay or stop.")
     url = found.get("bootstrap_url", "").rstrip("/")
-    port, seconds, bad, good = (count(found, name, most) for name, most in MOST.items())
-    told = times, peer_address, url, heeded == "true", port, seconds, bad, good, unhealthy
-    return Settings(*told)
+    told: list[Any] = [times, peer_address, url, heeded == "true"]
+    told += [count(found, name, most) for name, most in MOST.items()]
+    return Settings(*[*told, unhealthy])
 
 
 def read_settings(path: Path) -> Settings:
@@ -529,10 +622,11 @@ def settings_here(paths: Paths, release: "Release | None") -> Settings:
         told = release.settings
         asked, heeded = told.peer_address, told.scheduled_events
         settings = settings._replace(peer_address=asked, scheduled_events=heeded)
-    if "Type=oneshot" not in (read_mark(paths.unit) or ""):  # of before looks: it would kill them
-        return settings
-    period_seconds, pause_seconds = settings.times.period_seconds, settings.times.pause_seconds
-    return settings._replace(times=timing(period_seconds, period_seconds, pause_seconds))
+    period, look, pause = (getattr(settings.times, name) for name in FIXED)
+    if "Type=oneshot" in (read_mark(paths.unit) or ""):  # of before looks: it would kill them
+        look = period
+    stop = settings.stop_seconds if joined_units(paths) else 0
+    return settings._replace(times=timing(period, look, pause, stop))
 
 
 NODE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
@@ -1375,6 +1469,8 @@ class Members(NamedTuple):
     goes_by: str = ""  # the release in effect, and what of it is not over by my clock
     failback_looks: int = READY_LOOKS  # good looks before the order moves the role
     stops_unfit: bool = False  # an active node that could not serve stops also without an heir
+    service: tuple[str, ...] = ()  # the units that run with the role
+    start_seconds: float = 60
     replacement: str = ""  # SHA-256 of the agent that is to replace mine, when it is my turn
 
     @property
@@ -1498,6 +1594,9 @@ class State(NamedTuple):
     term: int = 0  # of this node's request: it asks, and serves, with it until it gives up
     kept: Term = Term()  # the greatest voted for, or served with: on the disk as well
     unfit: str = ""  # why this node could not serve, as of this look
+    service_failed: str = ""  # the unit that did: a reason to leave the role to others
+    starting_since_seconds: float = 0.0  # 0 once its service is there, and the probe
+    stopping: bool = False  # the probe is gone, its service not: it holds on to its votes
     # Preference (docs/protocol.md section 8): safety does not depend on it.
     began_seconds: float = 0.0  # when the last look did
     finished: bool = True  # False while a look is under way, and after one that was killed
@@ -1513,7 +1612,7 @@ class State(NamedTuple):
 
 def promised_seconds(paths: Paths) -> float:
     """For how long a vote of an earlier boot may bind; the longest there is where it is unclear."""
-    longest = timing(60, 60, 60).promise_seconds
+    longest = timing(60, 60, 60, 60).promise_seconds
     try:
         known = float(paths.promised.read_text(encoding="ascii"))
     except FileNotFoundError:
@@ -1584,6 +1683,7 @@ class Moment(NamedTuple):
     host_offset_seconds: float | None  # the host's clock minus our raw one, where there is one
     probe_there: bool
     value: Any = None
+    service: Service = Service()  # as of the last poll
 
 
 class Seen(NamedTuple):
@@ -1705,6 +1805,7 @@ class View(NamedTuple):
     late: bool = False  # the look began too late to stand
     makes_way: str = ""  # why this node does: it has an heir
     wall_seconds: float = 0.0
+    service: Service = Service()
 
 
 def is_late(members: Members, seen: Seen) -> bool:
@@ -1782,6 +1883,12 @@ def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
     return next((markers[name] for name in order if name in able), None)
 
 
+def unable(state: State) -> str:
+    """Why this node could not serve, "" where it could."""
+    broken = state.service_failed and f"its service failed: {state.service_failed}"
+    return state.unfit or broken
+
+
 def why_makes_way(
     members: Members, state: State, seen: Seen, markers: Mapping[str, Marker], now: float
 ) -> str:
@@ -1793,8 +1900,8 @@ def why_makes_way(
         return "makes way: the operator drained it"
     if may_be_replaced(members, state, markers):
         return "makes way: its agent is to be replaced"
-    if state.unfit:
-        return f"makes way: {state.unfit}"
+    if why := unable(state):
+        return f"makes way: {why}"
     # Only after a run that asked for it: others are often a run earlier.
     long = since and now - since > times.period_seconds + 2 * times.look_seconds
     behind = state.active and long and ahead(members, markers)
@@ -1826,7 +1933,7 @@ def view_of(members: Members, state: State, seen: Seen, moment: Moment, *, stepp
     leaving = seen.leaving or (heir is not None and heir.candidate and heir.sender in live)
     there, way = moment.probe_there, why if heir else ""
     told = now, slow, fresh, live, asked, there, leaving, stepped, started, late, way
-    return View(*told, moment.wall_seconds)
+    return View(*told, moment.wall_seconds, moment.service)
 
 
 def failed(state: State, why: str) -> State:
@@ -1850,8 +1957,9 @@ def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
 
 
 def is_unready(members: Members, state: State) -> bool:
-    """Whether this node is behind, or its agent on trial."""
-    return state.behind_since_seconds > 0 or not members.proven
+    """Whether this node is behind, or its agent on trial, or its service has failed."""
+    late = state.behind_since_seconds > 0 or not members.proven
+    return late or bool(state.service_failed)
 
 
 def rests(members: Members, state: State, view: View) -> str:
@@ -1871,7 +1979,7 @@ def rests(members: Members, state: State, view: View) -> str:
     why = f"leaves the role to others for {left} good looks more: {state.trouble}"
     if is_unready(members, state) and not state.candidate:  # two of them would give up in turn
         held = f"a newer release is held by {newer}" if newer else "it has just caught up"
-        held = held if state.behind_since_seconds else "its agent is on trial"
+        held = held if state.behind_since_seconds else unable(state) or "its agent is on trial"
         why = f"leaves the role to others: {held}"
     elif left <= 0:
         return ""
@@ -2044,7 +2152,7 @@ def give_up(state: State, now: float) -> State:
 
 def is_worse_than_nobody(members: Members, state: State, view: View) -> bool:
     """Whether a node that could not serve is to stop though it has no heir."""
-    return members.stops_unfit and bool(state.unfit) and not view.makes_way
+    return members.stops_unfit and bool(unable(state)) and not view.makes_way
 
 
 class Decision(NamedTuple):
@@ -2080,14 +2188,14 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     state, now = decision.state, view.now_seconds
     others = (name for name in members.order if name in view.markers and view.markers[name].active)
     active = members.me if state.active else next(others, None)
-    if active is None:
+    if active is None or state.starting_since_seconds or state.stopping:
         return False
     if view.makes_way:  # it goes on as a voter
         return not state.active and is_content(members, decision, view, active)
     if view.leaving:
         return True
     idle = members.drained | {name for name, marker in view.markers.items() if marker.unfit}
-    idle |= {members.me} if state.unfit else set()
+    idle |= {members.me} if unable(state) else set()
     stand = [n for n in preference(members, state, view) if n not in idle]
     calm = active == next((n for n in stand if n == members.me or n in view.markers), active)
     if not calm and now - view.started_seconds < members.times.stay_seconds:
@@ -2095,6 +2203,15 @@ def is_settled(members: Members, decision: Decision, view: View) -> bool:
     if state.active:
         return is_covered(members, state)
     return is_content(members, decision, view, active)
+
+
+def reason_of_service(members: Members, state: State, view: View) -> str:
+    """What keeps a node that has a lease from serving, or a service from having stopped."""
+    if state.stopping:
+        return f"Node {members.me} is stopping its service, set as passive"
+    seconds = view.now_seconds - state.starting_since_seconds
+    starting = f"Node {members.me} is starting its service for {seconds:.0f} s"
+    return starting if state.starting_since_seconds else ""
 
 
 def reason_of(members: Members, decision: Decision, view: View) -> str:
@@ -2126,6 +2243,49 @@ def reason_of(members: Members, decision: Decision, view: View) -> str:
     return f"Node {me} reachability reach quorum, waits for votes, set as passive: {waits}"
 
 
+def step_aside(members: Members, state: State, now: float) -> State:
+    """The probe is gone: give the votes up, or hold on to them until the service has stopped."""
+    if members.service and state.active and not state.stopping:
+        return state._replace(stopping=True, candidate=False, starting_since_seconds=0.0)
+    return give_up(state, now)._replace(active=False, stopping=False, starting_since_seconds=0.0)
+
+
+def why_not_started(members: Members, state: State, view: View) -> str:
+    """Why the service of an active node is not there, and won't be; "" while it may be."""
+    started, service = state.starting_since_seconds, view.service
+    if service.state in ("stopped", "stopping") or (started and service.state == "failed"):
+        did = "did not start" if started else "is not there"
+        return f"its service {did}: {service.failed or 'somebody stopped it'}"
+    long = started and view.now_seconds - started > members.start_seconds
+    return f"its service was not there after {members.start_seconds:g} s" if long else ""
+
+
+def why_ends(
+    members: Members, state: State, view: View, fence: float, steps_down: bool
+) -> str | None:
+    """Why the role ends now, or the stop of its service: a failure or ""; None where it goes on."""
+    now = view.now_seconds
+    if state.stopping:  # who does not stop it within the lease, whatever systemd says, has no role
+        over = view.service.state == "stopped" or now >= fence + members.times.margin_seconds
+        return "" if over else None
+    if steps_down:
+        return ""
+    if now >= fence or not (view.probe_there or state.starting_since_seconds):
+        return LOST[now >= fence]
+    return why_not_started(members, state, view) or None
+
+
+def may_begin(state: State, own: Term, view: View) -> bool:
+    """Whether a node that has the votes for its request may take the role with it."""
+    return may_vote(state, own) and view.service.state in ("", "stopped")
+
+
+def is_out_of_place(state: State, view: View) -> bool:
+    """Whether something runs that this node has no role for, and that nobody stops yet."""
+    runs = view.service.state not in ("", "stopped", "stopping")
+    return runs and (state.stopping or not state.active)
+
+
 def decide(members: Members, state: State, view: View) -> Decision:
     """One step of the protocol, docs/protocol.md section 3: ask, vote, count, act."""
     now, times = view.now_seconds, members.times
@@ -2135,7 +2295,7 @@ def decide(members: Members, state: State, view: View) -> Decision:
     higher = higher_candidates(members, state, view)
     gives_in = outvoted(members, state, view) or is_worse_than_nobody(members, state, view)
     steps_down = state.active and (bool(higher) or view.leaving or view.clock_stepped or gives_in)
-    kept_back = view.leaving or steps_down or bool(rests(members, state, view))
+    kept_back = view.leaving or steps_down or state.stopping or bool(rests(members, state, view))
     renews = state.active and state.candidate and not is_covered(members, state)
     kept_back |= bool(view.makes_way) and not renews
     wants = has_quorum and not higher and not kept_back
@@ -2146,20 +2306,22 @@ def decide(members: Members, state: State, view: View) -> Decision:
     state = count_grants(members, state, view)
     fence = lease_end_seconds(members, state) - times.margin_seconds
     drop, serve, own = False, None, Term(state.term, members.me, state.epoch)
-    if state.active and (steps_down or now >= fence or not view.probe_there):
-        drop, state = True, give_up(state, now)._replace(active=False)
-        if has_quorum and not steps_down:
-            state = failed(state, LOST[now >= fence])
-    elif wants and now < fence and (state.active or may_vote(state, own)):
+    if state.active and (ends := why_ends(members, state, view, fence, steps_down)) is not None:
+        drop, state = True, step_aside(members, state, now)
+        if ends and (has_quorum or ends not in LOST):
+            state = failed(state, ends)
+    elif wants and now < fence and (state.active or may_begin(state, own, view)):
         serve = fence
         state = state if state.active else state._replace(kept=own)
     elif not state.active and state.grants and (not wants or yielding(members, view)):
         state = give_up(state, now)
     if not state.active and serve is None:
         state = state._replace(stamp=max(state.stamp, int(now * 1000)))
+    drop = drop or is_out_of_place(state, view)
     decision = Decision(state, drop, serve, has_quorum)
     settled = is_settled(members, decision, view)
-    return decision._replace(settled=settled, reason=reason_of(members, decision, view))
+    reason = reason_of_service(members, state, view) or reason_of(members, decision, view)
+    return decision._replace(settled=settled, reason=reason)
 
 
 # ------------------------------------------------ settle: one look, as the effects that it needs
@@ -2194,13 +2356,19 @@ class Serve(NamedTuple):
     commit: bool
 
 
+class Start(NamedTuple):
+    """Start what runs with the role, under the fence and before the probe."""
+
+    term: int
+
+
 class Pause(NamedTuple):
     """Wait."""
 
     seconds: float
 
 
-Effect = Poll | Save | Show | Drop | Serve | Pause
+Effect = Poll | Save | Show | Drop | Serve | Start | Pause
 
 
 class Outcome(NamedTuple):
@@ -2230,7 +2398,7 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
         vote = Grant(own.candidate, own.epoch, own.stamp, own.promise_seconds, left, own.term)
     both = {name: value for name, value in state._asdict().items() if name in Marker._fields}
     both |= {"generation": members.generation, "release": members.release, "proven": members.proven}
-    both |= {"goes_by": members.goes_by}
+    both |= {"goes_by": members.goes_by, "unfit": unable(state)}
     both |= {"holding": state.holding(now), "vote": vote, "at": utc(moment.wall_seconds)}
     shown: dict[str, Marker | None] = dict.fromkeys(members.peers)
     for name in set(state.sees) & set(shown):
@@ -2275,12 +2443,13 @@ def _begin(
     missed = 0 < state.began_seconds < now - 1.6 * times.look_seconds - times.gap_seconds
     state, stepped = note_clocks(state, moment)
     late = now >= lease_end_seconds(members, state) - times.margin_seconds
-    rightful = state.active and moment.probe_there and not late and not stepped
+    there = moment.probe_there or state.starting_since_seconds > 0
+    rightful = state.stopping or (state.active and there and not late and not stepped)
     lost = state.active and not rightful and not stepped and state.quorum_runs > 0
     if (state.active or moment.probe_there) and not rightful:
         yield from _drop()
         if state.active:
-            state = give_up(state, now)._replace(active=False)
+            state = step_aside(members, state, now)
     if lost:
         state = failed(state, LOST[late])
     elif missed or not state.finished:
@@ -2289,7 +2458,7 @@ def _begin(
     stands = stands and not (is_unready(members, state) or state.unfit)
     state = state._replace(
         stamp=max(state.stamp, int(now * 1000)),
-        candidate=state.candidate and (stands or state.active) and not leaving,
+        candidate=state.candidate and (stands or state.active) and not (leaving or state.stopping),
         finished=False,
         began_seconds=now,
     )
@@ -2317,6 +2486,7 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
     if any(seconds * 1000 > state.stamp + 0.5 for seconds in heard):  # newer than any we know of
         return start_over(members, state, moment), seen
     state, stepped = note_clocks(state, moment)
+    state = state._replace(service_failed=moment.service.failed)
     view = view_of(members, state, seen, moment, stepped=stepped)
     behind, since = bool(ahead(members, view.markers)), state.behind_since_seconds
     behind = behind or (since > 0 and not members.in_effect)
@@ -2326,11 +2496,19 @@ def conclude(members: Members, state: State, seen: Seen, moment: Moment) -> tupl
         goes = bool(seen.makes_way) or may_be_replaced(members, state, view.markers)
         brief = bound_too_briefly(members, state, view)
         behind = state.behind_since_seconds > 0 and not state.active  # nor does one that rests
-        goes = goes or bool(state.unfit)
+        goes = goes or bool(unable(state))
         good = 0 if goes or brief or behind else decision.state.quorum_runs + 1  # 0: nobody's heir
         decision = decision._replace(state=decision.state._replace(quorum_runs=good))
     had_quorum = seen.had_quorum or decision.has_quorum
     return decision, seen._replace(had_quorum=had_quorum, fresh=view.markers)
+
+
+def turns(members: Members, state: State, moment: Moment) -> tuple[bool, bool]:
+    """Whether a node that has a lease starts its service now, and whether it commits its probe."""
+    if not members.service:
+        return False, not state.active
+    there = state.starting_since_seconds > 0 and moment.service.state == "running"
+    return not state.active, there
 
 
 def _apply(
@@ -2343,12 +2521,16 @@ def _apply(
             yield from _drop()
         moment = yield Save(state)
         if decision.serve_until_seconds is not None:
-            moment = yield Serve(decision.serve_until_seconds, commit=not state.active)
+            starts, commits = turns(members, state, moment)
+            moment = yield Serve(decision.serve_until_seconds, commit=commits)
             if state.active and not moment.value:
                 raise OSError("came too late to renew its lease")
-            if moment.value and not state.active:
-                state = state._replace(active=True)
+            if moment.value and (starts or commits):
+                since = moment.now_seconds if starts else 0.0
+                state = state._replace(active=True, starting_since_seconds=since)
                 moment = yield Save(state)
+                if starts:
+                    moment = yield Start(state.term)
         yield Show(markers_of(members, state, moment))
     except OSError as error:
         if not state.active:
@@ -2361,6 +2543,12 @@ def _apply(
     return state, None
 
 
+def demoted(members: Members, state: State) -> State:
+    """The state of a node that has dropped its probe, and has still to say so."""
+    stopping = bool(members.service) and state.active
+    return state._replace(active=stopping, stopping=stopping, starting_since_seconds=0.0)
+
+
 def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> Steps:
     """The look was stopped or frozen: its view is too old to show anything."""
     fence = lease_end_seconds(members, state) - members.times.margin_seconds
@@ -2368,7 +2556,7 @@ def _overslept(members: Members, state: State, seen: Seen, moment: Moment) -> St
     if not stays:
         yield Drop()
     then = "stays active" if stays else "set as passive"
-    state, seen = state._replace(active=stays), seen._replace(markers=seen.fresh)
+    state, seen = state if stays else demoted(members, state), seen._replace(markers=seen.fresh)
     return Outcome(state, seen, f"Node {members.me} was stopped for a while, {then}")
 
 
@@ -2448,7 +2636,7 @@ def settle(members: Members, state: State, start: Moment, seen: Seen) -> Steps:
     except OSError as error:
         yield Drop()
         reason = trouble_of(members, error, "set as passive")
-        return Outcome(state._replace(active=False), seen, reason)
+        return Outcome(demoted(members, state), seen, reason)
 
 
 # ------------------------------------------------ machine: the effects done: files, fence, requests
@@ -2526,7 +2714,11 @@ def drop_probe(paths: Paths) -> bool:
     gone = not os.path.lexists(paths.probe)
     try:
         write_atomic(paths.lease_until, "0")
-        if gone:
+        service = service_now(paths, joined_units(paths))
+        if service.state not in ("", "stopped", "stopping"):
+            logging.warning("Stopping what runs with the role")
+            call_systemd(paths, "StartUnit", ("s", STOP), ("s", "replace"))
+        elif gone and service.state != "stopping":
             Fence(paths).disarm()
     except OSError as error:
         logging.error("%s", error)
@@ -2549,6 +2741,7 @@ class Machine:
         self.fence = Fence(paths)
         self.vote: Vote | None = None
         self.kept = kept_term(paths)
+        self.service = Service()  # as of the last poll
         self.wall_offset_seconds = float("inf")  # as at the last poll
         self.clocks = read_clocks()
         self.silent: dict[str, str] = {}  # peer -> why it gave no answer at last
@@ -2556,7 +2749,7 @@ class Machine:
 
     def moment(self, value: Any = None) -> Moment:
         """The time, and whether the probe exists."""
-        return Moment(*self.now(), self.paths.probe.exists(), value)
+        return Moment(*self.now(), self.paths.probe.exists(), value, self.service)
 
     def now(self) -> tuple[float, float, float, float | None]:
         """The clocks, as a `Moment` begins."""
@@ -2605,6 +2798,7 @@ class Machine:
         self.collect(replies, set(wait_for))
         for name in self.asker.busy:
             self.silent[name] = self.silent.get(name) or "no answer yet"
+        self.service = service_now(self.paths, self.members.service)
         return replies
 
     def collect(self, replies: dict[str, Reply], waiting: set[str]) -> None:
@@ -2694,13 +2888,20 @@ class Machine:
         limit = time.strftime("%Y%m%d%H%M%S", time.gmtime(limit_seconds))
         write_atomic(self.paths.lease_until, limit)
         if not commit:
-            return self.paths.probe.exists()
+            return self.paths.probe.exists() or self.paths.staged.exists()
         # The last thing before the rename: a run that stood still until after its fence fired must
         # not stage and commit again.
         if self.now()[0] >= until_seconds:
             return False
         self.paths.staged.replace(self.paths.probe)
         return True
+
+    def start(self, term: int) -> None:
+        """Start what runs with the role, and tell it the term."""
+        logging.info("Starting what runs with the role, term %d", term)
+        told = [f"CLUSTER_TERM={term}"]
+        call_systemd(self.paths, "SetEnvironment", ("as", told))
+        call_systemd(self.paths, "StartUnit", ("s", TARGET), ("s", "replace"))
 
 
 # ------------------------------------------------ report: log, status.json, journal
@@ -2797,6 +2998,11 @@ def why_not_set_up(paths: Paths) -> str:
     return (read_mark(paths.etc / "setup.failed") or "").strip()[:200] or "it has not succeeded yet"
 
 
+def serves(state: State) -> bool:
+    """Whether the probe is there, and with it the role: not while its service starts, or stops."""
+    return state.active and not (state.starting_since_seconds or state.stopping)
+
+
 def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[str, Any]:
     """The view of this node, for pages and tools; every length of time counts from `at`."""
     members, state, seen = machine.members, outcome.state, outcome.seen
@@ -2811,7 +3017,7 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
     return {
         "node": members.me,
         "zone": identity.zone,
-        "role": "active" if state.active else "passive",
+        "role": "active" if serves(state) else "passive",
         "term": state.term if state.active else state.kept.number,
         "reason": outcome.reason,
         "at": utc(now.wall_seconds),
@@ -2820,7 +3026,7 @@ def status_of(identity: Identity, machine: Machine, outcome: Outcome) -> dict[st
         "version": __version__,
         "generation": members.generation,
         "setup": why_not_set_up(machine.paths),
-        "unfit": state.unfit,
+        "unfit": unable(state),
         "private_ip": identity.private_ip,
         "public_ip": identity.public_ip,
         "needed": members.majority,
@@ -2856,7 +3062,7 @@ def report(machine: Machine, identity: Identity, outcome: Outcome, expires: Any,
     paths, state, seen = machine.paths, outcome.state, outcome.seen
     votes = {name: marker.vote and marker.vote.candidate for name, marker in seen.markers.items()}
     own, unlimited = state.vote and state.vote.candidate, expires is False
-    now = (state.active, seen.answered, votes, own, unlimited, state.unfit)
+    now = (state.active, seen.answered, votes, own, unlimited, unable(state), serves(state))
     if now != last:
         log_trace(machine, outcome)
     status = status_of(identity, machine, outcome)
@@ -2909,6 +3115,8 @@ def prepare(
     me, order, in_effect = identity.name, tuple(nodes), kept.held == release
     members = Members(me, order, key, settings.times, generation, tuple(other_keys))
     members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
+    service, start_seconds = joined_units(paths), settings.start_seconds
+    members = members._replace(service=service, start_seconds=start_seconds)
     members = members._replace(stops_unfit=settings.unhealthy == "stop")
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds
@@ -2961,7 +3169,7 @@ def looks(
     while True:
         began_seconds, ends_seconds = start.now_seconds, until_seconds
         into_seconds = (start.wall_seconds + early_seconds) % look_seconds - early_seconds
-        if several:
+        if several and not (leaving and members.service):
             ends_seconds = min(until_seconds, began_seconds + longest_seconds - into_seconds)
         ends_seconds = max(began_seconds, ends_seconds)
         way, why = makes_way(), unfit()
@@ -2992,10 +3200,11 @@ def why_unhealthy(paths: Paths, settings: Settings) -> str:
     return f"its health check {found[3]}" if found[2] == "1" else ""
 
 
-def why_unfit(paths: Paths, settings: Settings) -> str:
-    """Why this node could not serve, "" where it could."""
+def why_unfit(paths: Paths, settings: Settings, refused: str) -> str:
+    """Why this node could not serve, "" where it could. `refused`: what is for the whole run."""
     why = why_not_set_up(paths)
-    return f"its application is not set up: {why}" if why else why_unhealthy(paths, settings)
+    why = f"its application is not set up: {why}" if why else refused
+    return why or why_unhealthy(paths, settings)
 
 
 class Announced:
@@ -3076,12 +3285,12 @@ def take_part(
     keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
     until_seconds = start.now_seconds + until - time.monotonic()
-    begins = machine.moment()
+    begins, refused = machine.moment(), why_not_killed(paths, machine.members.service)
     steps = looks(
         *(machine.members, state, begins, until_seconds),
         leaving=leaving,
         makes_way=announced.why,
-        unfit=functools.partial(why_unfit, paths, settings),
+        unfit=functools.partial(why_unfit, paths, settings, refused),
     )
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires
@@ -3136,7 +3345,8 @@ def leave(paths: Paths, settings: Settings, kept: Kept) -> None:
         wait_seconds = times.look_seconds - time.time() % times.look_seconds
         left_seconds = 1.5 * times.look_seconds - wait_seconds - times.connect_seconds
         time.sleep(wait_seconds + 0.002)
-        run(paths, settings, kept, min(times.end_seconds, left_seconds), leaving=True)
+        left_seconds = min(times.end_seconds, left_seconds) + times.stop_seconds
+        run(paths, settings, kept, left_seconds, leaving=True)
     if state := read_json(paths.state):  # neither a look that was stopped nor those to come failed
         told = {**state, "finished": True, "began_seconds": 0.0}
         write_atomic(paths.state, json.dumps(told))

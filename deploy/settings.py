@@ -76,13 +76,17 @@ def look_of(period_seconds: int, look_seconds: int | None) -> int:
     return int(usual_look_seconds(period_seconds)) if look_seconds is None else look_seconds
 
 
-def times_of(period_seconds: int, look_seconds: int, pause_seconds: int) -> Timing:
+def times_of(
+    period_seconds: int, look_seconds: int, pause_seconds: int, stop_seconds: int = 0
+) -> Timing:
     """Every length of time that follows from the three that a cluster is set to.
+
+    `stop_seconds`: that a service which runs with the role may take to stop; 0 without any.
 
     Raises `Refusal` for what breaks an inequality of docs/protocol.md section 2.
     """
     try:
-        return timing(period_seconds, look_seconds, pause_seconds)
+        return timing(period_seconds, look_seconds, pause_seconds, stop_seconds)
     except BadInput as error:
         raise Refusal(str(error)) from error
 

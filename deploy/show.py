@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from agent.loader import Settings as OfNode
 from agent.loader import worst_failover_seconds
 from deploy.operate import NodeView, View, changes, late
 from deploy.plan import Plan, is_url
@@ -33,8 +34,10 @@ def print_plan(plan: Plan, console: Console) -> None:
         source = "your own address" if is_url(rule.source) else rule.source
         rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
     console.print(rules)
-    times = times_of(plan.period_seconds, plan.look_seconds, plan.pause_seconds)
-    longest_seconds = worst_failover_seconds(times)
+    lengths = plan.period_seconds, plan.look_seconds, plan.pause_seconds
+    stop_seconds = OfNode().stop_seconds  # what a node takes without another word
+    longest_seconds = worst_failover_seconds(times_of(*lengths))
+    serving_seconds = worst_failover_seconds(times_of(*lengths, stop_seconds))
     setup = f" Each node runs {Path(plan.setup[0]).name} once." if plan.setup else ""
     console.print(
         f"Region {plan.region}; network {plan.network or plan.subnet}; image {plan.image};"
@@ -47,6 +50,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         f" Pauses of a machine are absorbed up to {plan.pause_seconds} s."
         f" They {'heed' if plan.scheduled_events else 'do not heed'} Azure's scheduled events."
         f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval."
+        f" With a service in active.target that stops within {stop_seconds} s, it begins to start"
+        f" within {serving_seconds:.1f} s."
         f"{setup}",
         highlight=False,
     )

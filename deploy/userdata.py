@@ -28,6 +28,7 @@ UNITS = (
     *("fence.service", "fence-clock.timer", "handover.service"),
     *("rollback.service", "rollback.timer"),
     *("health.service", "health.timer", "health.path"),
+    *("active.target", "stop-active.service"),
 )
 """Nodes get these as they are; what depends on the period stands beside them."""
 
@@ -106,6 +107,7 @@ def parts(node: str, bootstrap_url: str) -> dict[str, str]:
         "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
         "/etc/bootstrap/install.sh": install_script(bootstrap_url),
         "/etc/bootstrap/health.sh": part("agent/health.sh"),
+        "/etc/bootstrap/stop.sh": part("agent/stop.sh"),
         "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     }

@@ -33,6 +33,12 @@ TIMER = {
 }
 
 
+def path_of(unit: str) -> str:
+    """The path of a unit's object."""
+    escaped = "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in unit)
+    return f"/org/freedesktop/systemd1/unit/{escaped}"
+
+
 class Systemd:
     """A manager at `path`. `calls`: each method, its first argument, and what `pages` held then."""
 
@@ -40,6 +46,11 @@ class Systemd:
         self.path, self.pages = path, pages
         self.calls: list[tuple[str, str, str]] = []
         self.timers: dict[str, int] = {}  # name -> microseconds after the boot
+        self.units: dict[str, str] = {}  # joined units and active.target -> ActiveState
+        self.spared: set[str] = set()  # units with SendSIGKILL=no
+        self.starts_as = "active"  # what becomes of joined units
+        self.stops_as = "inactive"
+        self.environment: list[str] = []
         self.loses_answers = False
         path.parent.mkdir(parents=True, exist_ok=True)
         self.listener: socket.socket | None = None
@@ -97,9 +108,19 @@ class Systemd:
     def answer(self, call: Message) -> Message:
         """What systemd does, and says."""
         fields = call.header.fields
-        assert fields[HeaderFields.path] == "/org/freedesktop/systemd1", fields
         assert fields[HeaderFields.destination] == NAME, fields
         member, body = fields[HeaderFields.member], call.body
+        if member == "Get" and body[1] == "SendSIGKILL":
+            (unit,) = {name for name in self.units if path_of(name) == fields[HeaderFields.path]}
+            assert body[0] == f"{NAME}.{unit.rpartition('.')[2].capitalize()}", body
+            return new_method_return(call, "v", (("b", unit not in self.spared),))
+        assert fields[HeaderFields.path] == "/org/freedesktop/systemd1", fields
+        if member == "ListUnitsByNames":
+            found = [self._unit(name) for name in body[0]]
+            return new_method_return(call, "a(ssssssouso)", (found,))
+        if member == "SetEnvironment":
+            self.environment += body[0]
+            return new_method_return(call)
         there = " ".join(page.name for page in self.pages.iterdir())
         self.calls.append((member, body[0], there))
         if member == "Get":
@@ -111,6 +132,7 @@ class Systemd:
             "StartTransientUnit": self._start,
             "StopUnit": self._stop,
             "RestartUnit": lambda *_: "",
+            "StartUnit": self._start_unit,
         }
         wrong = done[member](*body)
         if wrong:
@@ -125,6 +147,21 @@ class Systemd:
         ((base, after),) = dict(properties)["TimersMonotonic"][1]
         assert base == "OnBootSec", base
         self.timers[name] = after
+        return ""
+
+    def _unit(self, name: str) -> tuple[Any, ...]:
+        state = self.units.get(name, "inactive")
+        told = (name, "a unit", "loaded", state, "", "", path_of(name))
+        return (*told, 0, "", "/")
+
+    def _start_unit(self, name: str, mode: str) -> str:
+        """At once: `active.target` with what joined it, or what stops both."""
+        assert (name in ("active.target", "stop-active.service"), mode) == (True, "replace")
+        starts, before = name == "active.target", self.units
+        self.units = dict.fromkeys(before, self.starts_as if starts else self.stops_as)
+        if not starts:
+            self.units |= {unit: state for unit, state in before.items() if state == "failed"}
+        self.units["active.target"] = "active" if starts else "inactive"
         return ""
 
     def _stop(self, name: str, mode: str) -> str:

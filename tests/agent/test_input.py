@@ -19,7 +19,8 @@ from tests.agent.world import World, open_world
 CHECKOUT = Path(loader.__file__).parent.parent
 SETTINGS = (
     "[loader] takes period_seconds, look_seconds, pause_seconds, peer_address, bootstrap_url,"
-    " scheduled_events, cluster_port, health_seconds, unhealthy_after, healthy_after and unhealthy."
+    " scheduled_events, cluster_port, health_seconds, unhealthy_after, healthy_after,"
+    " start_seconds, stop_seconds and unhealthy."
 )
 DIVISORS = "use a divisor of 60 between 2 and 60."
 
@@ -141,11 +142,12 @@ PERIODS = [2, 3, 4, 5, 6, 10, 12, 15, 20, 30, 60]
 KEPT_UP = [(p, look) for p in PERIODS for look in range(2, p + 1) if p % look == 0]
 
 
+@pytest.mark.parametrize("stop", [0, 1, 10, 60])
 @pytest.mark.parametrize(("period", "look"), KEPT_UP)
 def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_up(
-    period: int, look: int
+    period: int, look: int, stop: int
 ) -> None:
-    times = loader.timing(period, look, 0)
+    times = loader.timing(period, look, 0, stop)
     assert times.lease_seconds * (1 + loader.DRIFT) <= times.promise_seconds * (1 - loader.DRIFT)
     round_seconds = times.timeout_seconds + times.poll_seconds
     apart_seconds = look + (loader.GAP_SECONDS if look < period else 0)
@@ -154,6 +156,26 @@ def test_all_times_that_a_timer_and_its_looks_can_keep_are_safe_and_can_be_kept_
     assert times.fresh_seconds > apart_seconds + spread_seconds
     assert times.end_seconds + times.timeout_seconds < look
     assert times.connect_seconds < spread_seconds  # a first request that is lost is made good
+    # The fence, and the stop of a service after it, by a clock that goes as slow as it may.
+    fence_seconds = times.lease_seconds - times.margin_seconds + stop
+    assert fence_seconds / (1 - loader.SLEW) + 0.2 <= times.lease_seconds
+
+
+def test_a_service_that_has_joined_makes_promises_longer_and_only_there(tmp_path: Path) -> None:
+    paths = loader.Paths(str(tmp_path))
+    paths.conf.parent.mkdir(parents=True)
+    paths.conf.write_text("[loader]\nstop_seconds = 5\n")
+    without = loader.timing(20, 20, 5)
+    paths.unit.parent.mkdir(parents=True)
+    paths.unit.write_text("Type=oneshot\n")
+    assert loader.settings_here(paths, None).times == without
+    joined = paths.unit.parent / "active.target.wants"
+    joined.mkdir()
+    assert loader.settings_here(paths, None).times == without
+    (joined / "writer.service").symlink_to("nowhere")
+    times = loader.settings_here(paths, None).times
+    assert times == loader.timing(20, 20, 5, 5)
+    assert 5 < times.promise_seconds - without.promise_seconds < 5.5
 
 
 WRONG_TIMES = {

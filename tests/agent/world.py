@@ -24,6 +24,7 @@ from agent import loader
 from tests.agent.systemd import Systemd
 from tests.web import Asked, Page, Web, open_web
 
+CALLS = ("StartTransientUnit", "StartUnit", "StopUnit", "RestartUnit")
 SOURCE = Path(loader.__file__).read_text(encoding="utf-8")
 KEY = "5e" * 32
 PUBLIC_ADDRESS = "198.51.100.4"
@@ -127,6 +128,7 @@ class World:
     ) -> None:
         self.cloud, self.me, self.root, self.period = cloud, me, root, period
         self.look = look or period  # a run of one look ends as soon as that is settled
+        self.stop = 0  # seconds that a service may take to stop, where one has joined
         self.paths = loader.Paths(str(root))
         self.metadata_host = f"127.0.2.{me[4:]}"
         self.hosts = {f"node{i}": f"127.0.1.{i}" for i in range(1, nodes + 1)}
@@ -166,7 +168,7 @@ class World:
 
     @property
     def times(self) -> loader.Timing:
-        return loader.timing(self.period, self.look, 0)
+        return loader.timing(self.period, self.look, 0, self.stop)
 
     @property
     def web_site(self) -> str:
@@ -209,6 +211,15 @@ class World:
         balancer = {"loadbalancer": {"publicIpAddresses": [front]}}
         self.metadata_says(INSTANCE, Page(json.dumps(instance)))
         self.metadata_says(LOAD_BALANCER, Page(json.dumps(balancer)))
+
+    def joins(self, unit: str, state: str = "inactive") -> None:
+        """A service runs with the role, on every node of the cluster."""
+        folder = self.paths.unit.parent / "active.target.wants"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / unit).symlink_to(f"../{unit}")
+        (folder.parent / loader.STOP).touch()
+        self.systemd.units |= {unit: state, "active.target": state}
+        self.stop = 10
 
     def own_apache(self, page: Page) -> None:
         """What this node's Apache answers for the probe of a lease that is over."""
@@ -430,7 +441,7 @@ class World:
 
     def calls(self) -> list[tuple[str, str]]:
         """What systemd was asked: a method of its manager, and the node's pages at that moment."""
-        return [(member, pages) for member, _, pages in self.systemd.calls if member != "Get"]
+        return [(member, pages) for member, _, pages in self.systemd.calls if member in CALLS]
 
     def fences(self) -> list[str]:
         """The timers that systemd has now."""

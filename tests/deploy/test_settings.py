@@ -107,7 +107,9 @@ def test_the_plan_says_which_pauses_are_absorbed_and_how_much_longer_failover_ta
     file.write_text(text + "\n")
     words = ["--config", str(file), *options]
     said, longest_seconds = plan_in_words(*words), worst_failover_seconds(timing(20, 2, pause))
+    serving_seconds = worst_failover_seconds(timing(20, 2, pause, 10))
     assert f"Pauses of a machine are absorbed up to {pause} s." in said
+    assert f"stops within 10 s, it begins to start within {serving_seconds:.1f} s." in said
     assert f"Worst-case failover {longest_seconds:.1f} s," in said
     assert plan_json(*words)["pause_seconds"] == pause
 

@@ -209,6 +209,21 @@ def test_the_fence_removes_the_probe_and_the_staged_one_and_nothing_else() -> No
     assert command == f"/bin/rm -f {paths.probe} {paths.staged}"
 
 
+def test_the_fence_has_what_runs_with_the_role_stopped_where_anything_does() -> None:
+    assert unit("fence.service")["Unit"]["Wants"] == loader.STOP
+    conditions = (SYSTEMD / loader.STOP).read_text().split("\n")
+    for kind in ("wants", "requires"):
+        folder = f"/etc/systemd/system/{loader.TARGET}.{kind}"
+        assert f"ConditionDirectoryNotEmpty=|{folder}" in conditions
+    assert unit(loader.STOP)["Unit"]["StartLimitIntervalSec"] == "0"
+    longest_seconds = loader.MOST["stop_seconds"] + 10
+    assert float(unit(loader.STOP)["Service"]["TimeoutStartSec"]) > longest_seconds
+
+
+def test_a_boot_stops_what_runs_with_the_role_before_anything_else() -> None:
+    assert unit("bootup.service")["Service"]["ExecStartPre"] == "-/bin/sh /etc/bootstrap/stop.sh"
+
+
 def test_a_step_of_the_wall_clock_starts_the_fence_as_often_as_it_happens() -> None:
     timer = unit("fence-clock.timer")
     assert dict(timer["Timer"]) == {"OnClockChange": "yes", "Unit": "fence.service"}

@@ -89,6 +89,10 @@ class Conditions:
     start_up_seconds: tuple[float, float] = (0.15, 0.3)  # Python and its imports
     slow_start_share: float = 0.0  # start-ups that take up to a second and a half
     pages: bool = False  # markers are written as pages, signed and parsed; else handed over
+    stop_seconds: float = 0  # a service runs with the role, and is killed after so long; 0: none
+    service_starts_seconds: tuple[float, float] = (0.5, 3.0)
+    service_stops_seconds: tuple[float, float] = (0.1, 4.0)
+    fence_stops: bool = True  # the fence stops the service as well
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,10 @@ class Node:
     markers: dict[str, Any] = field(default_factory=dict)  # /var/www/html/<peer>.html
     probe: bool = False
     staged: bool = False
+    service: str = "stopped"  # in the words of the agent's `Service`
+    service_id: int = 0  # counts what has become of it
+    broken: bool = False  # its service has failed since it was started
+    breaks: bool = False  # each start of its service fails
     lease_until: float = 0.0  # wall clock, for Apache
     fence_id: int = 0
     waiting: list["Event"] = field(default_factory=list)  # held back while frozen
@@ -233,13 +241,14 @@ class Simulation:
         self.conditions, self.agent, self.random = conditions, agent, random.Random(seed)
         period = conditions.period_seconds
         look = conditions.look_seconds or period
-        self.times = times or agent.timing(period, look, conditions.pause_seconds)
+        stop = conditions.stop_seconds
+        self.times = times or agent.timing(period, look, conditions.pause_seconds, stop)
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None], Any, int, Any]] = []
         self._count = 0
         self._do = {
             getattr(agent, kind): getattr(self, f"_do_{kind.lower()}")
-            for kind in ("Poll", "Save", "Show", "Drop", "Serve", "Pause", "Outcome")
+            for kind in ("Poll", "Save", "Show", "Drop", "Serve", "Start", "Pause", "Outcome")
         }
         self.order = tuple(f"node{index + 1}" for index in range(conditions.nodes))
         spread, half = conditions.tick_spread_seconds, conditions.drift / 2
@@ -250,6 +259,9 @@ class Simulation:
         self.members = {
             name: agent.Members(name, self.order, KEY, self.times) for name in self.order
         }
+        if stop:
+            for name, members in self.members.items():
+                self.members[name] = members._replace(service=("writer.service",))
         self.left: set[str] = set()  # their timer is stopped
         self.useless: set[str] = set()  # builds whose processes end before they do anything
         self.replaced: list[tuple[float, str, str]] = []  # when which node began to run what
@@ -411,6 +423,7 @@ class Simulation:
         self._end_life(node)
         node.limit_began, node.doomed, node.late_seconds = float("-inf"), "", 0.0
         node.probe = node.staged = False
+        node.service = "stopped"
         node.lease_until = 0.0
         node.markers, node.waiting = {}, []
         node.bootup_clock = node.boot_clock(self.now)
@@ -420,7 +433,7 @@ class Simulation:
         """Power off: the disk stays as it is, nobody answers."""
         node = self.nodes[name]
         self._note_loss(node)
-        node.up = False
+        node.up, node.service = False, "stopped"
         self._end_life(node)
         node.frozen = node.hung = False
 
@@ -743,7 +756,12 @@ class Simulation:
         host = self.now - node.raw_clock(self.now) if self.conditions.host_clock else None
         wall = node.wall_clock(self.now)
         times = clocks.fast_seconds, clocks.slow_seconds, wall, host
-        return self.agent.Moment(*times, node.probe, value)
+        return self.agent.Moment(*times, node.probe, value, self._service(node))
+
+    def _service(self, node: Node) -> Any:
+        if not self.conditions.stop_seconds:
+            return self.agent.Service()
+        return self.agent.Service(node.service, "writer.service" if node.broken else "")
 
     def _proceed(self, process: Process, value: Any = None) -> None:
         moment = self._moment(process, value)
@@ -849,7 +867,10 @@ class Simulation:
             self._note_loss(node)
             node.probe = node.staged = False
             node.lease_until = 0.0
-            node.fence_id += 1
+            if node.service == "stopped":
+                node.fence_id += 1
+            else:
+                self._stop_service(node)
             self._answer(process, True, delay=self._write_seconds())
 
         self._soon(process, self._write_seconds(), drop)
@@ -879,7 +900,8 @@ class Simulation:
             node.lease_until = float(int(effect.until_seconds + min(offset, process.wall_offset)))
             node.staged = effect.commit or not node.probe
             if not effect.commit:
-                self._answer(process, node.probe, delay=self._write_seconds())
+                there = node.probe or node.staged
+                self._answer(process, there, delay=self._write_seconds())
                 return
             self._soon(process, self._write_seconds(), commit)
 
@@ -901,6 +923,49 @@ class Simulation:
 
         self._soon(process, self.random.uniform(0.002, 0.03), arm)
 
+    def _do_start(self, process: Process, effect: Any) -> None:
+        node = process.node
+        assert effect.term == node.state.term
+        seconds = self.random.uniform(*self.conditions.service_starts_seconds)
+        self._becomes(node, "changing")
+        self._later_becomes(node, seconds, "failed" if node.breaks else "running")
+        self._note_writers(node)
+        self._answer(process, delay=self._write_seconds())
+
+    def _becomes(self, node: Node, state: str) -> None:
+        node.service, node.service_id = state, node.service_id + 1
+        node.broken = state == "failed" or (node.broken and state != "changing")
+
+    def _later_becomes(self, node: Node, seconds: float, state: str) -> None:
+        number = node.service_id
+
+        def becomes() -> None:
+            if node.service_id == number:
+                self._becomes(node, state)
+
+        self.at(self.now + seconds, becomes, node)
+
+    def _stop_service(self, node: Node) -> None:
+        """As stop-active.service does: what has not stopped in time is killed a little before."""
+        if node.service in ("stopped", "stopping"):
+            return
+        seconds = self.random.uniform(*self.conditions.service_stops_seconds)
+        self._becomes(node, "stopping")
+        limit = self.conditions.stop_seconds - 0.3
+        self._later_becomes(node, node.real_delay(min(seconds, limit)), "stopped")
+
+    def _note_writers(self, node: Node) -> None:
+        """Check the rule when a service starts: no other node's is there. Raises `TwoActive`."""
+        for other in self.nodes.values():
+            if other is not node and other.service not in ("stopped", "failed"):
+                names = f"{node.name} and {other.name}"
+                raise TwoActive(f"{names} are active at {self.now:.3f} s: services")
+
+    def fail_service(self, name: str) -> None:
+        """Its process dies."""
+        if self.nodes[name].service == "running":
+            self._becomes(self.nodes[name], "failed")
+
     def _fence_at(self, node: Node, fence_id: int, deadline: float) -> None:
         """The timer's deadline is one of the boot clock, whatever became of its rate."""
         left = deadline - node.boot_clock(self.now)
@@ -914,6 +979,8 @@ class Simulation:
         if node.fence_id == fence_id:
             self._note_loss(node)
             node.probe = node.staged = False
+            if self.conditions.fence_stops:
+                self._stop_service(node)
 
     # ------------------------------------------------ the network
 

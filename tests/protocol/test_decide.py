@@ -658,11 +658,14 @@ BROKEN: dict[str, tuple[str, str]] = {
         "- times.margin_seconds\n    drop",
         "- 0\n    drop",
     ),
-    "a lease that is over is served on": ("steps_down or now >= fence or", "steps_down or"),
-    "a probe that the fence took is not missed": (" or not view.probe_there)", ")"),
+    "a lease that is over is served on": ("if now >= fence or not (view", "if not (view"),
+    "a probe that the fence took is not missed": (
+        " or not (view.probe_there or state.starting_since_seconds):",
+        ":",
+    ),
     "who steps down keeps its votes": (
-        "drop, state = True, give_up(state, now)._replace(active=False)",
-        "drop, state = True, state._replace(active=False)",
+        "return give_up(state, now)._replace(active=False, stopping",
+        "return state._replace(active=False, stopping",
     ),
     "who does not ask serves": ("elif wants and now < fence and", "elif now < fence and"),
     "a lease that is over is good to begin": (
@@ -682,14 +685,16 @@ BROKEN: dict[str, tuple[str, str]] = {
         "and state.grants",
     ),
     "a passive node keeps its stamp": ("if not state.active and serve is None:", "if False:"),
-    "a lost lease is no failure": ("if has_quorum and not steps_down:", "if False:"),
+    "a lost lease is no failure": ("if ends and (has_quorum or ends not in LOST):", "if False:"),
     "a lease lost in a minority is a failure": (
-        "if has_quorum and not steps_down:",
-        "if not steps_down:",
+        "if ends and (has_quorum or ends not in LOST):",
+        "if ends:",
     ),
     "settled with nobody active": (
-        "    if active is None:\n        return False",
-        "    if active is None:\n        return True",
+        "    if active is None or state.starting_since_seconds or state.stopping:\n"
+        "        return False",
+        "    if active is None or state.starting_since_seconds or state.stopping:\n"
+        "        return True",
     ),
     "who leaves waits for calm": ("    if view.leaving:\n        return True\n", ""),
     "settled though not calm": ("if not calm and now -", "if False and now -"),
@@ -739,23 +744,23 @@ BROKEN: dict[str, tuple[str, str]] = {
         "    if members.me in members.drained:\n",
     ),
     "who could not serve never stops": (
-        "return members.stops_unfit and bool(state.unfit) and not view.makes_way",
+        "return members.stops_unfit and bool(unable(state)) and not view.makes_way",
         "return False",
     ),
     "who could not serve stops whatever the operator says": (
-        "return members.stops_unfit and bool(state.unfit) and not view.makes_way",
-        "return bool(state.unfit) and not view.makes_way",
+        "return members.stops_unfit and bool(unable(state)) and not view.makes_way",
+        "return bool(unable(state)) and not view.makes_way",
     ),
     "who could not serve stops before its heir asks": (
-        "return members.stops_unfit and bool(state.unfit) and not view.makes_way",
-        "return members.stops_unfit and bool(state.unfit)",
+        "return members.stops_unfit and bool(unable(state)) and not view.makes_way",
+        "return members.stops_unfit and bool(unable(state))",
     ),
     "who could not serve is waited for": (
         "{name for name, marker in view.markers.items() if marker.unfit}",
         "set()",
     ),
     "I am waited for though I could not serve": (
-        "    idle |= {members.me} if state.unfit else set()\n",
+        "    idle |= {members.me} if unable(state) else set()\n",
         "",
     ),
     "who makes way asks on": ("kept_back |= bool(view.makes_way) and not renews", "pass"),
@@ -786,16 +791,16 @@ BROKEN: dict[str, tuple[str, str]] = {
         "members.failback_looks",
     ),
     "an older release costs no preference": (
-        "return state.behind_since_seconds > 0 or not members.proven",
-        "return not members.proven",
+        "late = state.behind_since_seconds > 0 or not members.proven",
+        "late = not members.proven",
     ),
     "an older release costs it for good": (
         "    return why if waits",
         "    return why if state.behind_since_seconds or waits",
     ),
     "an agent on trial costs no preference": (
-        "return state.behind_since_seconds > 0 or not members.proven",
-        "return state.behind_since_seconds > 0",
+        "late = state.behind_since_seconds > 0 or not members.proven",
+        "late = state.behind_since_seconds > 0",
     ),
     "two that are behind give up in turn": (" and not state.candidate:  # two", ":  # two"),
     "another release than mine is newer": (
@@ -840,7 +845,7 @@ BROKEN: dict[str, tuple[str, str]] = {
         "pass",
     ),
     "who voted for a greater term begins to serve": (
-        " and (state.active or may_vote(state, own)):",
+        " and (state.active or may_begin(state, own, view)):",
         ":",
     ),
     "a vote for another term of mine counts": (" and vote.term in (None, state.term)", ""),

@@ -1,0 +1,115 @@
+"""What runs with the role: a node starts it under its fence, and has nothing of it otherwise."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.world import World, open_world
+
+UNIT = "writer.service"
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """Node1 of three, on which a service has joined."""
+    with open_world(tmp_path / "root", monkeypatch) as found:
+        found.joins(UNIT)
+        yield found
+
+
+def started(world: World) -> list[tuple[str, str]]:
+    """What systemd was told to start: a unit, and the node's pages at that moment."""
+    calls = world.systemd.calls
+    return [(name, pages) for member, name, pages in calls if member == "StartUnit"]
+
+
+def test_a_service_starts_under_the_fence_and_before_the_probe_and_knows_its_term(
+    world: World,
+) -> None:
+    world.run()
+    assert world.active
+    ((unit, pages),) = started(world)
+    assert (unit, "probe.html" in pages.split()) == ("active.target", False)
+    assert [member for member, _ in world.calls()][:2] == ["StartTransientUnit", "StartUnit"]
+    assert world.systemd.environment == [f"CLUSTER_TERM={world.status()['term']}"]
+    assert world.systemd.units[UNIT] == "active"
+    assert world.fences() != []
+
+
+def test_a_service_that_fails_to_start_is_stopped_and_the_node_says_which(world: World) -> None:
+    world.systemd.starts_as = "failed"
+    world.run()
+    assert not world.active
+    assert [unit for unit, _ in started(world)][:2] == ["active.target", "stop-active.service"]
+    assert world.systemd.units["active.target"] == "inactive"
+    assert world.state()["trouble"] == f"its service did not start: {UNIT}"
+    assert world.status()["unfit"] == f"its service failed: {UNIT}"
+
+
+def test_a_service_that_somebody_started_on_a_passive_node_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, me="node2") as node2:
+        node2.joins(UNIT)
+        node2.leads("node1")
+        node2.systemd.units |= {UNIT: "active"}
+        ran = node2.run()
+        assert [unit for unit, _ in started(node2)] == ["stop-active.service"]
+        assert ran.said("WARNING - Stopping what runs with the role")
+
+
+def test_a_unit_that_is_never_killed_is_refused_by_name(world: World) -> None:
+    world.systemd.spared.add(UNIT)
+    world.run()
+    why = f"{UNIT} has SendSIGKILL=no, and could outlive the lease"
+    assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
+
+
+def test_a_node_made_before_there_was_anything_to_stop_a_service_does_not_start_it(
+    world: World,
+) -> None:
+    (world.paths.unit.parent / "stop-active.service").unlink()
+    world.run()
+    why = f"{UNIT} has joined, and there is no stop-active.service for the fence to start"
+    assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
+
+
+def test_a_service_that_somebody_stops_on_the_active_node_ends_the_role(world: World) -> None:
+    world.run()
+    world.systemd.units = dict.fromkeys(world.systemd.units, "inactive")
+    world.run()
+    assert world.state()["trouble"] == "its service is not there: somebody stopped it"
+
+
+def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(world: World) -> None:
+    world.run()
+    fences = world.fences()
+    world.systemd.stops_as = "deactivating"
+    world.paths.nodes_info.write_text("{")
+    ran = world.run()
+    assert (ran.code, world.active) == (2, False)
+    assert {unit for unit, _ in started(world)} == {"active.target", "stop-active.service"}
+    assert world.fences() == fences
+
+
+def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -> None:
+    world.run()
+    world.systemd.units[UNIT] = "failed"
+    world.run()
+    why = f"its service failed: {UNIT}"
+    assert world.status()["unfit"] == why
+    shown = world.shown_to("node2")
+    assert shown is not None
+    assert (shown.unfit, shown.quorum_runs) == (why, 0)
+
+
+def test_where_nothing_joined_systemd_is_asked_for_nothing_more_than_the_fence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch) as world:
+        world.run()
+        assert world.active
+        assert {member for member, _, _ in world.systemd.calls} <= {"Get", "StartTransientUnit"}
+        assert json.loads(world.paths.state.read_text())["starting_since_seconds"] == 0

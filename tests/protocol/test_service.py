@@ -1,0 +1,195 @@
+"""A service that runs with the role: never on two nodes at once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.protocol.simulate import Conditions, Simulation, TwoActive, load_agent
+
+AGENT = load_agent()
+IGNORES_SIGTERM = (1000.0, 1000.0)
+STOPS = pytest.mark.parametrize("stops", [(0.1, 4.0), IGNORES_SIGTERM], ids=["stops", "is killed"])
+
+
+def conditions(look: float = 2, *, stops: tuple[float, float] = (0.1, 4.0)) -> Conditions:
+    return Conditions(
+        look_seconds=look,
+        pause_seconds=5,
+        stop_seconds=10,
+        service_stops_seconds=stops,
+        slow_share=0,
+        lost_share=0,
+        apache_refuses=False,
+    )
+
+
+def started(rough: Conditions, *, seed: int = 1, agent: object = AGENT) -> Simulation:
+    simulation = Simulation(rough, seed, agent)
+    simulation.run_until(8 * rough.period_seconds + 1)
+    assert simulation.active() == ["node1"]
+    assert simulation.nodes["node1"].service == "running"
+    return simulation
+
+
+def services(simulation: Simulation) -> list[str]:
+    return [name for name, node in simulation.nodes.items() if node.service != "stopped"]
+
+
+def is_cut_off(simulation: Simulation) -> None:
+    for name in ("node2", "node3"):
+        simulation.cut("node1", name)
+
+
+def hangs_and_is_cut_off(simulation: Simulation) -> None:
+    simulation.hang("node1")
+    is_cut_off(simulation)
+
+
+FAULTS: dict[str, Callable[[Simulation], None]] = {
+    "power off": lambda simulation: simulation.crash("node1"),
+    "cut off": is_cut_off,
+    "hangs": lambda simulation: simulation.hang("node1"),
+    "hangs, and is cut off": hangs_and_is_cut_off,
+    "stopped as planned": lambda simulation: simulation.leave("node1"),
+    "unfit": lambda simulation: simulation.unfit.update(node1="its disk is full"),
+    "its service fails": lambda simulation: simulation.fail_service("node1"),
+}
+
+
+@STOPS
+@pytest.mark.parametrize("look", [2, 20])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_service_moves_and_never_runs_on_two_nodes(
+    fault: str, look: float, stops: tuple[float, float]
+) -> None:
+    for seed in range(1, 4):
+        simulation = started(conditions(look, stops=stops), seed=seed)
+        FAULTS[fault](simulation)
+        simulation.run_for(100)
+        (active,) = simulation.active()
+        assert active != "node1"
+        assert (services(simulation), simulation.nodes[active].service) == ([active], "running")
+
+
+@STOPS
+def test_the_probe_comes_once_the_service_is_there_and_it_goes_before_the_service_does(
+    stops: tuple[float, float],
+) -> None:
+    simulation, seen = Simulation(conditions(stops=stops), 1, AGENT), set()
+    for _ in range(6000):
+        simulation.run_for(0.01)
+        seen |= {(node.service, node.probe) for node in simulation.nodes.values()}
+        if simulation.active() == ["node1"]:
+            simulation.unfit["node1"] = "its disk is full"
+    assert seen == {
+        *(("stopped", False), ("changing", False), ("running", False)),
+        *(("running", True), ("stopping", False)),
+    }
+    assert [name for _, name in simulation.elections] == ["node1", "node2"]
+
+
+def test_a_start_that_takes_long_is_waited_for_and_the_role_kept() -> None:
+    rough = replace(conditions(), service_starts_seconds=(40, 50))
+    simulation = Simulation(rough, 1, AGENT)
+    simulation.run_until(15)
+    assert services(simulation) == []
+    simulation.run_until(45)
+    (name,) = services(simulation)
+    assert (simulation.active(), simulation.nodes[name].state.active) == ([], True)
+    simulation.run_until(100)
+    assert (simulation.active(), len(simulation.terms)) == ([name], 1)
+
+
+@pytest.mark.parametrize(("seconds", "fails"), [((90, 90), False), ((1, 1), True)])
+def test_a_service_that_does_not_start_on_a_node_is_started_on_another(
+    seconds: tuple[float, float], fails: bool
+) -> None:
+    simulation = Simulation(replace(conditions(), service_starts_seconds=seconds), 1, AGENT)
+    simulation.nodes["node1"].breaks = simulation.nodes["node2"].breaks = fails
+    tried: list[str] = []
+    for _ in range(4000):
+        simulation.run_for(0.05)
+        tried += [name for name in services(simulation) if tried[-1:] != [name]]
+    assert len(set(tried)) > 1
+    assert simulation.active() == (["node3"] if fails else [])
+
+
+def test_a_service_that_somebody_starts_on_a_passive_node_is_stopped() -> None:
+    simulation = started(conditions())
+    simulation._becomes(simulation.nodes["node2"], "running")
+    simulation.run_for(2 * simulation.times.look_seconds + 4)
+    assert (services(simulation), simulation.losses) == (["node1"], [])
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_an_agent_that_is_killed_while_it_starts_or_stops_its_service_goes_on(seed: int) -> None:
+    simulation = Simulation(conditions(), seed, AGENT)
+    killed = set()
+    for _ in range(6000):
+        simulation.run_for(0.02)
+        for name, node in simulation.nodes.items():
+            if node.service in ("changing", "stopping") and (name, node.service) not in killed:
+                killed.add((name, node.service))
+                simulation.kill_agent(name)
+        if simulation.active() == ["node1"]:
+            simulation.unfit["node1"] = "its disk is full"
+    assert {("node1", "changing"), ("node1", "stopping")} <= killed
+    (active,) = simulation.active()
+    assert (active != "node1", services(simulation)) == (True, [active])
+
+
+# ------------------------------------------------ each rule, broken, must show
+
+FREED_TOO_SOON = (
+    "if members.service and state.active and not state.stopping:",
+    "if False:",
+)
+PROBE_FIRST = (
+    'there = state.starting_since_seconds > 0 and moment.service.state == "running"',
+    "there = state.starting_since_seconds > 0",
+)
+NO_LONGER_LEASE = (
+    "+ SLEW * lease_seconds + stop_seconds",
+    "+ SLEW * lease_seconds",
+)
+
+
+def becomes_unfit(rough: Conditions, *mutations: tuple[str, str]) -> None:
+    simulation = started(rough, agent=load_agent(*mutations))
+    simulation.unfit["node1"] = "its disk is full"
+    simulation.run_for(100)
+
+
+def is_lost(rough: Conditions, *mutations: tuple[str, str]) -> None:
+    for seed in range(1, 6):
+        simulation = started(rough, agent=load_agent(*mutations), seed=seed)
+        hangs_and_is_cut_off(simulation)
+        simulation.run_for(100)
+
+
+def test_votes_that_are_freed_before_the_service_has_stopped_have_it_run_twice() -> None:
+    becomes_unfit(conditions(stops=IGNORES_SIGTERM))
+    with pytest.raises(TwoActive):
+        becomes_unfit(conditions(stops=IGNORES_SIGTERM), FREED_TOO_SOON)
+
+
+def test_a_fence_that_leaves_the_service_alone_has_it_run_twice() -> None:
+    is_lost(conditions())
+    with pytest.raises(TwoActive):
+        is_lost(replace(conditions(), fence_stops=False))
+
+
+def test_a_fence_that_comes_no_earlier_for_the_service_has_it_run_twice() -> None:
+    is_lost(conditions(stops=IGNORES_SIGTERM))
+    with pytest.raises(TwoActive):
+        is_lost(conditions(stops=IGNORES_SIGTERM), NO_LONGER_LEASE)
+
+
+def test_a_probe_that_does_not_wait_for_the_service_shows() -> None:
+    simulation = Simulation(conditions(), 1, load_agent(PROBE_FIRST))
+    seen = set()
+    for _ in range(4000):
+        simulation.run_for(0.01)
+        seen |= {(node.service, node.probe) for node in simulation.nodes.values()}
+    assert ("changing", True) in seen
