@@ -344,6 +344,7 @@ def chance(agent: Any, seed: int) -> None:
     """Faults at the default pace."""
     conditions = conditions_of(seed, (PERIOD, LOOK))
     simulation = Simulation(conditions, seed, agent)
+    simulation.checks_terms = agent is AGENT
     faults = Faults(simulation, every_seconds=6 * LOOK)
     simulation.run_for(2 * PERIOD)
     faults.start()

@@ -72,6 +72,17 @@ def test_the_service_moves_and_never_runs_on_two_nodes(
         assert (services(simulation), simulation.nodes[active].service) == ([active], "running")
 
 
+@pytest.mark.parametrize("look", [2, 20])
+def test_a_planned_stop_hands_over_as_soon_as_the_service_has_stopped(look: float) -> None:
+    for seed in range(1, 6):
+        simulation = started(conditions(look), seed=seed)
+        simulation.leave("node1")
+        simulation.run_for(60)
+        (lost, _), (taken, _) = simulation.losses[-1], simulation.elections[-1]
+        # The stop takes 4 s at most, the start 3 s.
+        assert taken - lost < 4 + 3 + (1 if look == 2 else 3)
+
+
 @STOPS
 def test_the_probe_comes_once_the_service_is_there_and_it_goes_before_the_service_does(
     stops: tuple[float, float],
