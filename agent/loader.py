@@ -2265,9 +2265,8 @@ def why_ends(
 ) -> str | None:
     """Why the role ends now, or the stop of its service: a failure or ""; None where it goes on."""
     now = view.now_seconds
-    if state.stopping:  # who does not stop it within the lease, whatever systemd says, has no role
-        over = view.service.state == "stopped" or now >= fence + members.times.margin_seconds
-        return "" if over else None
+    if state.stopping:  # a lease that is over now, for a voter that rebooted, is no proof of a stop
+        return "" if view.service.state == "stopped" else None
     if steps_down:
         return ""
     if now >= fence or not (view.probe_there or state.starting_since_seconds):

@@ -179,6 +179,29 @@ def is_lost(rough: Conditions, *mutations: tuple[str, str]) -> None:
         simulation.run_for(100)
 
 
+def a_voter_reboots_without_which_there_is_no_majority(*mutations: tuple[str, str]) -> None:
+    """node1 steps down for it, while the others of its voters are still bound."""
+    rough = replace(conditions(stops=IGNORES_SIGTERM), nodes=5)
+    simulation = started(rough, agent=load_agent(*mutations))
+    for name in ("node4", "node5"):
+        simulation.cut("node1", name)
+    simulation.run_for(55)  # shortly before a tick, with which node2 shows that it is another boot
+    simulation.crash("node2")
+    simulation.boot("node2")
+    simulation.run_for(100)
+    assert "stopping" not in {node.service for node in simulation.nodes.values()}
+
+
+def test_a_lease_that_a_voter_takes_back_frees_nobody_before_the_service_has_stopped() -> None:
+    a_voter_reboots_without_which_there_is_no_majority()
+    stopped_or_over = (
+        'return "" if view.service.state == "stopped" else None',
+        'return "" if view.service.state == "stopped" or now >= fence + 12 else None',
+    )
+    with pytest.raises(TwoActive):
+        a_voter_reboots_without_which_there_is_no_majority(stopped_or_over)
+
+
 def test_votes_that_are_freed_before_the_service_has_stopped_have_it_run_twice() -> None:
     becomes_unfit(conditions(stops=IGNORES_SIGTERM))
     with pytest.raises(TwoActive):
