@@ -5,7 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.protocol.simulate import Conditions, Simulation, TwoActive, load_agent
+from tests.protocol.simulate import (
+    Conditions,
+    Faults,
+    Simulation,
+    TwoActive,
+    conditions_of,
+    load_agent,
+)
 
 AGENT = load_agent()
 IGNORES_SIGTERM = (1000.0, 1000.0)
@@ -148,6 +155,33 @@ def test_an_agent_that_is_killed_while_it_starts_or_stops_its_service_goes_on(se
     assert {("node1", "changing"), ("node1", "stopping")} <= killed
     (active,) = simulation.active()
     assert (active != "node1", services(simulation)) == (True, [active])
+
+
+# ------------------------------------------------ chance
+
+LEFT_OUT = {"freeze", "pause", "pause_several", "slew", "step_clock"}
+"""What stops or moves clocks: Apache's limit helps with the probe, and nothing with a service."""
+
+
+def tenures_among_faults(seed: int) -> int:
+    """How often the role was taken in 40 periods of faults, after which all must be well again."""
+    rough = replace(conditions_of(seed), stop_seconds=10, apache_refuses=False)
+    simulation, period = Simulation(rough, seed, AGENT), rough.period_seconds
+    faults = Faults(simulation, every_seconds=0.625 * (period + simulation.times.look_seconds))
+    faults.kinds = [kind for kind in faults.kinds if kind.__name__ not in LEFT_OUT]
+    faults.kinds.append(simulation.fail_service)
+    simulation.run_for(3 * period)
+    faults.start()
+    simulation.run_for(40 * period)
+    faults.stop()
+    simulation.run_for(4 * period + 60)
+    assert services(simulation) == simulation.active() != [], seed
+    return len(simulation.terms)
+
+
+def test_random_faults_never_have_a_service_on_two_nodes_and_have_one_in_the_end() -> None:
+    found = [tenures_among_faults(seed) for seed in range(50, 66)]
+    assert sum(found) > 60
 
 
 # ------------------------------------------------ each rule, broken, must show
