@@ -1201,7 +1201,8 @@ def take_release(
     session: requests.Session, url: str, held: int, paths: Paths, until_seconds: float
 ) -> bool:
     """Ask for a newer release than `held` and keep it: in a thread, no decision waits for it."""
-    last, now = read_json(paths.asked) or {"refused": "", "at": 0}, time.time()
+    # An agent from before releases wrote less there.
+    last, now = {"refused": "", "at": 0} | (read_json(paths.asked) or {}), time.time()
     lately = 0 <= now - last["at"] < ASKED_AGAIN_SECONDS
     known = last.get("etag") if lately and last.get("held") == held else ""
     headers = {"If-None-Match": known} if known else {}
