@@ -2964,7 +2964,7 @@ def run(
         background.ask("events", ask_events)
     else:
         paths.announced.unlink(missing_ok=True)
-    background.take("release", brief_seconds(settings.times))
+    taken = not url or background.take("release", brief_seconds(settings.times))
     try:
         saw_majority = take_part(background, paths, settings, kept, until, leaving=leaving)
     except Exception:
@@ -2976,8 +2976,9 @@ def run(
             with contextlib.suppress(OSError):
                 replace_loader(newest, paths)
         raise
-    background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    if mark is not None and saw_majority:  # without one it may be the agent that can't ask
+    taken = taken or background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
+    # Without these it may be the agent that can't ask: it would not take the remedy either.
+    if mark is not None and saw_majority and taken:
         with contextlib.suppress(OSError):
             end_trial(mark, good, paths)
 
