@@ -239,19 +239,25 @@ def write_atomic(
     `sync`: it is on the disk then, and its name.
     Where others may write to the folder, too: what is staged is a new file, no link is followed.
     """
-    staged = path.with_name(f".{path.name}.tmp")
+    staged, new = path.with_name(f".{path.name}.tmp"), os.O_WRONLY | os.O_CREAT | os.O_EXCL
     data = content.encode() if isinstance(content, str) else content
     try:
-        remove(staged)
-        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        try:
+            number = os.open(staged, new, mode)
+        except FileExistsError:  # of a process that was killed, or somebody else's
+            remove(staged)
+            number = os.open(staged, new, mode)
+        with os.fdopen(number, "wb") as file:
             os.fchmod(file.fileno(), mode)  # Apache reads most, whatever the umask
             file.write(data)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        if path.is_dir() and not path.is_symlink():
+        try:
+            os.replace(staged, path)  # noqa: PTH105 - a look writes ten files, and pathlib is slow
+        except IsADirectoryError:
             remove(path)
-        staged.replace(path)
+            os.replace(staged, path)  # noqa: PTH105 - as above
         if sync:
             sync_folder(path.parent)
     except OSError as error:
@@ -727,18 +733,24 @@ SIGNERS = re.compile(rf'(operator namespaces="{NAMESPACE}" [a-z0-9@.-]+ [\x20-\x
 BASE64 = re.compile(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
+@functools.cache
+def parts_of(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Of `dict[str, int]`, say, `dict` and both others: asked for each field that is read."""
+    return get_origin(kind) or kind, get_args(kind)
+
+
 def typed(kind: Any, value: Any, name: str = "it", *, bounded: bool = True) -> Any:
     """That JSON as a value of `kind`: one of our tuples, with all in it, from an object or a list.
 
     Fields of a later version are left. Raises `KeyError` for one that is missing and has no usual
     value, `TypeError` for another type, or, where it is `bounded`, a number that no clock shows.
     """
-    if kind is Any:
+    if kind is Any or (type(value) is kind and kind in (str, bool)):
         return value
-    if isinstance(kind, UnionType):
-        fits = [each for each in get_args(kind) if type(value) is (get_origin(each) or each)]
-        kind = (fits or get_args(kind))[0]
-    origin, inner = get_origin(kind) or kind, get_args(kind)
+    origin, inner = parts_of(kind)
+    if origin is UnionType:
+        kind = next((each for each in inner if type(value) is parts_of(each)[0]), inner[0])
+        origin, inner = parts_of(kind)
     each = functools.partial(typed, name=name, bounded=bounded)
     if hasattr(origin, "_fields") and type(value) in (dict, list):
         names, kinds = origin._fields, origin.__annotations__
@@ -1318,7 +1330,8 @@ def take_release(
     session: requests.Session, url: str, held: int, paths: Paths, until_seconds: float
 ) -> bool:
     """Ask for a newer release than `held` and keep it: in a thread, no decision waits for it."""
-    last, now = read_json(paths.asked) or {"refused": "", "at": 0}, time.time()
+    # An agent from before releases wrote less there.
+    last, now = {"refused": "", "at": 0} | (read_json(paths.asked) or {}), time.time()
     lately = 0 <= now - last["at"] < ASKED_AGAIN_SECONDS
     known = last.get("etag") if lately and last.get("held") == held else ""
     headers = {"If-None-Match": known} if known else {}
@@ -3319,7 +3332,7 @@ def run(
         background.ask("events", ask_events)
     else:
         paths.announced.unlink(missing_ok=True)
-    background.take("release", brief_seconds(settings.times))
+    taken = not url or background.take("release", brief_seconds(settings.times))
     try:
         saw_majority = take_part(background, paths, settings, kept, until, leaving=leaving)
     except Exception:
@@ -3331,8 +3344,9 @@ def run(
             with contextlib.suppress(OSError):
                 replace_loader(newest, paths)
         raise
-    background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
-    if mark is not None and saw_majority:  # without one it may be the agent that can't ask
+    taken = taken or background.take("release", min(CHECK_SECONDS, until - time.monotonic()))
+    # Without these it may be the agent that can't ask: it would not take the remedy either.
+    if mark is not None and saw_majority and taken:
         with contextlib.suppress(OSError):
             end_trial(mark, good, paths)
 

@@ -269,8 +269,8 @@ def next_generation(site: Site, last: int) -> int:
 def put(site: Site, new: Newest, before: Newest | None, code: bytes | None) -> Iterator[str]:
     """Put a release in the place of the one before, so that it is whole for whoever asks.
 
-    Under its number it is there afterwards: who follows what was published meets nothing else. The
-    signature takes the number.
+    The signature takes its number. The release itself is there under it afterwards (`mend`): who
+    follows what was published meets nothing that was put aside.
     """
     release = new.release
     if code is not None:
@@ -286,15 +286,13 @@ def put(site: Site, new: Newest, before: Newest | None, code: bytes | None) -> I
     if not site.replace(RELEASE, new.data, before.tag if before else None):
         raise Refusal(f"{site.where}: {TAKEN}")
     yield RELEASE
-    site.create(release_name(generation), new.data)
-    yield release_name(generation)
 
 
 def mend(site: Site, found: Newest, code: bytes | None) -> Iterator[str]:
     """Write what belongs to a release and is not there: also a publication that was cut short.
 
-    The names without a number are for people, for first boots, and for nodes from before there
-    were releases.
+    Under its number a release is for nodes that missed it; the names without one are for people,
+    for first boots, and for nodes from before there were releases.
     """
     files = files_beside(found, code)
     for name in stale(files, site.served()):
@@ -309,6 +307,7 @@ def files_beside(found: Newest, code: bytes | None) -> dict[str, bytes]:
     beside = {
         **{f"bootstrap/{name}": content for name, content in agents.items() if content is not None},
         "bootstrap/nodes_info.json": json_text(release.nodes).encode(),
+        release_name(release.generation): found.data,
         **({SIGNATURE: found.signature} if found.signature else {}),
     }
     return {name: beside[name] for name in sorted(beside)}

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,9 @@ def run_steps(steps: Iterable[Step], watch: Watch) -> Result:
                 start(step, result, ended, watch)
             if not result.running:
                 return result
-            settle(*ended.get(), result, watch)
+            # The system may give Ctrl-C to another thread: this one learns of it once it wakes.
+            with suppress(queue.Empty):
+                settle(*ended.get(timeout=0.2), result, watch)
     except KeyboardInterrupt:
         result.interrupted = True
         return result

@@ -437,6 +437,7 @@ def test_what_an_operator_signed_for_another_cluster_says_nothing_here(world: Wo
 def test_a_node_from_before_releases_believes_the_first_one_and_only_that(world: World) -> None:
     for path in (world.paths.signers, world.paths.cluster):
         path.unlink()
+    world.paths.asked.write_text(json.dumps({"etag": '"of loader.py"', "sha256": "0" * 64}))
     world.publish(world.release(cluster="billing"))
     take(world)
     assert (held(world), world.paths.cluster.read_text()) == (1, "billing\n")

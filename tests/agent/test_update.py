@@ -220,12 +220,14 @@ def test_an_agent_whose_every_run_ends_as_if_the_node_were_at_fault_is_undone_af
     assert takes_no_other(world)
 
 
-NO_REQUEST = "        with session.request("
+DECIDES_NOTHING = {
+    "ends": (IN_THE_RUN, "    sys.exit(0)"),
+    "asks nobody": ("        with session.request(", "        raise KeyError"),
+    "asks for no release": ('    headers = {"If-None-Match": known}', "    raise KeyError"),
+}
 
 
-@pytest.mark.parametrize(
-    ("place", "line"), [(IN_THE_RUN, "    sys.exit(0)"), (NO_REQUEST, "        raise KeyError")]
-)
+@pytest.mark.parametrize(("place", "line"), DECIDES_NOTHING.values(), ids=DECIDES_NOTHING)
 def test_an_agent_whose_runs_decide_nothing_is_undone_by_the_timer_that_its_taker_started(
     world: World, place: str, line: str
 ) -> None:

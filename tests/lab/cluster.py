@@ -124,6 +124,14 @@ class BootedLab:
         self.wait("active", lambda: bool(self.active()))
         self.first_active_seconds = time.time() - began
         self.stop_watching()
+        if self.machines:  # it boots later than the others, and rests until it has what they hold
+            effect_seconds = self.patience_seconds + 4 * self.period_seconds
+            self.wait("all going by the first release", self.goes_by_a_release, effect_seconds)
+
+    def goes_by_a_release(self) -> bool:
+        """Whether every node does."""
+        told = [self.status(name).get("release", {}) for name in self.nodes]
+        return all(release.get("effective") for release in told)
 
     def off(self, *names: str) -> None:
         for name in names:
