@@ -122,6 +122,12 @@ def moments_with_two(samples: Iterable[Sample]) -> list[str]:
 
 def longest_gap_seconds(samples: Iterable[Sample], since: float, until: float) -> float:
     """The longest time, in that span, without an answer 200 of any node."""
-    answers = sorted(sample.ended for sample in samples if sample.status == 200)
-    moments = [since, *(moment for moment in answers if since < moment < until), until]
-    return max(after - before for before, after in pairwise(moments))
+    return longest_seconds(
+        (sample.ended for sample in samples if sample.status == 200), since, until
+    )
+
+
+def longest_seconds(moments: Iterable[float], since: float, until: float) -> float:
+    """The longest time, in that span, without any of these moments."""
+    inside = sorted(moment for moment in moments if since < moment < until)
+    return max(after - before for before, after in pairwise([since, *inside, until]))
