@@ -5,7 +5,7 @@
 
 Needs root. Each call boots a lab, goes on where FILE ends, and adds a line of JSON for each fault;
 kinds come in rounds, in an order that the seed says. The service takes 3 s to start, and goes on
-for 4 s when it is to stop; node2 has one more, which ignores SIGTERM. Judge is the collector's file.
+for 4 s when it is to stop; node2 has one more, which ignores SIGTERM. The collector's file tells.
 """
 
 import argparse
