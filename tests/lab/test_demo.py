@@ -10,7 +10,7 @@ import pytest
 
 from agent.loader import worst_failover_seconds
 from deploy.lab import demo
-from tests.lab.cluster import BootedLab, lab, verb
+from tests.lab.cluster import BootedLab, verb
 from tests.lab.roles import START_SECONDS, make_slow, settle
 from tests.lab.writes import longest_silence_seconds, overlaps, tenures
 
@@ -97,7 +97,7 @@ def test_a_service_that_is_started_by_hand_on_a_passive_node_is_stopped_with_a_w
 ) -> None:
     settle(cluster)
     began = time.time()
-    cluster.shell("node3", "systemctl", "start", "--no-block", "active.target")
+    cluster.shell("node3", "systemctl", "start", "--no-block", demo.UNIT)
     stopped = "Stopping what runs with the role"
     cluster.wait("stopped", lambda: stopped in cluster.log("node3"))
     state = ("systemctl", "show", "--property=ActiveState", "--value", demo.UNIT, "active.target")
@@ -106,4 +106,3 @@ def test_a_service_that_is_started_by_hand_on_a_passive_node_is_stopped_with_a_w
     assert not any(write.taken for write in late), "it has no term, or an old one"
     settle(cluster)
     assert nodes_since(cluster, began) == ["node1"]
-    lab("shell", "node3", "test", "-e", f"/etc/systemd/system/{demo.UNIT}")
