@@ -42,6 +42,7 @@ STUBBORN = f"""\
 PartOf=active.target
 [Service]
 Type=notify
+ExecStartPre=/bin/sleep {START_SECONDS}
 ExecStart=/bin/sh -c 'trap "" TERM; exec /usr/bin/python3 {FOLDER}/{demo.WRITER.name} \
     {COLLECTOR} {collector.PORT}'
 [Install]
@@ -191,8 +192,8 @@ def fault(cluster: BootedLab, kind: str, draw: random.Random) -> dict[str, Any]:
     writes, bound = cluster.writes(), bound_seconds(cluster)
     later = [write for write in writes if write.term >= term]
     gaps = {
-        "gap_seconds": longest_silence_seconds(writes, began, repaired),
-        "return_gap_seconds": longest_silence_seconds(writes, repaired, time.time()),
+        "gap_seconds": round(longest_silence_seconds(writes, began, repaired), 2),
+        "return_gap_seconds": round(longest_silence_seconds(writes, repaired, time.time()), 2),
     }
     long = [f"{name} {gap:.2f} is over {bound:.2f}" for name, gap in gaps.items() if gap > bound]
     return {
