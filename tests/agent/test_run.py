@@ -856,6 +856,7 @@ def test_an_active_node_whose_run_folder_is_full_shows_nothing_that_it_could_not
 
 
 def test_a_vote_whose_term_cant_be_kept_is_shown_to_nobody(node2: World) -> None:
+    node2.settings(pause_seconds=30)  # so that the vote before binds, however long a run takes
     node2.leads("node1", term=1000)
     node2.run()
     node2.leads("node1", term=1001)
