@@ -2592,8 +2592,8 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
     sees = tuple(name for name in members.peers if name in seen.answered)
     last = state._replace(sees=sees)
     try:
-        if state.failures and seen.had_quorum and not state.active:
-            yield from _rehearse(members, state)
+        if state.failures and seen.had_quorum and not state.active and state.finished:
+            yield from _rehearse(members, state)  # it shows what was saved
         if not seen.had_quorum or is_late(members, seen):
             last = last._replace(quorum_runs=0)
         elif state.quorum_runs > FORGIVEN_LOOKS:

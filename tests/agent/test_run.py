@@ -855,10 +855,12 @@ def test_an_active_node_whose_run_folder_is_full_shows_nothing_that_it_could_not
     assert world.calls() == []
 
 
-def test_a_vote_whose_term_cant_be_kept_is_shown_to_nobody(node2: World) -> None:
+@pytest.mark.parametrize("finished", [True, False], ids=["well", "failed before"])
+def test_a_vote_whose_term_cant_be_kept_is_shown_to_nobody(node2: World, finished: bool) -> None:
     node2.settings(pause_seconds=30)  # so that the vote before binds, however long a run takes
     node2.leads("node1", term=1000)
     node2.run()
+    node2.change_state(finished=finished)
     node2.leads("node1", term=1001)
     etc = node2.paths.etc
     ran = in_own_mounts(node2, f"mount --bind {etc} {etc}; mount -o remount,bind,ro {etc}")
