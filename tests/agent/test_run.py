@@ -1380,11 +1380,7 @@ def test_a_wall_clock_that_stepped_makes_an_active_node_start_over(world: World)
 def stop_before_commit(world: World) -> "subprocess.Popen[str]":
     """A run that has staged its probe and hangs: it waits for a writer of a pipe."""
     world.saw_its_peers()
-    os.mkfifo(world.paths.run / "pipe")
-    source, limit = world.installed(SOURCE), "write_atomic(self.paths.lease_until, limit)\n"
-    assert source.count(limit) == 1
-    stopped = f"(self.paths.run / 'pipe').read_bytes(); {limit}"
-    world.paths.loader.write_text(source.replace(limit, stopped))
+    world.stands_still("write_atomic(self.paths.lease_until, limit)\n")
     process = world.start()
     until(world.paths.staged.exists)
     assert not world.active
