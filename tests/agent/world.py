@@ -393,7 +393,7 @@ class World:
         return subprocess.Popen(self.command(*words), stdout=pipe, stderr=pipe, text=True)
 
     def stands_still(self, line: str) -> Path:
-        """From now on a run hangs before that line of the agent's: it waits for a writer of this."""
+        """From now on a run hangs before that line of the agent: it waits for a writer of this."""
         pipe, source = self.paths.run / "pipe", self.installed(SOURCE)
         os.mkfifo(pipe)
         assert source.count(line) == 1
