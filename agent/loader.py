@@ -3133,8 +3133,9 @@ def prepare(
     me, order, in_effect = identity.name, tuple(nodes), kept.held == release
     members = Members(me, order, key, settings.times, generation, tuple(other_keys))
     members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
-    service, start_seconds = joined_units(paths), settings.start_seconds
-    members = members._replace(service=service, start_seconds=start_seconds)
+    # As the times have it: what joined since would have no time to stop.
+    service = joined_units(paths) if settings.times.stop_seconds else ()
+    members = members._replace(service=service, start_seconds=settings.start_seconds)
     members = members._replace(stops_unfit=settings.unhealthy == "stop")
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent import loader
-from tests.agent.world import World, open_world
+from tests.agent.world import INSTANCE, World, open_world
+from tests.web import Asked, Page
 
 UNIT = "writer.service"
 
@@ -136,6 +137,22 @@ def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -
     shown = world.shown_to("node2")
     assert shown is not None
     assert (shown.unfit, shown.quorum_runs) == (why, 0)
+
+
+def test_a_unit_that_joins_after_the_run_has_its_times_is_not_started_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch) as world:
+        instance = world.cloud.site(world.metadata_host).pages[INSTANCE]
+
+        def joins(_: Asked) -> Page:
+            world.joins(UNIT)
+            assert isinstance(instance, Page)
+            return instance
+
+        world.metadata_says(INSTANCE, joins)
+        world.run()
+        assert (world.active, world.systemd.started) == (True, [])
 
 
 def test_where_nothing_joined_systemd_is_asked_for_nothing_more_than_the_fence(
