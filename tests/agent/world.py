@@ -397,7 +397,7 @@ class World:
         pipe, source = self.paths.run / "pipe", self.installed(SOURCE)
         os.mkfifo(pipe)
         assert source.count(line) == 1
-        hangs = f"(self.paths.run / 'pipe').read_bytes(); {line}"
+        hangs = f"(Paths().run / 'pipe').read_bytes(); {line}"
         self.paths.loader.write_text(source.replace(line, hangs))
         return pipe
 
