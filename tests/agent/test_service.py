@@ -22,7 +22,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield found
 
 
-def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Wait for the condition; fails when it does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -64,10 +64,10 @@ def test_a_run_that_stands_still_before_the_start_starts_nothing_once_its_fence_
     process = world.start()
     until(lambda: world.paths.state.exists() and world.state()["active"])
     fence = loader.boot_seconds() + world.times.lease_seconds - world.times.margin_seconds
-    until(lambda: loader.boot_seconds() >= fence, 10)
+    until(lambda: loader.boot_seconds() >= fence)
     world.systemd.start("stop-active.service")  # what the fence does
     pipe.write_bytes(b"go on")
-    process.communicate(timeout=10)
+    process.communicate(timeout=20)
     assert (process.returncode, world.systemd.started) == (0, [])
 
 
@@ -126,6 +126,17 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
     assert (ran.code, world.active) == (2, False)
     assert {unit for unit, _ in started(world)} == {"start-active.service", "stop-active.service"}
     assert world.fences() == fences
+
+
+def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
+    world.run()
+    world.paths.probe.unlink()
+    world.change_state(stopping=True)
+    before = world.state()
+    world.systemd.fails()
+    world.run()
+    after = world.state()
+    assert (after["stopping"], after["released"]) == (True, before["released"])
 
 
 def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -> None:
