@@ -125,6 +125,7 @@ def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Op
         cluster=NAME,
         allowed_signers=signers_text([public_key(operator.folder / ".ssh" / "id_ed25519")]),
         setup={},
+        service={},
     )
 
 
