@@ -58,6 +58,20 @@ def test_the_scripts_of_the_document_can_be_run_and_install_what_is_there(folder
     assert {"billing.py", "billing.service"} <= set(installs)
 
 
+@pytest.mark.parametrize(
+    ("free", "said"), [(200_000, ""), (90_000, "only 90000 kB free in /var/lib\n")]
+)
+def test_the_health_check_of_the_document_fails_with_its_sentence_where_room_is_short(
+    free: int, said: str, folder: Path
+) -> None:
+    (folder / "df").write_text(f"#!/bin/sh\necho Avail\necho {free}\n")
+    (folder / "df").chmod(0o755)
+    env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["sh", str(folder / "space.sh")]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10, env=env)
+    assert (ran.returncode, ran.stdout) == (bool(said), said)
+
+
 def test_the_settings_of_the_document_are_those_of_a_cluster_with_its_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,8 @@ printf '[Service]\\nEnvironment=HOOK=http://OPERATOR:PORT/\\n' \
 # The lab's nodes have no disk in common.
 printf '[Mount]\\nWhat=/srv/disk\\nType=none\\nOptions=bind\\n' \
     > /etc/systemd/system/srv-billing.mount.d/here.conf
+mkdir -p /etc/bootstrap/health.d
+install -m 755 space.sh /etc/bootstrap/health.d/
 cp proxy.service HOOKS /etc/systemd/system/
 systemctl daemon-reload
 systemctl enable HOOKS
@@ -80,7 +82,7 @@ def files(folder: Path, port: str) -> list[Path]:
     """The document's files and the hooks, the script that installs all of them first."""
     more = MORE.replace("HOOKS", " ".join(HOOKS)).replace("OPERATOR:PORT", f"{OPERATOR}:{port}")
     shown = examples() | {"setup.sh": examples()["setup.sh"] + more, "proxy.service": PROXY}
-    names = ("setup.sh", "billing.py", "proxy.service", *units())
+    names = ("setup.sh", "billing.py", "space.sh", "proxy.service", *units())
     for name in names:
         (folder / name).write_text(shown[name])
     return [folder / name for name in names]
@@ -91,7 +93,7 @@ def test_the_service_of_the_document_changes_nodes_and_its_hooks_do_what_they_sa
     tmp_path: Path, told: list[str]
 ) -> None:
     setup = [word for path in files(tmp_path, told[0]) for word in ("--setup", str(path))]
-    lab(*UP, "--ports", "8080", *setup)
+    lab(*UP, "--ports", "8080", "--ports", "2222", *setup)
     wait("node1 served", lambda: served().startswith("node1, term "))
     first = served().split()[-1]
     assert told[1:] == [f"node1 is active, term {first}"]
