@@ -75,7 +75,7 @@ def served() -> str:
 
 def mounted(node: str) -> str:
     """Which disk is mounted there; empty for none."""
-    return lab("shell", node, "sh", "-c", "cat /srv/billing/of || :").strip()
+    return lab("shell", node, "sh", "-c", "cat /srv/billing/of 2> /dev/null || :").strip()
 
 
 def files(folder: Path, port: str) -> list[Path]:
