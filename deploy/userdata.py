@@ -7,17 +7,19 @@ until it has succeeded.
 
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from agent.loader import MOST
 from deploy import PROJECT, Refusal
 from deploy.application import FOLDER, LIST, Setup, digests, write_files
 from deploy.checkout import part
 from deploy.files import json_text
 from deploy.nodes_info import NodesInfo
 from deploy.ports import HTTP_PORT
-from deploy.settings import times_of
+from deploy.settings import service_lines, times_of
 
 DOCUMENT_BYTES = 65_535
 """As much as Azure takes, https://learn.microsoft.com/azure/virtual-machines/custom-data."""
@@ -57,6 +59,7 @@ def first_commands(setup: Setup) -> list[list[str]]:
 def period_dropins(period_seconds: int) -> dict[str, str]:
     """The units' files that hold the period and the time limits derived from it, by their path."""
     trial_seconds = 3 * period_seconds
+    leave_seconds = 2 * period_seconds + 1 + MOST["stop_seconds"]  # a node's may be changed by hand
     ticks = "*:*:00" if period_seconds == 60 else f"*:*:0/{period_seconds}"
     return {
         "loader.timer.d/period.conf": f"[Timer]\nOnCalendar=\nOnCalendar={ticks}\n",
@@ -65,7 +68,7 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
             f"[Service]\nRuntimeMaxSec={period_seconds}\n"
         ),
         "rollback.timer.d/period.conf": f"[Timer]\nOnActiveSec=\nOnActiveSec={trial_seconds}\n",
-        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={2 * period_seconds + 1}\n",
+        "handover.service.d/period.conf": f"[Service]\nTimeoutStopSec={leave_seconds}\n",
     }
 
 
@@ -113,6 +116,12 @@ def parts(node: str, bootstrap_url: str) -> dict[str, str]:
     }
 
 
+def common(node: str, bootstrap_url: str, period_seconds: int, setup: Setup) -> dict[str, str]:
+    """What is not a cluster's own, by path: parts, units, and what sets the application up."""
+    files = parts(node, bootstrap_url) | units(period_seconds)
+    return files | application(setup, bootstrap_url)
+
+
 def fitting(node: str, files: dict[str, str], setup: Setup) -> str:
     """The document with the application's files, or without where it has no room for them."""
     whole = cloud_config(node, files, setup, write_files(setup))
@@ -135,12 +144,13 @@ def user_data(
     cluster: str,
     allowed_signers: str,
     setup: Setup,
+    service: Mapping[str, Any],
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
     `cluster_key`: 64 hexadecimal digits; `cluster`: whose releases it takes; `allowed_signers`: who
-    may sign them, as `signing.signers_text` has it; `setup`: the application's files, for which it
-    may have no room (`is_beside`). Raises `Refusal` where no node can be made of it.
+    may sign them, by `signing.signers_text`; `setup`: files, for which it may have no room
+    (`is_beside`); `service`: of `settings.SERVICE`. Raises `Refusal`.
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
@@ -150,16 +160,15 @@ def user_data(
         f"pause_seconds = {pause_seconds}\npeer_address = {peer_address}\n"
         f"bootstrap_url = {bootstrap_url}\nscheduled_events = {str(scheduled_events).lower()}\n"
     )
-    conf += f"cluster_port = {cluster_port}\n" * (cluster_port != HTTP_PORT)
+    more = f"cluster_port = {cluster_port}\n" * (cluster_port != HTTP_PORT)
     files = {
         "/etc/bootstrap/nodes_info.json": json_text(nodes_info),
-        "/etc/bootstrap/loader.conf": conf,
+        "/etc/bootstrap/loader.conf": conf + more + service_lines(service),
         KEY_PATH: cluster_key + "\n",
         "/etc/bootstrap/cluster": cluster + "\n",
         "/etc/bootstrap/allowed_signers": allowed_signers,
     }
-    files |= parts(node, bootstrap_url) | units(period_seconds) | application(setup, bootstrap_url)
-    return fitting(node, files, setup)
+    return fitting(node, files | common(node, bootstrap_url, period_seconds, setup), setup)
 
 
 def is_beside(document: str, setup: Setup) -> bool:

@@ -85,6 +85,7 @@ class FirstBoot:
             cluster="lab",
             allowed_signers=signers_text([public_key(self.key)]),
             setup={},
+            service={},
         )
         self.files = {f["path"]: f["content"] for f in yaml.safe_load(document)["write_files"]}
         self.front = self.files["/etc/bootstrap/index.html"]
@@ -370,6 +371,7 @@ def test_until_it_is_installed_each_boot_writes_the_files_and_starts_again(tmp_p
         cluster="lab",
         allowed_signers="",
         setup={},
+        service={},
     )
     (command,) = yaml.safe_load(document)["bootcmd"]
     marks = tmp_path / "var/lib/cloud/instance/sem"

@@ -179,17 +179,19 @@ def test_a_stop_waits_for_no_run_longer_than_a_second() -> None:
 
 @pytest.mark.parametrize(("period", "look"), LOOKS)
 def test_handing_over_ends_before_systemd_ends_it(period: int, look: int) -> None:
-    """It waits for the cluster's next look, and both take one and a half at most."""
-    times = loader.timing(period, look, 0)
+    """It waits for the cluster's next look, and both take one and a half at most, and the stop."""
+    times = loader.timing(period, look, 0, loader.MOST["stop_seconds"])
     longest = START_SECONDS + 1.5 * look + longest_look_seconds(times) - times.end_seconds
+    longest += times.stop_seconds
     assert longest < limits("handover.service", period)["TimeoutStopSec"]
 
 
 def test_handing_over_has_time_for_a_run_by_hand_that_is_under_way() -> None:
     """That is over, and the cluster's next look there, by the next tick."""
     for look in (Settings.look_seconds, Settings.period_seconds):
-        times = loader.timing(Settings.period_seconds, look, 0)
+        times = loader.timing(Settings.period_seconds, look, 0, loader.MOST["stop_seconds"])
         longest = START_SECONDS + times.period_seconds + longest_look_seconds(times)
+        longest += times.stop_seconds
         said = limits("handover.service", Settings.period_seconds)
         assert longest < said["TimeoutStopSec"]
 
