@@ -82,9 +82,7 @@ class Paths:
 
     def __init__(self, root: str = "/") -> None:
         self.etc = Path(root, "etc/bootstrap")
-        # Where the cluster has a web server of its own (agent/web-server.conf), the usual folder is
-        # the application's.
-        own = Path(root, "etc/apache2-bootstrap").is_dir()
+        own = Path(root, "etc/apache2-bootstrap").is_dir()  # a web server of the cluster's own
         self.html = Path(root, "var/www/bootstrap" if own else "var/www/html")
         self.run = Path(root, "run/bootstrap")
         self.logfile = Path(root, "var/log/bootstrap/logfile.log")

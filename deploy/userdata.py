@@ -205,8 +205,7 @@ def user_data(
         "/etc/bootstrap/allowed_signers": allowed_signers,
     }
     files |= parts(node, bootstrap_url, cluster_port) | units(period_seconds, cluster_port)
-    files |= application(setup, bootstrap_url)
-    return fitting(node, files, setup)
+    return fitting(node, files | application(setup, bootstrap_url), setup)
 
 
 def is_beside(document: str, setup: Setup) -> bool:
