@@ -16,6 +16,7 @@ from deploy.lab import collector, demo
 from deploy.lab.collector import Collector, Server, Write, read_writes
 from deploy.lab.writer import TIMEOUT_SECONDS
 from deploy.operate import get, writes_of
+from tests.lab.roles import FAULTS, kind_of
 from tests.lab.writes import longest_silence_seconds, overlaps, tenures
 
 
@@ -23,6 +24,7 @@ def line(arrival: float, node: str, term: int, *, late: float = 0.0, taken: bool
     return Write(arrival, taken, node, 1, arrival - late, term)
 
 
+TURNS = [(1, 0), (1, 11), (2, 0)]
 IN_TURN = [line(1, "node1", 5), line(2, "node1", 5), line(9, "node2", 7), line(10, "node2", 7)]
 
 
@@ -116,6 +118,12 @@ def test_a_writer_tries_a_lost_connection_again_and_sends_no_line_later() -> Non
             assert process.stdout
             assert "is lost: " in process.stdout.readline()
     assert sequences == sorted(set(sequences))
+
+
+def test_every_kind_of_fault_comes_once_in_a_round_whose_order_the_seed_says() -> None:
+    rounds = [[kind_of(seed, number) for number in range(turn, turn + 11)] for seed, turn in TURNS]
+    assert all(sorted(kinds) == sorted(FAULTS) for kinds in rounds)
+    assert len({tuple(kinds) for kinds in rounds}) == len(TURNS)
 
 
 def test_what_is_no_line_is_refused_and_noted_nowhere(tmp_path: Path) -> None:
