@@ -128,6 +128,28 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
     assert world.fences() == fences
 
 
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ({}, "stopped"),
+        ({loader.START: "activating"}, "changing"),
+        ({UNIT: "activating"}, "changing"),
+        ({UNIT: "active", loader.TARGET: "active"}, "running"),
+        ({UNIT: "active", loader.TARGET: "active", "hook.service": "reloading"}, "changing"),
+        ({UNIT: "active", loader.TARGET: "active", "hook.service": "failed"}, "failed"),
+        ({UNIT: "active", loader.TARGET: "active", loader.STOP: "activating"}, "stopping"),
+        ({UNIT: "deactivating"}, "changing"),
+        ({UNIT: "active"}, "running"),
+        ({UNIT: "failed"}, "stopped"),
+    ],
+)
+def test_what_systemd_says_of_the_units_is_one_state_of_all(
+    world: World, told: dict[str, str], state: str
+) -> None:
+    world.systemd.units = told
+    assert loader.service_now(world.paths, (UNIT, "hook.service")).state == state
+
+
 def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
     world.run()
     world.paths.probe.unlink()
