@@ -19,8 +19,8 @@ unknown counts against being active.
 The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
 Files of ours: /etc/bootstrap/{loader.*,releases,effective,cluster*,allowed_signers,promise_seconds,
-term,__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html}, /run/bootstrap (this boot's
-promises and leases), /var/log/bootstrap.
+term,__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html} (/var/www/bootstrap/ with a
+`cluster_port` but 80), /run/bootstrap (this boot's promises and leases), /var/log/bootstrap.
 
     loader.py               one run, as the timer starts it
     loader.py --dry-run     print what this node sees and would do; change nothing
@@ -82,7 +82,8 @@ class Paths:
 
     def __init__(self, root: str = "/") -> None:
         self.etc = Path(root, "etc/bootstrap")
-        self.html = Path(root, "var/www/html")
+        own = Path(root, "etc/apache2-bootstrap").is_dir()  # a web server of the cluster's own
+        self.html = Path(root, "var/www/bootstrap" if own else "var/www/html")
         self.run = Path(root, "run/bootstrap")
         self.logfile = Path(root, "var/log/bootstrap/logfile.log")
         self.loader = self.etc / "loader.py"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from deploy.settings import SETTINGS_FILE, Settings
+from deploy.settings import SERVICE, SETTINGS_FILE, Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,6 +40,14 @@ HELP = {
     "subnet": "Resource id of a subnet that is there, in the same region; it stays as it is.",
     "setup": "File for each node, run once as root after the agent is installed; repeat for files"
     " beside it.",
+    "start_seconds": "A service that runs with the role may take so long to start, up to 3600, and"
+    " the role waits for it.",
+    "stop_seconds": "And so long to stop, up to 60; then it is killed. Failover takes so much"
+    " longer where a service has joined.",
+    "health_seconds": "Each health check may take so long, up to 60.",
+    "unhealthy_after": "After so many failed rounds of checks in a row a node is unhealthy.",
+    "healthy_after": "And after so many good ones healthy again.",
+    "unhealthy": "What an unhealthy active node does where no other could serve: stay or stop.",
     "signing_key": "File of the SSH key that signs releases, its public half where an agent has the"
     " private one; else id_ed25519, id_ecdsa or id_rsa in ~/.ssh.",
 }
@@ -48,19 +56,32 @@ HELP = {
 def settings_options(command: Command) -> Command:
     """Give a verb `--config` and one option for every setting, passed to it as keywords."""
     for field in reversed(fields(Settings)):
-        many = isinstance(field.default, tuple)
-        command = click.option(
-            f"--{field.name.replace('_', '-')}",
-            type=type("" if many else field.default),
-            multiple=many,
-            default=None,
-            help=HELP[field.name] + shown(field.default),
-        )(command)
+        command = option(field.name)(command)
     return click.option(
         "--config",
         type=Path,
         help=f"File of settings.  [{SETTINGS_FILE}, if it is there]",
     )(command)
+
+
+def service_options(command: Command) -> Command:
+    """Give a verb the options about a service that runs with the role."""
+    for name in reversed(SERVICE):
+        command = option(name)(command)
+    return command
+
+
+def option(name: str) -> Callable[[Command], Command]:
+    """The option of a setting; None, or nothing, where it is not given."""
+    default = getattr(Settings, name)
+    many = isinstance(default, tuple)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=type("" if many else default),
+        multiple=many,
+        default=None,
+        help=HELP[name] + shown(default),
+    )
 
 
 def shown(default: object) -> str:

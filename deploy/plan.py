@@ -7,10 +7,11 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from deploy import Refusal
 from deploy.ports import HTTP_PORT, SSH_PORT, Port, ports_of, reaches
-from deploy.settings import INTERNET, Settings, times_of
+from deploy.settings import INTERNET, Settings, service_of, times_of
 
 ZONES = 3
 """Availability zones of a region, https://learn.microsoft.com/azure/reliability/availability-zones-overview."""
@@ -120,6 +121,7 @@ class Plan:
     idle_minutes: int
     tcp_reset: bool
     setup: tuple[str, ...]  # files of the operator's
+    service: Mapping[str, Any]  # what nodes are told of one that runs with the role
 
     @property
     def balancer_ip(self) -> str:
@@ -162,6 +164,7 @@ def plan_of(
         idle_minutes=settings.idle_minutes,
         tcp_reset=settings.tcp_reset,
         setup=settings.setup,
+        service=service_of(settings),
     )
     check_cluster(plan)
     check_nodes(plan)

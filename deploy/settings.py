@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.loader import BadInput, Timing, timing, usual_look_seconds
+from agent.loader import Settings as OfNode
+from agent.loader import settings_of as settings_of_node
 from deploy import Refusal
 from deploy.files import expanded
 
@@ -27,6 +29,9 @@ EXAMPLES = {
 
 INTERNET = "Internet"
 """Azure's word for every address."""
+
+USUAL = OfNode()
+"""What a node takes without another word."""
 
 OWN_ADDRESS = "https://api.ipify.org"
 """Answers with the caller's own IPv4 address as plain text, https://www.ipify.org."""
@@ -59,6 +64,19 @@ class Settings:
     cluster_port: int = 80
     subnet: str = ""  # the id of one that is there; empty: one of the cluster's own
     setup: tuple[str, ...] = ()  # files; the first one is run, the others lie beside it
+    start_seconds: int = USUAL.start_seconds  # this and all below: SERVICE
+    stop_seconds: int = USUAL.stop_seconds
+    health_seconds: int = USUAL.health_seconds
+    unhealthy_after: int = USUAL.unhealthy_after
+    healthy_after: int = USUAL.healthy_after
+    unhealthy: str = USUAL.unhealthy
+
+
+SERVICE = (
+    *("start_seconds", "stop_seconds"),
+    *("health_seconds", "unhealthy_after", "healthy_after", "unhealthy"),
+)
+"""The settings about a service that runs with the role, and its health: the agent's own."""
 
 
 RSA_BITS = 2048
@@ -89,6 +107,30 @@ def times_of(
         return timing(period_seconds, look_seconds, pause_seconds, stop_seconds)
     except BadInput as error:
         raise Refusal(str(error)) from error
+
+
+def service_of(settings: Settings) -> dict[str, Any]:
+    """What nodes are told of a service that runs with the role, by the names of SERVICE.
+
+    Raises `Refusal` for what they would refuse, in their words.
+    """
+    service = {name: getattr(settings, name) for name in SERVICE}
+    service_lines(service)
+    return service
+
+
+def service_lines(service: Mapping[str, Any]) -> str:
+    """The same as lines of a node's settings. Raises `Refusal` likewise.
+
+    What a node takes unsaid is not among them: an agent from before refuses what it does not know.
+    """
+    told = {name: str(value) for name, value in service.items()}
+    try:
+        settings_of_node({"loader": told})
+    except BadInput as error:
+        raise Refusal(str(error)) from error
+    unsaid = {name: str(getattr(USUAL, name)) for name in told}
+    return "".join(f"{name} = {text}\n" for name, text in told.items() if text != unsaid[name])
 
 
 def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:

@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from agent.loader import Settings as OfNode
 from agent.loader import worst_failover_seconds
 from deploy.operate import NodeView, View, changes, late
 from deploy.plan import Plan, is_url
@@ -35,7 +34,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         rules.add_row(rule.name, str(rule.priority), rule.protocol, port, source)
     console.print(rules)
     lengths = plan.period_seconds, plan.look_seconds, plan.pause_seconds
-    stop_seconds = OfNode().stop_seconds  # what a node takes without another word
+    start_seconds, stop_seconds = plan.service["start_seconds"], plan.service["stop_seconds"]
     longest_seconds = worst_failover_seconds(times_of(*lengths))
     serving_seconds = worst_failover_seconds(times_of(*lengths, stop_seconds))
     setup = f" Each node runs {Path(plan.setup[0]).name} once." if plan.setup else ""
@@ -51,9 +50,20 @@ def print_plan(plan: Plan, console: Console) -> None:
         f" They {'heed' if plan.scheduled_events else 'do not heed'} Azure's scheduled events."
         f" Worst-case failover {longest_seconds:.1f} s, and then the probe's interval."
         f" With a service in active.target that stops within {stop_seconds} s, it begins to start"
-        f" within {serving_seconds:.1f} s."
-        f"{setup}",
+        f" within {serving_seconds:.1f} s, and may take {start_seconds} s."
+        f" {checks_in_words(plan)}{setup}",
         highlight=False,
+    )
+
+
+def checks_in_words(plan: Plan) -> str:
+    """What becomes of a node that has health checks."""
+    told = plan.service
+    return (
+        f"A health check ends within {told['health_seconds']} s; a node is unhealthy after"
+        f" {told['unhealthy_after']} failed rounds of them, and well after"
+        f" {told['healthy_after']} good ones; an active one for which nobody else could serve"
+        f" {told['unhealthy']}s."
     )
 
 

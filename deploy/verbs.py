@@ -12,6 +12,7 @@ from rich.console import Console
 
 from agent.loader import BadInput, __version__, read_key
 from deploy import Refusal
+from deploy.application import Setup, read_setup, web_names
 from deploy.azure.cli import azure
 from deploy.checkout import NODES_FILE
 from deploy.lab import BOOTSTRAP_URL
@@ -20,7 +21,7 @@ from deploy.lab import STATE as LAB_STATE
 from deploy.lab.commands import lab_command
 from deploy.nodes_info import read_nodes_info
 from deploy.operate import look, looks, read_cluster
-from deploy.options import settings_options
+from deploy.options import HELP, service_options, settings_options
 from deploy.plan import plan_of
 from deploy.ports import check_cluster_port
 from deploy.publish import held_release
@@ -28,7 +29,7 @@ from deploy.releases import COMMANDS, key_of, key_option
 from deploy.settings import USUAL_LOOK, Settings, look_of, settings_of
 from deploy.show import picture, print_plan, watch_lines, watch_live
 from deploy.signing import public_key, signers_text
-from deploy.userdata import user_data
+from deploy.userdata import is_beside, user_data
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,6 +82,8 @@ CLUSTER_KEY_HELP = (
 )
 @click.option("--cluster-port", type=int, default=Settings.cluster_port, show_default=True)
 @click.option("--name", default=LAB_NAME, show_default=True, help="The cluster's, in its releases.")
+@click.option("--setup", metavar="FILE", multiple=True, help=HELP["setup"])
+@service_options
 @key_option
 def user_data_command(
     node: str,
@@ -94,12 +97,14 @@ def user_data_command(
     scheduled_events: bool,
     cluster_port: int,
     name: str,
+    setup: tuple[str, ...],
     key: str,
+    **service: Any,
 ) -> None:
     """Print the first-boot document of NODE; it holds the cluster's key."""
     check_cluster_port(cluster_port)
-    held = held_release(key_file.parent) if key_file else None
-    signers = held.allowed_signers if held else None
+    held, files = held_release(key_file.parent) if key_file else None, read_setup(setup)
+    ours = held.allowed_signers if held else signers_text([public_key(key_of(key, LAB_STATE))])
     document = user_data(
         node,
         read_nodes_info(nodes_info),
@@ -112,12 +117,22 @@ def user_data_command(
         scheduled_events=scheduled_events,
         cluster_port=cluster_port,
         cluster=name,
-        allowed_signers=signers or signers_text([public_key(key_of(key, LAB_STATE))]),
-        setup={},
+        allowed_signers=ours,
+        setup=files,
+        service={name: value for name, value in service.items() if value is not None},
     )
     if key_file is None:
         click.echo("user-data: made a new cluster key; all nodes need the same one.", err=True)
+    tell_beside(document, files, bootstrap_url)
     click.echo(document.encode(), nl=False)  # bytes: Windows would end its lines in its own way
+
+
+def tell_beside(document: str, setup: Setup, bootstrap_url: str) -> None:
+    """Say where nodes fetch the application's files, if the document has no room for them."""
+    if is_beside(document, setup):
+        base = bootstrap_url.rstrip("/")
+        urls = [base + path.removeprefix("bootstrap") for path in web_names(setup)]
+        click.echo(f"user-data: it has no room for setup; serve {', '.join(urls)}.", err=True)
 
 
 def read_cluster_key(path: Path) -> str:

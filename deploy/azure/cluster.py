@@ -215,6 +215,7 @@ class AzureCluster:
             cluster=self.plan.name,
             allowed_signers=self.signers(),
             setup=self.setup,
+            service=self.plan.service,
         )
 
     def setup_beside(self) -> dict[str, bytes]:

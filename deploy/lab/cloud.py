@@ -59,12 +59,12 @@ def balancer_address(plan: Plan) -> str:
     return plan.balancer_ip if plan.frontend == "internal" else LOAD_BALANCER
 
 
-def start_metadata(checkout: Path) -> None:
+def start_metadata(checkout: Path, plan: Plan) -> None:
     """Start the metadata service, unless it runs."""
     if process.is_running("metadata"):
         return
     command = ["ip", "netns", "exec", FABRIC, sys.executable, "-B", "-m", "deploy.lab.metadata"]
-    command.append(str(STATE / "nodes_info.json"))
+    command += [str(STATE / "nodes_info.json"), plan.frontend, *map(str, plan.ports)]
     process.start("metadata", command, log=STATE / "metadata.log", folder=checkout)
 
 

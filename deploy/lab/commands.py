@@ -46,6 +46,7 @@ from deploy.lab.state import (
     service_of,
 )
 from deploy.nodes_info import nodes_info, read_nodes
+from deploy.options import service_options
 from deploy.plan import Node
 from deploy.publish import Folder, found_on, hold, publish
 from deploy.release import Release, agent, first_release, of_cluster, renewed
@@ -107,6 +108,7 @@ def lab_command() -> None:
     multiple=True,
     help="Run once on each node after the agent is installed; again for files beside it.",
 )
+@service_options
 def up(
     count: int | None,
     period_seconds: int | None,
@@ -347,7 +349,7 @@ def bring_up(lab: Lab) -> None:
         make_network(lab)
     with step("Metadata service, web site, load balancer"):
         release = publish_release(lab)
-        cloud.start_metadata(lab.checkout)
+        cloud.start_metadata(lab.checkout, lab.plan)
         cloud.start_web_site(lower)
         cloud.start_load_balancer(lower, lab.plan)
         cloud.wait_until_served()
@@ -407,6 +409,7 @@ def boot_nodes(lab: Lab, lower: Path, allowed_signers: str) -> None:
             cluster=NAME,
             allowed_signers=allowed_signers,
             setup=lab.setup,
+            service=lab.plan.service,
         )
         if is_beside(document, lab.setup):
             serve_setup(lab)

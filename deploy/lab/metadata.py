@@ -18,7 +18,8 @@ from threading import Lock
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from deploy.lab import LOAD_BALANCER, METADATA, events
+from deploy.lab import METADATA, events
+from deploy.lab.cloud import balancer_address
 from deploy.lab.events import ScheduledEvents, start_requests
 from deploy.lab.network import mac_address
 from deploy.nodes_info import NO_SUBSCRIPTION, read_nodes
@@ -127,20 +128,23 @@ def compute(plan: Plan, node: Node) -> dict[str, Any]:
     }
 
 
-def load_balancer(node: Node) -> dict[str, Any]:
+def load_balancer(plan: Plan, node: Node) -> dict[str, Any]:
     """What /metadata/loadbalancer holds; here ports are numbers."""
     public = {"frontendIpAddress": node.public_ip, "privateIpAddress": node.private_ip}
-    rule = {
-        "frontendIpAddress": LOAD_BALANCER,
-        "protocol": "Tcp",
-        "frontendPort": 80,
-        "backendPort": 80,
-        "privateIpAddress": node.private_ip,
-    }
+    rules = [
+        {
+            "frontendIpAddress": balancer_address(plan),
+            "protocol": port.protocol.lower(),
+            "frontendPort": port.number,
+            "backendPort": port.number,
+            "privateIpAddress": node.private_ip,
+        }
+        for port in plan.ports
+    ]
     return {
         "loadbalancer": {
             "publicIpAddresses": [public],
-            "inboundRules": [rule],
+            "inboundRules": rules,
             "outboundRules": [],
         }
     }
@@ -180,7 +184,7 @@ def answer(plan: Plan, scheduled: ScheduledEvents, request: Request) -> Response
         return scheduled_events(scheduled, node, request.content)
     documents = {
         "/metadata/instance": instance(plan, node),
-        "/metadata/loadbalancer": load_balancer(node),
+        "/metadata/loadbalancer": load_balancer(plan, node),
     }
     return (200, documents[path]) if path in documents else NOT_FOUND
 
@@ -237,11 +241,12 @@ def server(address: str, port: int, plan: Plan, scheduled: ScheduledEvents) -> T
     return ThreadingHTTPServer((address, port), Handler)
 
 
-def main(nodes_info: Path) -> None:
+def main(nodes_info: Path, frontend: str, *ports: str) -> None:
     """Serve the metadata of the nodes in a `nodes_info.json`, until killed."""
-    plan = plan_of(Settings(), read_nodes(nodes_info))
+    settings = Settings(frontend=frontend, ports=ports, http_from=())
+    plan = plan_of(settings, read_nodes(nodes_info))
     server(METADATA, 80, plan, ScheduledEvents(events.FILE)).serve_forever()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -17,10 +17,10 @@ from deploy.lab import OPERATOR, PUBLIC_NETWORK, STATE
 from deploy.lab.cloud import endpoints
 from deploy.nodes_info import nodes_info, read_nodes, write_nodes_info
 from deploy.plan import Node, Plan, plan_of
-from deploy.settings import Settings
+from deploy.settings import SERVICE, Settings
 
 MACHINE = "/run"
-SERVICE = ("ports", "frontend", "cluster_port")
+REACHED = ("ports", "frontend", "cluster_port")
 """The settings that say how the application is reached."""
 
 TOOLS = ("ip", "mmdebstrap", "nft", "nsenter", "ssh-keygen", "systemd-nspawn")
@@ -63,7 +63,7 @@ def lab_plan(
 ) -> Plan:
     """The defaults with this machine as the operator's; of `nodes`, or `count` new ones.
 
-    `service`: the settings of SERVICE that are not as usual.
+    `service`: the settings of REACHED and SERVICE that are not as usual.
     """
     if "all" in service.get("ports", ()):
         raise Refusal("ports = all: the lab's load balancer forwards ports that are named alone.")
@@ -80,8 +80,9 @@ def lab_plan(
 
 
 def service_of(plan: Plan) -> dict[str, Any]:
-    """The settings of SERVICE, of a lab."""
+    """The settings of REACHED and SERVICE, of a lab."""
     return {
+        **plan.service,
         "ports": tuple(map(str, plan.ports)),
         "frontend": plan.frontend,
         "cluster_port": plan.probe.port,
@@ -129,7 +130,7 @@ def running_lab() -> Lab | None:
         look_seconds = int(said.get("look_seconds", period_seconds))
         # One from before pauses were absorbed: its nodes' agent, once it is ours, does as usual.
         pause_seconds = int(said.get("pause_seconds", Settings.pause_seconds))
-        service = {name: said[name] for name in SERVICE if name in said}
+        service = {name: said[name] for name in (*REACHED, *SERVICE) if name in said}
         lists = {name: tuple(value) for name, value in service.items() if isinstance(value, list)}
         plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes, **service | lists)
         setup = {name: (STATE / "setup" / name).read_bytes() for name in said.get("setup", ())}

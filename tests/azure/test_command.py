@@ -104,6 +104,7 @@ def test_nothing_that_everybody_may_read_names_the_subscription(operator: Operat
 
 def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Operator) -> None:
     settings = {"peer_address": "private", "pause_seconds": 8, "scheduled_events": False}
+    settings |= {"stop_seconds": 20, "unhealthy": "stop"}
     operator.settings(period_seconds=10, look_seconds=5, **settings)
     made(operator)
     nodes = json.loads((operator.state / "nodes_info.json").read_text())
@@ -125,6 +126,7 @@ def test_a_vm_boots_with_exactly_the_document_that_user_data_prints(operator: Op
         cluster=NAME,
         allowed_signers=signers_text([public_key(operator.folder / ".ssh" / "id_ed25519")]),
         setup={},
+        service={"stop_seconds": 20, "unhealthy": "stop"},
     )
 
 

@@ -115,6 +115,7 @@ def test_where_there_is_no_linux_a_node_gets_the_same_first_boot_document(
         cluster="lab",
         allowed_signers=signers_text([public_key(mine)]),
         setup={},
+        service={},
     )
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == document.encode()

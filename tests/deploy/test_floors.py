@@ -12,7 +12,7 @@ import pytest
 from agent import loader
 from deploy import PROJECT, lab
 from deploy.plan import NETWORK
-from deploy.settings import Settings
+from deploy.settings import SERVICE, Settings, service_of
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -154,7 +154,8 @@ def places(fact: str) -> list[str]:
 DEFAULTS = {
     f"the default of {field.name}": str(field.default)
     for field in fields(Settings)
-    if isinstance(field.default, str) and field.default not in ("", "public")  # a word of many uses
+    if isinstance(field.default, str)
+    and field.default not in ("", "public", "stay")  # of many uses
 }
 
 
@@ -187,6 +188,8 @@ def test_the_default_times_stand_in_one_place_and_are_the_agents(tmp_path: Path)
     assert (without.times.period_seconds, without.peer_address) == (period, Settings.peer_address)
     assert without.times.look_seconds == loader.usual_look_seconds(period) == look
     assert without.times.pause_seconds == pause
+    of_service = {name: getattr(without, name) for name in SERVICE}
+    assert service_of(Settings()) == of_service
 
 
 def test_how_old_news_may_be_is_the_agents_to_say() -> None:

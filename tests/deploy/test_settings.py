@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from agent.loader import timing, worst_failover_seconds
+from agent.loader import BadInput, timing, worst_failover_seconds
+from agent.loader import read_settings as agent_settings
 from deploy import Refusal
 from deploy.checkout import CHECKOUT
 from deploy.plan import plan_of
@@ -109,9 +111,57 @@ def test_the_plan_says_which_pauses_are_absorbed_and_how_much_longer_failover_ta
     said, longest_seconds = plan_in_words(*words), worst_failover_seconds(timing(20, 2, pause))
     serving_seconds = worst_failover_seconds(timing(20, 2, pause, 10))
     assert f"Pauses of a machine are absorbed up to {pause} s." in said
-    assert f"stops within 10 s, it begins to start within {serving_seconds:.1f} s." in said
+    assert f"stops within 10 s, it begins to start within {serving_seconds:.1f} s," in said
     assert f"Worst-case failover {longest_seconds:.1f} s," in said
     assert plan_json(*words)["pause_seconds"] == pause
+
+
+def test_the_plan_says_what_a_service_may_take_and_how_much_longer_failover_takes_for_it(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(
+        "start_seconds = 300\nstop_seconds = 30\nhealth_seconds = 7\nunhealthy_after = 4\n"
+        'healthy_after = 1\nunhealthy = "stop"\n'
+    )
+    words = ["--config", str(file), "--stop-seconds", "45"]
+    assert plan_json(*words)["service"] == {
+        **{"start_seconds": 300, "stop_seconds": 45, "health_seconds": 7},
+        **{"unhealthy_after": 4, "healthy_after": 1, "unhealthy": "stop"},
+    }
+    said = plan_in_words(*words)
+    serving_seconds = worst_failover_seconds(timing(20, 2, 5, 45))
+    assert (
+        f"With a service in active.target that stops within 45 s, it begins to start within"
+        f" {serving_seconds:.1f} s, and may take 300 s."
+    ) in said
+    assert "A health check ends within 7 s; a node is unhealthy after 4 failed rounds" in said
+    assert "well after 1 good ones; an active one for which nobody else could serve stops." in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("start_seconds", "3601", "use a number from 1 to 3600."),
+        ("stop_seconds", "0", "use a number from 1 to 60."),
+        ("stop_seconds", "61", "use a number from 1 to 60."),
+        ("health_seconds", "-1", "use a number from 1 to 60."),
+        ("unhealthy_after", "101", "use a number from 1 to 100."),
+        ("healthy_after", "0", "use a number from 1 to 100."),
+        ("unhealthy", "rest", "use stay or stop."),
+    ],
+)
+def test_what_a_node_would_refuse_of_a_service_is_refused_in_its_words(
+    tmp_path: Path, name: str, value: str, right: str
+) -> None:
+    file, conf = tmp_path / "cluster.toml", tmp_path / "loader.conf"
+    file.write_text(f"{name} = {value if name != 'unhealthy' else repr(value)}\n")
+    conf.write_text(f"[loader]\n{name} = {value}\n")
+    with pytest.raises(Refusal) as refused:
+        plan_of(settings_of(file, {}))
+    assert str(refused.value) == f"{name} = {value}: {right}"
+    with pytest.raises(BadInput, match=re.escape(str(refused.value))):
+        agent_settings(conf)
 
 
 def test_a_file_with_looks_that_its_period_has_no_whole_number_of_is_refused(
@@ -147,6 +197,8 @@ def test_one_range_needs_no_list_around_it(tmp_path: Path) -> None:
         ("setup = true", 'setup = True: use a list like \\["setup.sh", "service.tar"\\]'),
         ('idle_minutes = "4"', "idle_minutes = '4': use a whole number"),
         ("tcp_reset = 1", "tcp_reset = 1: use true or false"),
+        ('stop_seconds = "10"', "stop_seconds = '10': use a whole number"),
+        ("unhealthy = true", 'unhealthy = True: use text in "quotes"'),
         ("frontend = false", 'frontend = False: use text in "quotes"'),
         ("http_from = []", 'use a list like \\["203.0.113.0/24"\\]'),
         ('peer = "public"', "unknown setting 'peer'"),

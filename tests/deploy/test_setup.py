@@ -59,6 +59,7 @@ class Node:
             cluster="lab",
             allowed_signers="",
             setup=setup,
+            service={},
         )
         for file in yaml.safe_load(document)["write_files"]:
             path = self.etc / file["path"].removeprefix("/etc/bootstrap/")

@@ -11,7 +11,7 @@ import pytest
 
 from agent import loader
 from deploy.settings import Settings
-from deploy.userdata import application, period_dropins
+from deploy.userdata import INSTANCE, application, period_dropins, units
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix != ".conf")
@@ -179,17 +179,19 @@ def test_a_stop_waits_for_no_run_longer_than_a_second() -> None:
 
 @pytest.mark.parametrize(("period", "look"), LOOKS)
 def test_handing_over_ends_before_systemd_ends_it(period: int, look: int) -> None:
-    """It waits for the cluster's next look, and both take one and a half at most."""
-    times = loader.timing(period, look, 0)
+    """It waits for the cluster's next look, and both take one and a half at most, and the stop."""
+    times = loader.timing(period, look, 0, loader.MOST["stop_seconds"])
     longest = START_SECONDS + 1.5 * look + longest_look_seconds(times) - times.end_seconds
+    longest += times.stop_seconds
     assert longest < limits("handover.service", period)["TimeoutStopSec"]
 
 
 def test_handing_over_has_time_for_a_run_by_hand_that_is_under_way() -> None:
     """That is over, and the cluster's next look there, by the next tick."""
     for look in (Settings.look_seconds, Settings.period_seconds):
-        times = loader.timing(Settings.period_seconds, look, 0)
+        times = loader.timing(Settings.period_seconds, look, 0, loader.MOST["stop_seconds"])
         longest = START_SECONDS + times.period_seconds + longest_look_seconds(times)
+        longest += times.stop_seconds
         said = limits("handover.service", Settings.period_seconds)
         assert longest < said["TimeoutStopSec"]
 
@@ -207,6 +209,26 @@ def test_the_fence_removes_the_probe_and_the_staged_one_and_nothing_else() -> No
     paths = loader.Paths()
     command = unit("fence.service")["Service"]["ExecStart"]
     assert command == f"/bin/rm -f {paths.probe} {paths.staged}"
+
+
+def test_units_and_agent_go_by_the_same_folder_where_the_cluster_has_its_own_web_server(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / INSTANCE.lstrip("/")).mkdir(parents=True)
+    paths = loader.Paths(str(tmp_path))
+    found = {Path(path).name: Unit(text) for path, text in units(20, 8001).items()}
+
+    def here(*there: Path) -> str:
+        return " ".join(f"/{path.relative_to(tmp_path)}" for path in there)
+
+    for name in ("fence.service", "fence@.service"):
+        removed = found[name]["Service"]["ExecStart"].removeprefix("/bin/rm -f ")
+        assert removed == here(paths.probe, paths.staged)
+    assert found["loader.service"]["Service"]["ReadWritePaths"] == here(paths.etc, paths.html)
+    mounts = found["bootup.service"]["Unit"]["RequiresMountsFor"]
+    assert mounts == here(paths.etc, paths.html, paths.logfile.parent)
+    for name in ("loader.service", "handover.service"):
+        assert "apache2@bootstrap.service" in found[name]["Unit"]["After"].split()
 
 
 def test_the_fence_has_what_runs_with_the_role_stopped_where_anything_does() -> None:

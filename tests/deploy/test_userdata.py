@@ -18,15 +18,18 @@ from deploy.__main__ import main
 from deploy.checkout import CHECKOUT
 from deploy.lab.node import write_seed
 from deploy.nodes_info import read_nodes_info
+from deploy.settings import SERVICE
 from deploy.signing import public_key, signers_text
-from deploy.userdata import UNITS, is_beside, user_data
+from deploy.userdata import OWN_WEB_SERVER, UNITS, is_beside, user_data
 from tests.agent.world import open_world
 from tests.web import Page
 
 NODES = read_nodes_info(CHECKOUT / "nodes_info.json")
 KEY = "5e" * 32
+STOP_SCRIPT = (CHECKOUT / "agent/stop.sh").read_text()
 SETUP = {"setup.sh": b"#!/bin/sh\necho hello\n"}
 SIGNERS = signers_text(["ssh-ed25519 AAAA me@home"])
+CONF = "/etc/bootstrap/loader.conf"
 Run = Callable[..., "tuple[int, str, str]"]
 
 
@@ -35,7 +38,7 @@ def document(node: str = "node1", **changes: Any) -> str:
         **{"nodes_info": NODES, "bootstrap_url": "http://203.0.113.10/bootstrap"},
         **{"cluster_key": KEY, "period_seconds": 20, "look_seconds": 2, "pause_seconds": 5},
         **{"peer_address": "public", "scheduled_events": True, "cluster_port": 80},
-        **{"cluster": "lab", "allowed_signers": SIGNERS, "setup": {}},
+        **{"cluster": "lab", "allowed_signers": SIGNERS, "setup": {}, "service": {}},
     }
     return user_data(node, **(options | changes))
 
@@ -147,6 +150,39 @@ def test_a_port_of_the_clusters_own_is_in_the_nodes_settings_and_the_usual_one_i
         assert (code, [line for line in conf if "port" in line]) == (0, told)
 
 
+def texts(cluster_port: int) -> dict[str, str]:
+    """What a node gets, by path; the agent's own settings, which name the port, left out."""
+    found = files(document(cluster_port=cluster_port))
+    return {path: file["content"] for path, file in found.items() if path != CONF}
+
+
+def test_a_cluster_with_a_port_of_its_own_leaves_the_usual_apache_and_its_folder_alone() -> None:
+    usual, own = texts(80), texts(8001)
+    for word, instead in OWN_WEB_SERVER.items():
+        assert any(word in text for text in (*usual, *usual.values())), word
+        assert not any(instead in text for text in (*usual, *usual.values())), instead
+    for word in ("/var/www/html", "apache2.service", "a2enconf", "/etc/apache2/"):
+        assert not [path for path, text in own.items() if word in path or word in text], word
+    assert own.keys() - usual.keys() == {
+        *(f"/etc/apache2-bootstrap/{name}" for name in ("apache2.conf", "bootstrap.conf")),
+        "/etc/apache2-bootstrap/envvars",
+        "/etc/systemd/system/apache2@bootstrap.service.d/bootstrap.conf",
+    }
+
+
+def test_the_clusters_own_apache_starts_after_bootup_with_the_limit_of_the_usual_one() -> None:
+    usual, own = texts(80), texts(8001)
+    units = "/etc/systemd/system"
+    dropin = own[f"{units}/apache2@bootstrap.service.d/bootstrap.conf"]
+    assert dropin == usual[f"{units}/apache2.service.d/bootstrap.conf"]
+    assert "\nBefore=apache2@bootstrap.service " in own[f"{units}/bootup.service"]
+    limit = usual["/etc/apache2/conf-available/bootstrap.conf"]
+    assert own["/etc/apache2-bootstrap/bootstrap.conf"] == limit
+    told = own["/etc/apache2-bootstrap/apache2.conf"].splitlines()
+    assert [line for line in told if "Listen" in line] == ["Listen 8001"]
+    assert told[-1] == "Include bootstrap.conf"
+
+
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"peer_address": "private", "scheduled_events": False}
     found = files(document(period_seconds=15, look_seconds=5, pause_seconds=7, **changes))
@@ -159,6 +195,47 @@ def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Pa
     assert loader.read_key(tmp_path / "cluster.key") == bytes.fromhex(KEY)
     read = loader.parse_nodes_info((tmp_path / "nodes_info.json").read_text())
     assert list(read.items()) == list(NODES.items())
+
+
+def test_what_is_said_of_a_service_is_read_by_the_agent_and_the_usual_is_not_said(
+    tmp_path: Path, run: Run
+) -> None:
+    told = {"start_seconds": 90, "stop_seconds": 30, "health_seconds": 8, "unhealthy": "stop"}
+    words = [w for name, v in told.items() for w in (f"--{name.replace('_', '-')}", str(v))]
+    code, printed, _ = run("user-data", "node1", *words, "--unhealthy-after", "3")
+    conf = files(printed)["/etc/bootstrap/loader.conf"]["content"]
+    (tmp_path / "loader.conf").write_text(conf)
+    read = loader.read_settings(tmp_path / "loader.conf")
+    assert (code, {name: getattr(read, name) for name in told}) == (0, told)
+    assert "unhealthy_after" not in conf
+    usual = files(document())["/etc/bootstrap/loader.conf"]["content"]
+    assert [name for name in SERVICE if name in usual] == []
+
+
+def test_the_shell_reads_how_long_a_service_may_take_as_it_is_written(run: Run) -> None:
+    (line,) = [line for line in STOP_SCRIPT.splitlines() if line.startswith("seconds=")]
+    command = ["sh", "-c", line.replace("/etc/bootstrap/loader.conf", "-") + '; echo "$seconds"']
+    for seconds, read in (("10", ""), ("7", "7"), ("60", "60")):
+        _, printed, _ = run("user-data", "node1", "--stop-seconds", seconds)
+        conf = files(printed)["/etc/bootstrap/loader.conf"]["content"]
+        ran = subprocess.run(command, input=conf, capture_output=True, text=True, check=True)
+        assert ran.stdout == f"{read}\n"
+
+
+@pytest.mark.parametrize("size", [1000, 60_000])
+def test_the_applications_files_are_in_the_document_or_it_is_said_where_nodes_fetch_them(
+    size: int, tmp_path: Path, run: Run
+) -> None:
+    script, more = tmp_path / "setup.sh", tmp_path / "more"
+    script.write_text("#!/bin/sh\n")
+    more.write_text("x" * size)
+    code, printed, said = run("user-data", "node1", "--setup", str(script), "--setup", str(more))
+    found = files(printed)
+    digest = hashlib.sha256(more.read_bytes()).hexdigest()
+    assert code == 0
+    assert f"{digest}  more\n" in found["/etc/bootstrap/setup.sha256"]["content"]
+    where = f"http://203.0.113.10/bootstrap/setup/{digest}/more"
+    assert ("/etc/bootstrap/setup/more" in found) == (where not in said) == (size == 1000)
 
 
 def test_the_period_of_the_units_is_the_period_of_the_agent() -> None:
@@ -208,7 +285,7 @@ def test_the_document_is_smaller_than_40_kb(nodes: int) -> None:
         f"node{i}": entry | {"public_ip": f"198.51.100.{i}", "private_ip": f"10.0.0.{i}"}
         for i in range(1, nodes + 1)
     }
-    size = len(document(nodes_info=many).encode())
+    size = len(document(nodes_info=many, cluster_port=8001).encode())  # the larger one
     # Azure takes 64 KB of custom data in Base64.
     assert size < 40 * 1024 or nodes == 101
 
@@ -305,6 +382,14 @@ REFUSED = {
     "a plan with pauses of less than nothing": (
         ["plan", "--pause-seconds", "-1"],
         "deploy: pause_seconds = -1: use 0 to 60.",
+    ),
+    "a service that may take more than a minute to stop": (
+        ["user-data", "node1", "--stop-seconds", "61"],
+        "deploy: stop_seconds = 61: use a number from 1 to 60.",
+    ),
+    "an application that is not there": (
+        ["user-data", "node1", "--setup", "/nowhere/setup.sh"],
+        "deploy: setup: /nowhere/setup.sh: No such file or directory: name a file that is there.",
     ),
     "a cluster's port that is sshd's": (
         ["user-data", "node1", "--cluster-port", "22"],

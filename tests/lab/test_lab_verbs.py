@@ -105,6 +105,8 @@ SERVICE: dict[str, Any] = {
     "ports": ("443", "udp/5060"),
     "frontend": "internal",
     "cluster_port": 8080,
+    "stop_seconds": 20,
+    "unhealthy": "stop",
 }
 
 

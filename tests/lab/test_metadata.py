@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from deploy import Refusal
-from deploy.lab import events
-from deploy.lab.metadata import REQUESTS_PER_SECOND, server
+from deploy.lab import LOAD_BALANCER, events
+from deploy.lab.metadata import REQUESTS_PER_SECOND, load_balancer, server
 from deploy.plan import plan_of
 from deploy.settings import Settings
 
@@ -76,6 +76,21 @@ def test_the_public_address_is_the_load_balancers_to_tell(port: int) -> None:
     assert status == 200
     assert found["loadbalancer"]["publicIpAddresses"] == [
         {"frontendIpAddress": NODE1.public_ip, "privateIpAddress": NODE1.private_ip}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("frontend", "address"), [("public", LOAD_BALANCER), ("internal", "127.0.0.254")]
+)
+def test_what_is_forwarded_to_a_node_is_told_by_port_in_azures_own_words(
+    frontend: str, address: str
+) -> None:
+    settings = Settings(ports=("443", "udp/5060"), frontend=frontend, http_from=())
+    plan = plan_of(settings, network="127.0.0.0/24", public_network="198.51.100.0/24")
+    to = {"frontendIpAddress": address, "privateIpAddress": NODE1.private_ip}
+    assert load_balancer(plan, plan.nodes[0])["loadbalancer"]["inboundRules"] == [
+        {**to, "protocol": "tcp", "frontendPort": 443, "backendPort": 443},
+        {**to, "protocol": "udp", "frontendPort": 5060, "backendPort": 5060},
     ]
 
 
