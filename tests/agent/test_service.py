@@ -117,6 +117,15 @@ def test_a_service_that_somebody_stops_on_the_active_node_ends_the_role(world: W
     assert world.state()["trouble"] == "its service is not there: somebody stopped it"
 
 
+def test_a_planned_stop_waits_for_the_service_and_gives_the_votes_up_then(world: World) -> None:
+    world.run()
+    world.systemd.stops_in_seconds = 5  # longer than the look itself
+    ran = world.run("leave")
+    state = world.state()
+    assert (ran.code, world.active, state["active"], state["stopping"]) == (0, False, False, False)
+    assert state["released"] > 0
+
+
 def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(world: World) -> None:
     world.run()
     fences = world.fences()
