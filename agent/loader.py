@@ -116,6 +116,7 @@ class Paths:
         self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
         self.health = self.run / "health"
+        self.starts = self.run / "starts"  # stop.sh removes it: nothing is started after that
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
@@ -338,7 +339,7 @@ def call_systemd(
         raise OSError(f"can't reach systemd for the fence: {error.strerror or error}") from error
 
 
-TARGET, STOP = "active.target", "stop-active.service"
+TARGET, START, STOP = "active.target", "start-active.service", "stop-active.service"
 
 
 class Service(NamedTuple):
@@ -393,7 +394,7 @@ def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
     """What the units of the role do. "changing" as well where systemd does not say."""
     if not joined:
         return Service()
-    names = [("s", name) for name in (*joined, TARGET, STOP)]
+    names = [("s", name) for name in (*joined, TARGET, START, STOP)]
     try:
         asked = [name for _, name in names]
         told = {
@@ -2372,6 +2373,7 @@ class Start(NamedTuple):
     """Start what runs with the role, under the fence and before the probe."""
 
     term: int
+    until_seconds: float  # the fence
 
 
 class Pause(NamedTuple):
@@ -2542,7 +2544,7 @@ def _apply(
                 state = state._replace(active=True, starting_since_seconds=since)
                 moment = yield Save(state)
                 if starts:
-                    moment = yield Start(state.term)
+                    moment = yield Start(state.term, decision.serve_until_seconds)
         yield Show(markers_of(members, state, moment))
     except OSError as error:
         if not state.active:
@@ -2592,8 +2594,8 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
     sees = tuple(name for name in members.peers if name in seen.answered)
     last = state._replace(sees=sees)
     try:
-        if state.failures and seen.had_quorum and not state.active:
-            yield from _rehearse(members, state)
+        if state.failures and seen.had_quorum and not state.active and state.finished:
+            yield from _rehearse(members, state)  # it shows what was saved
         if not seen.had_quorum or is_late(members, seen):
             last = last._replace(quorum_runs=0)
         elif state.quorum_runs > FORGIVEN_LOOKS:
@@ -2908,12 +2910,16 @@ class Machine:
         self.paths.staged.replace(self.paths.probe)
         return True
 
-    def start(self, term: int) -> None:
-        """Start what runs with the role, and tell it the term."""
+    def start(self, term: int, until_seconds: float) -> None:
+        """Start what runs with the role, and tell it the term; never after the fence has fired."""
         logging.info("Starting what runs with the role, term %d", term)
         told = [f"CLUSTER_TERM={term}"]
         call_systemd(self.paths, "SetEnvironment", ("as", told))
-        call_systemd(self.paths, "StartUnit", ("s", TARGET), ("s", "replace"))
+        write_atomic(self.paths.starts, "")
+        # As for the probe: a run that stands still from here on finds that the fence removed it.
+        if self.now()[0] >= until_seconds:
+            raise OSError("came too late to start its service")
+        call_systemd(self.paths, "StartUnit", ("s", START), ("s", "replace"))
 
 
 # ------------------------------------------------ report: log, status.json, journal
@@ -3127,8 +3133,9 @@ def prepare(
     me, order, in_effect = identity.name, tuple(nodes), kept.held == release
     members = Members(me, order, key, settings.times, generation, tuple(other_keys))
     members = members._replace(release=kept.generation, in_effect=in_effect, proven=proven)
-    service, start_seconds = joined_units(paths), settings.start_seconds
-    members = members._replace(service=service, start_seconds=start_seconds)
+    # As the times have it: what joined since would have no time to stop.
+    service = joined_units(paths) if settings.times.stop_seconds else ()
+    members = members._replace(service=service, start_seconds=settings.start_seconds)
     members = members._replace(stops_unfit=settings.unhealthy == "stop")
     if release:  # the tick is one moment on all nodes
         period_seconds = settings.times.period_seconds

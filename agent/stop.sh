@@ -8,6 +8,8 @@ for link in /etc/systemd/system/active.target.wants/* /etc/systemd/system/active
     if [ -L "$link" ]; then units="$units ${link##*/}"; fi
 done
 [ "$units" ] || exit 0
+rm -f /run/bootstrap/starts
+timeout 0.3 systemctl stop start-active.service
 seconds=$(sed -n 's/^stop_seconds *= *\([0-9]\{1,2\}\) *$/\1/p' /etc/bootstrap/loader.conf 2> /dev/null)
 groups=$(systemctl show --property=ControlGroup --value $units)
 failed=" $(systemctl list-units --all --state=failed --plain --no-legend --full $units | cut -d ' ' -f 1 | tr '\n' ' ')"

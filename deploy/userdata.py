@@ -30,7 +30,7 @@ UNITS = (
     *("fence.service", "fence-clock.timer", "handover.service"),
     *("rollback.service", "rollback.timer"),
     *("health.service", "health.timer", "health.path"),
-    *("active.target", "stop-active.service"),
+    *("active.target", "start-active.service", "stop-active.service"),
 )
 """Nodes get these as they are; what depends on the period stands beside them."""
 

@@ -48,9 +48,11 @@ class Systemd:
         self.timers: dict[str, int] = {}  # name -> microseconds after the boot
         self.units: dict[str, str] = {}  # joined units and active.target -> ActiveState
         self.spared: set[str] = set()  # units with SendSIGKILL=no
+        self.starts = path.parents[1] / "bootstrap/starts"
         self.starts_as = "active"  # what becomes of joined units
         self.stops_as = "inactive"
         self.environment: list[str] = []
+        self.started: list[str] = []  # of the joined units
         self.loses_answers = False
         path.parent.mkdir(parents=True, exist_ok=True)
         self.listener: socket.socket | None = None
@@ -132,7 +134,7 @@ class Systemd:
             "StartTransientUnit": self._start,
             "StopUnit": self._stop,
             "RestartUnit": lambda *_: "",
-            "StartUnit": self._start_unit,
+            "StartUnit": self.start,
         }
         wrong = done[member](*body)
         if wrong:
@@ -154,10 +156,16 @@ class Systemd:
         told = (name, "a unit", "loaded", state, "", "", path_of(name))
         return (*told, 0, "", "/")
 
-    def _start_unit(self, name: str, mode: str) -> str:
-        """At once: `active.target` with what joined it, or what stops both."""
-        assert (name in ("active.target", "stop-active.service"), mode) == (True, "replace")
-        starts, before = name == "active.target", self.units
+    def start(self, name: str, mode: str = "replace") -> str:
+        """At once: what starts `active.target` with what joined it, or what stops both."""
+        assert (name in ("start-active.service", "stop-active.service"), mode) == (True, "replace")
+        starts, before = name == "start-active.service", self.units
+        if starts and not self.starts.exists():  # the unit's condition
+            return ""
+        if starts:
+            self.started += [unit for unit in before if unit != "active.target"]
+        else:
+            self.starts.unlink(missing_ok=True)
         self.units = dict.fromkeys(before, self.starts_as if starts else self.stops_as)
         if not starts:
             self.units |= {unit: state for unit, state in before.items() if state == "failed"}

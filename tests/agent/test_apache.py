@@ -165,7 +165,7 @@ def test_the_probe_ends_with_its_lease_where_an_application_answers_for_all_path
 
 def expires(server: Apache) -> bool:
     times = loader.timing(20, 20, 0)._replace(timeout_seconds=5)
-    return loader.probe_expires(loader.new_session(), server.address, times)
+    return loader.probe_expires(loader.new_session(), f"http://{server.address}", times)
 
 
 @pytest.mark.parametrize("role", ["active", "passive"])

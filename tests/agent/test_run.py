@@ -855,9 +855,12 @@ def test_an_active_node_whose_run_folder_is_full_shows_nothing_that_it_could_not
     assert world.calls() == []
 
 
-def test_a_vote_whose_term_cant_be_kept_is_shown_to_nobody(node2: World) -> None:
+@pytest.mark.parametrize("finished", [True, False], ids=["well", "failed before"])
+def test_a_vote_whose_term_cant_be_kept_is_shown_to_nobody(node2: World, finished: bool) -> None:
+    node2.settings(pause_seconds=30)  # so that the vote before binds, however long a run takes
     node2.leads("node1", term=1000)
     node2.run()
+    node2.change_state(finished=finished)
     node2.leads("node1", term=1001)
     etc = node2.paths.etc
     ran = in_own_mounts(node2, f"mount --bind {etc} {etc}; mount -o remount,bind,ro {etc}")
@@ -1377,11 +1380,7 @@ def test_a_wall_clock_that_stepped_makes_an_active_node_start_over(world: World)
 def stop_before_commit(world: World) -> "subprocess.Popen[str]":
     """A run that has staged its probe and hangs: it waits for a writer of a pipe."""
     world.saw_its_peers()
-    os.mkfifo(world.paths.run / "pipe")
-    source, limit = world.installed(SOURCE), "write_atomic(self.paths.lease_until, limit)\n"
-    assert source.count(limit) == 1
-    stopped = f"(self.paths.run / 'pipe').read_bytes(); {limit}"
-    world.paths.loader.write_text(source.replace(limit, stopped))
+    world.stands_still("write_atomic(self.paths.lease_until, limit)\n")
     process = world.start()
     until(world.paths.staged.exists)
     assert not world.active

@@ -1,12 +1,15 @@
 """What runs with the role: a node starts it under its fence, and has nothing of it otherwise."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.agent.world import World, open_world
+from agent import loader
+from tests.agent.world import INSTANCE, World, open_world
+from tests.web import Asked, Page
 
 UNIT = "writer.service"
 
@@ -17,6 +20,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     with open_world(tmp_path / "root", monkeypatch) as found:
         found.joins(UNIT)
         yield found
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for the condition; fails when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)
 
 
 def started(world: World) -> list[tuple[str, str]]:
@@ -31,18 +42,41 @@ def test_a_service_starts_under_the_fence_and_before_the_probe_and_knows_its_ter
     world.run()
     assert world.active
     ((unit, pages),) = started(world)
-    assert (unit, "probe.html" in pages.split()) == ("active.target", False)
+    assert (unit, "probe.html" in pages.split()) == ("start-active.service", False)
     assert [member for member, _ in world.calls()][:2] == ["StartTransientUnit", "StartUnit"]
     assert world.systemd.environment == [f"CLUSTER_TERM={world.status()['term']}"]
     assert world.systemd.units[UNIT] == "active"
     assert world.fences() != []
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'told = [f"CLUSTER_TERM={term}"]\n',
+        'call_systemd(self.paths, "StartUnit", ("s", START), ("s", "replace"))\n',
+    ],
+    ids=["before it asks", "as it asks"],
+)
+def test_a_run_that_stands_still_before_the_start_starts_nothing_once_its_fence_has_fired(
+    world: World, line: str
+) -> None:
+    pipe = world.stands_still(line)
+    process = world.start()
+    until(lambda: world.paths.state.exists() and world.state()["active"])
+    fence = loader.boot_seconds() + world.times.lease_seconds - world.times.margin_seconds
+    until(lambda: loader.boot_seconds() >= fence)
+    world.systemd.start("stop-active.service")  # what the fence does
+    pipe.write_bytes(b"go on")
+    process.communicate(timeout=20)
+    assert (process.returncode, world.systemd.started) == (0, [])
+
+
 def test_a_service_that_fails_to_start_is_stopped_and_the_node_says_which(world: World) -> None:
     world.systemd.starts_as = "failed"
     world.run()
     assert not world.active
-    assert [unit for unit, _ in started(world)][:2] == ["active.target", "stop-active.service"]
+    asked = [unit for unit, _ in started(world)]
+    assert asked[:2] == ["start-active.service", "stop-active.service"]
     assert world.systemd.units["active.target"] == "inactive"
     assert world.state()["trouble"] == f"its service did not start: {UNIT}"
     assert world.status()["unfit"] == f"its service failed: {UNIT}"
@@ -90,8 +124,19 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
     world.paths.nodes_info.write_text("{")
     ran = world.run()
     assert (ran.code, world.active) == (2, False)
-    assert {unit for unit, _ in started(world)} == {"active.target", "stop-active.service"}
+    assert {unit for unit, _ in started(world)} == {"start-active.service", "stop-active.service"}
     assert world.fences() == fences
+
+
+def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
+    world.run()
+    world.paths.probe.unlink()
+    world.change_state(stopping=True)
+    before = world.state()
+    world.systemd.fails()
+    world.run()
+    after = world.state()
+    assert (after["stopping"], after["released"]) == (True, before["released"])
 
 
 def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -> None:
@@ -103,6 +148,22 @@ def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -
     shown = world.shown_to("node2")
     assert shown is not None
     assert (shown.unfit, shown.quorum_runs) == (why, 0)
+
+
+def test_a_unit_that_joins_after_the_run_has_its_times_is_not_started_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch) as world:
+        instance = world.cloud.site(world.metadata_host).pages[INSTANCE]
+
+        def joins(_: Asked) -> Page:
+            world.joins(UNIT)
+            assert isinstance(instance, Page)
+            return instance
+
+        world.metadata_says(INSTANCE, joins)
+        world.run()
+        assert (world.active, world.systemd.started) == (True, [])
 
 
 def test_where_nothing_joined_systemd_is_asked_for_nothing_more_than_the_fence(

@@ -392,6 +392,15 @@ class World:
         pipe = subprocess.PIPE
         return subprocess.Popen(self.command(*words), stdout=pipe, stderr=pipe, text=True)
 
+    def stands_still(self, line: str) -> Path:
+        """From now on a run hangs before that line of the agent: it waits for a writer of this."""
+        pipe, source = self.paths.run / "pipe", self.installed(SOURCE)
+        os.mkfifo(pipe)
+        assert source.count(line) == 1
+        hangs = f"(Paths().run / 'pipe').read_bytes(); {line}"
+        self.paths.loader.write_text(source.replace(line, hangs))
+        return pipe
+
     def was_active(self) -> None:
         """The node's files as a run leaves them that became active a moment ago."""
         now, promise = loader.boot_seconds(), self.times.promise_seconds

@@ -13,7 +13,8 @@ echo "$*" >> "$ROOT/asked"
 case $1 in
     show) printf '/system.slice/writer.service\n\n/\n' ;;
     list-units) cat "$ROOT/failed" 2> /dev/null ;;
-    stop) [ ! -e "$ROOT/hangs" ] || [ -e "$ROOT/killed" ] || sleep 30 ;;
+    stop) [ ! -e "$ROOT/run/bootstrap/starts" ] || echo "not forgotten" >> "$ROOT/asked"
+        [ ! -e "$ROOT/hangs" ] || [ -e "$ROOT/killed" ] || sleep 30 ;;
     kill) touch "$ROOT/killed" ;;
 esac
 """
@@ -32,7 +33,7 @@ class Node:
         (root / "bin/systemctl").write_text(SYSTEMCTL)
         (root / "bin/systemctl").chmod(0o755)
         script = SCRIPT
-        for folder in ("/etc/systemd/system", "/etc/bootstrap", "/sys/fs/cgroup"):
+        for folder in ("/etc/systemd/system", "/etc/bootstrap", "/sys/fs/cgroup", "/run/bootstrap"):
             assert folder in script
             script = script.replace(folder, f"{root}{folder}")
         (root / "stop.sh").write_text(script)
@@ -70,6 +71,7 @@ def test_the_target_and_every_joined_unit_are_stopped_and_what_is_left_is_killed
     node.joins("hook.service", "requires")
     units = "writer.service hook.service"
     assert node.stops() == [
+        "stop start-active.service",
         f"show --property=ControlGroup --value {units}",
         f"list-units --all --state=failed --plain --no-legend --full {units}",
         f"stop active.target {units}",
@@ -79,6 +81,17 @@ def test_the_target_and_every_joined_unit_are_stopped_and_what_is_left_is_killed
         "reset-failed hook.service",
     ]
     assert (node.cgroup / "cgroup.kill").read_text() == "1\n"
+
+
+def test_what_the_agent_asked_to_start_is_forgotten_before_anything_is_stopped(node: Node) -> None:
+    node.joins("writer.service")
+    asked_for = node.root / "run/bootstrap/starts"
+    asked_for.parent.mkdir(parents=True)
+    asked_for.touch()
+    asked = node.stops()
+    assert asked[0] == "stop start-active.service"
+    assert "not forgotten" not in asked
+    assert not asked_for.exists()
 
 
 def test_what_does_not_stop_is_killed_half_a_second_before_its_time_is_over(node: Node) -> None:

@@ -268,6 +268,13 @@ def test_bootup_comes_before_apache_and_the_timer_and_handing_over_before_apache
     assert "apache2.service" in unit("handover.service")["Unit"]["After"].split()
 
 
+def test_a_service_is_started_only_while_what_the_agent_asked_for_was_not_stopped() -> None:
+    condition = unit("start-active.service")["Unit"]["ConditionPathExists"]
+    assert condition == str(loader.Paths().starts)
+    script = (SYSTEMD.parent / "agent" / "stop.sh").read_text()
+    assert f"rm -f {condition}\n" in script
+
+
 def test_only_the_timers_and_what_runs_at_boot_are_enabled() -> None:
     assert [name for name in UNITS if unit(name).has_section("Install")] == [
         "bootup.service",

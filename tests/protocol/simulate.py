@@ -6,6 +6,7 @@ seed drives all, is printed, and replays the run:
 
     python tests/protocol/simulate.py --hours 20 --seed 7
     python tests/protocol/simulate.py --hours 1000 --period-seconds 20 --look-seconds 2
+    python tests/protocol/simulate.py --hours 20 --stop-seconds 10
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,10 @@ class Node:
     broken: bool = False  # its service has failed since it was started
     breaks: bool = False  # each start of its service fails
     lease_until: float = 0.0  # wall clock, for Apache
+    may_start: bool = False  # the agent has asked for its service, and the fence not stopped it
+    service_excused_until: float = float("-inf")  # as `excused_until`, and until it has stopped
     fence_id: int = 0
+    fence_due: float = 0.0  # on its boot clock
     waiting: list["Event"] = field(default_factory=list)  # held back while frozen
     promised_seconds: float = 0.0  # what the disk says of promises before this boot
     kept: Any = None  # what the disk says of terms: the greatest voted for, None if nothing
@@ -276,6 +280,7 @@ class Simulation:
         self.refusals: list[tuple[float, str]] = []  # renewed after Apache refused the probe
         self.double: list[tuple[float, str, str]] = []
         self.excused: list[tuple[float, str, str]] = []  # two, in the look after a long pause
+        self.excused_services: list[tuple[float, str, str]] = []
         self.samples = self.samples_without = 0  # while some node could reach a majority
         self.without = self.longest_without = 0  # samples in a row
         self.at(0.5, self._sample)
@@ -424,7 +429,7 @@ class Simulation:
         self._end_life(node)
         node.limit_began, node.doomed, node.late_seconds = float("-inf"), "", 0.0
         node.probe = node.staged = False
-        node.service = "stopped"
+        node.service, node.may_start, node.fence_due = "stopped", False, 0.0
         node.lease_until = 0.0
         node.markers, node.waiting = {}, []
         node.bootup_clock = node.boot_clock(self.now)
@@ -481,6 +486,7 @@ class Simulation:
                 self._soon(run, soon, lambda: self._pause_over(run, pause_id))
             self.note_paused(node, seconds)
             self.note_served(node)
+            self.note_writers(node)
             if step_after is not None:
                 self.at(self.now + step_after, lambda: self.right_clock(node), node)
 
@@ -492,6 +498,7 @@ class Simulation:
         lately = self.now - self.times.promise_seconds - seconds
         if sum(length for end, length in node.pauses if end > lately) > self.times.pause_seconds:
             node.excused_until, node.looks_on = self.now + self.times.lease_seconds, 0
+            node.service_excused_until = node.excused_until
 
     def right_clock(self, node: Node) -> None:
         """The wall clock is stepped by what it has lost; systemd starts the fence for that."""
@@ -534,7 +541,12 @@ class Simulation:
         for action, process in waiting:
             self.at(self.now + self.random.uniform(0.0, 0.05), action, node, process)
         if was_frozen and node.up:
+            late = node.boot_clock(self.now) > node.fence_due  # a known limit
+            if late and (node.may_start or node.service != "stopped"):
+                stopped = self.now + 0.1 + self.conditions.stop_seconds
+                node.service_excused_until = max(node.service_excused_until, stopped)
             self.note_served(node)
+            self.note_writers(node)
 
     def kill_agent(self, name: str, *, restarted: bool = True) -> None:
         """Its process ends, as with SIGKILL; systemd starts the next one at once, or the timer."""
@@ -823,6 +835,8 @@ class Simulation:
         node.looks_on += outcome.seen.had_quorum  # else nobody told it what it slept through
         if node.looks_on == 2 and self.now < node.excused_until:  # a whole look since it went on
             node.excused_until = self.now
+            stopped = self.now + self.conditions.stop_seconds
+            node.service_excused_until = min(node.service_excused_until, stopped)
             self.note_served(node)
         self._answer(process, delay=2 * self._write_seconds())
 
@@ -891,8 +905,9 @@ class Simulation:
             fence_id = node.fence_id
             late = self.random.uniform(0, self.conditions.fence_late_seconds)
             when = self.now + node.real_delay(left) + late
-            deadline = node.boot_clock(self.now) + left
-            self.at(when, lambda: self._fence_at(node, fence_id, deadline), node)
+            node.fence_due = deadline = node.boot_clock(self.now) + left
+            fence = functools.partial(self._fence, node, fence_id)
+            self.at(when, lambda: self._at_clock(node, deadline, fence), node)
             self._soon(process, self._write_seconds(), stage)
 
         def stage() -> None:
@@ -930,54 +945,85 @@ class Simulation:
     def _do_start(self, process: Process, effect: Any) -> None:
         node = process.node
         assert effect.term == node.state.term
-        seconds = self.random.uniform(*self.conditions.service_starts_seconds)
-        self._becomes(node, "changing")
-        self._later_becomes(node, seconds, "failed" if node.breaks else "running")
-        self._note_writers(node)
-        self._answer(process, delay=self._write_seconds())
+
+        def ask() -> None:
+            node.may_start = True
+            if self._clocks(process).fast_seconds >= effect.until_seconds:
+                error = OSError("too late to start")
+                self._step(process, lambda: process.steps.throw(error))
+                return
+            self._soon(process, self._write_seconds(), start)
+
+        def start() -> None:
+            if node.may_start:  # else the fence came first
+                seconds = self.random.uniform(*self.conditions.service_starts_seconds)
+                self._becomes(node, "changing")
+                self._later_becomes(node, seconds, "failed" if node.breaks else "running")
+                self.note_writers(node)
+            self._answer(process, delay=self._write_seconds())
+
+        self._soon(process, self._write_seconds(), ask)
 
     def _becomes(self, node: Node, state: str) -> None:
         node.service, node.service_id = state, node.service_id + 1
         node.broken = state == "failed" or (node.broken and state != "changing")
 
     def _later_becomes(self, node: Node, seconds: float, state: str) -> None:
+        """After so many seconds of the node's clock, unless something else becomes of it."""
         number = node.service_id
 
         def becomes() -> None:
             if node.service_id == number:
                 self._becomes(node, state)
 
-        self.at(self.now + seconds, becomes, node)
+        self._at_clock(node, node.boot_clock(self.now) + seconds, becomes)
 
     def _stop_service(self, node: Node) -> None:
         """As stop-active.service does: what has not stopped in time is killed a little before."""
+        node.may_start = False
         if node.service in ("stopped", "stopping"):
             return
         seconds = self.random.uniform(*self.conditions.service_stops_seconds)
         self._becomes(node, "stopping")
         limit = self.conditions.stop_seconds - 0.3
-        self._later_becomes(node, node.real_delay(min(seconds, limit)), "stopped")
+        self._later_becomes(node, min(seconds, limit), "stopped")
 
-    def _note_writers(self, node: Node) -> None:
-        """Check the rule when a service starts: no other node's is there. Raises `TwoActive`."""
-        for other in self.nodes.values():
-            if other is not node and other.service not in ("stopped", "failed"):
-                names = f"{node.name} and {other.name}"
-                raise TwoActive(f"{names} are active at {self.now:.3f} s: services")
+    def writes(self, node: Node) -> bool:
+        """Whether anything of the node's service runs now."""
+        return node.service not in ("stopped", "failed") and node.up and not node.frozen
+
+    def note_writers(self, node: Node) -> None:
+        """Check the rule when a service starts, or its machine goes on. Raises `TwoActive`."""
+        others = [other for other in self.nodes.values() if other is not node]
+        for other in others if self.writes(node) else ():
+            if self.writes(other):
+                excused = max(node.service_excused_until, other.service_excused_until)
+                if self.now >= excused:
+                    names = f"{node.name} and {other.name}"
+                    raise TwoActive(f"{names} are active at {self.now:.3f} s: services")
+                self.excused_services.append((self.now, node.name, other.name))
+                self.at(excused, lambda: self.note_writers(node))
+                return
 
     def fail_service(self, name: str) -> None:
         """Its process dies."""
         if self.nodes[name].service == "running":
             self._becomes(self.nodes[name], "failed")
 
-    def _fence_at(self, node: Node, fence_id: int, deadline: float) -> None:
-        """The timer's deadline is one of the boot clock, whatever became of its rate."""
+    def mend_service(self, name: str) -> None:
+        """Somebody found out why it had failed, and told systemd to forget it."""
+        if self.nodes[name].service == "failed":
+            self._becomes(self.nodes[name], "stopped")
+        self.nodes[name].broken = False
+
+    def _at_clock(self, node: Node, deadline: float, action: Callable[[], None]) -> None:
+        """A timer's deadline is one of the boot clock, whatever became of its rate."""
         left = deadline - node.boot_clock(self.now)
         if left > 1e-6:
             when = self.now + node.real_delay(left)
-            self.at(when, lambda: self._fence_at(node, fence_id, deadline), node)
+            self.at(when, lambda: self._at_clock(node, deadline, action), node)
         else:
-            self._fence(node, fence_id)
+            action()
 
     def _fence(self, node: Node, fence_id: int) -> None:
         if node.fence_id == fence_id:
@@ -1104,6 +1150,8 @@ class Faults:
         if simulation.conditions.apache_refuses:
             self.kinds.append(self.freeze)
         self.kinds += [self.pause, self.pause_several, self.slew]
+        if simulation.conditions.stop_seconds:
+            self.kinds.append(simulation.fail_service)
         if simulation.times.look_seconds < simulation.times.period_seconds:
             self.kinds += [self.die_at_exit, self.die_in_start_up, self.start_late]
             self.kinds += [self.start_twice, self.kill_for_a_period, self.stall]
@@ -1137,6 +1185,7 @@ class Faults:
         for name, node in simulation.nodes.items():
             node.apache = True
             node.doomed, node.late_seconds = "", 0.0
+            simulation.mend_service(name)
             if node.stopped:
                 simulation.note_paused(node, simulation.now - node.rates_since)
             if node.stopped or node.slew:
@@ -1366,8 +1415,10 @@ def unrecovered(simulation: Simulation) -> str:
     """
     agent, times = simulation.agent, simulation.times
     all_look = simulation.now + max(ready_seconds(simulation, n) for n in simulation.nodes.values())
-    anybody_by = all_look + agent.worst_failover_seconds(times)
+    starts = simulation.conditions.service_starts_seconds[1] if times.stop_seconds else 0
+    anybody_by = all_look + agent.worst_failover_seconds(times) + starts
     preferred_by = anybody_by + 5 * times.look_seconds + times.gap_seconds
+    preferred_by += times.stop_seconds + starts  # on another node, and on this one
     anybody = False
     while simulation.active() != ["node1"]:
         anybody = anybody or bool(simulation.active())
@@ -1408,15 +1459,15 @@ def simulate_many(
     seeds: Iterable[int],
     hours: float,
     processes: int,
-    pace: tuple[float, float] | None = None,
+    conditions_of: Callable[[int], Conditions] = conditions_of,
 ) -> list[Result]:
-    """Simulate seed after seed until so many hours are through, at one pace where one is given."""
+    """Simulate seed after seed until so many hours are through."""
     results: list[Result] = []
     total, seeds = 0.0, iter(seeds)
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
         while total < hours * 3600:
             drawn = [next(seeds) for _ in range(8 * processes)]
-            conditions = [conditions_of(seed, pace) for seed in drawn]
+            conditions = [conditions_of(seed) for seed in drawn]
             batch = list(pool.map(simulate, drawn, len(drawn) * [()], conditions))
             results += batch
             total += sum(result.seconds for result in batch)
@@ -1433,17 +1484,24 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--period-seconds", type=float, help="with --look-seconds: these alone")
     parser.add_argument("--look-seconds", type=float)
+    parser.add_argument(
+        "--stop-seconds", type=float, default=0, help="a service runs with the role"
+    )
     parser.add_argument("--only", action="store_true", help="this one seed, to replay it")
     asked = parser.parse_args()
     if (asked.period_seconds is None) != (asked.look_seconds is None):
         parser.error("--period-seconds and --look-seconds: both, or none")
     pace = (asked.period_seconds, asked.look_seconds) if asked.look_seconds else None
+
+    def conditions(seed: int) -> Conditions:
+        return replace(conditions_of(seed, pace), stop_seconds=asked.stop_seconds)
+
     began = time.monotonic()
     if asked.only:
-        results = [simulate(asked.seed, conditions=conditions_of(asked.seed, pace))]
+        results = [simulate(asked.seed, conditions=conditions(asked.seed))]
     else:
         seeds = iter(range(asked.seed, sys.maxsize))
-        results = simulate_many(seeds, asked.hours, asked.processes, pace)
+        results = simulate_many(seeds, asked.hours, asked.processes, conditions)
     hours = sum(result.seconds for result in results) / 3600
     failures = [result for result in results if result.failure]
     print(
@@ -1458,6 +1516,7 @@ def main() -> int:
     for result in failures:
         print(f"seed {result.seed}: {result.failure} ({result.conditions})")
         again = f" --period-seconds {pace[0]:g} --look-seconds {pace[1]:g}" if pace else ""
+        again += f" --stop-seconds {asked.stop_seconds:g}" if asked.stop_seconds else ""
         print(f"  replay: python tests/protocol/simulate.py --only --seed {result.seed}{again}")
     print("never two active, always one again" if not failures else "FAILED")
     return 1 if failures else 0

@@ -451,7 +451,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], tuple[str, str]]] = {
     ),
     "who is behind stands": (
         rests_while_behind,
-        ("return state.behind_since_seconds > 0 or not", "return not"),
+        ("late = state.behind_since_seconds > 0 or not", "late = not"),
     ),
     "who has caught up stands at once": (
         rests_until_it_is_in_effect,
