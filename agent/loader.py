@@ -117,7 +117,6 @@ class Paths:
         self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
         self.health = self.run / "health"
-        self.starts = self.run / "starts"  # stop.sh removes it: nothing is started after that
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
@@ -2916,8 +2915,8 @@ class Machine:
         logging.info("Starting what runs with the role, term %d", term)
         told = [f"CLUSTER_TERM={term}"]
         call_systemd(self.paths, "SetEnvironment", ("as", told))
-        write_atomic(self.paths.starts, "")
-        # As for the probe: a run that stands still from here on finds that the fence removed it.
+        # As for the probe: a run that stands still from here on finds that stop.sh removed this.
+        write_atomic(self.paths.run / "starts", "")
         if self.now()[0] >= until_seconds:
             raise OSError("came too late to start its service")
         call_systemd(self.paths, "StartUnit", ("s", START), ("s", "replace"))

@@ -196,9 +196,8 @@ def user_data(
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
-    `cluster_key`: 64 hexadecimal digits; `cluster`: whose releases it takes; `allowed_signers`: who
-    may sign them, by `signing.signers_text`; `setup`: files, for which it may have no room
-    (`is_beside`); `service`: of `settings.SERVICE`. Raises `Refusal`.
+    `cluster_key`: 64 hexadecimal digits; `allowed_signers`: of releases (`signing.signers_text`);
+    `setup`: files that may find no room (`is_beside`); `service`: `SERVICE`. Raises `Refusal`.
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")

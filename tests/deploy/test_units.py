@@ -290,7 +290,7 @@ def test_bootup_comes_before_apache_and_the_timer_and_handing_over_before_apache
 
 def test_a_service_is_started_only_while_what_the_agent_asked_for_was_not_stopped() -> None:
     condition = unit("start-active.service")["Unit"]["ConditionPathExists"]
-    assert condition == str(loader.Paths().starts)
+    assert condition == str(loader.Paths().run / "starts")
     script = (SYSTEMD.parent / "agent" / "stop.sh").read_text()
     assert f"rm -f {condition}\n" in script
 

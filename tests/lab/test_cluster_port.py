@@ -140,6 +140,9 @@ def test_what_a_service_does_at_port_80_and_half_open_requests_there_cost_no_rol
         assert left.exists(), "a crash leaves the probe on the disk"
         planted = root("node1") / "var/www/html/probe.html"
         planted.write_text("the service's own")
+        slow = root("node1") / "etc/systemd/system/bootup.service.d/slow.conf"
+        slow.parent.mkdir()
+        slow.write_text("[Service]\nExecStartPre=/bin/sleep 4\n")
         lab("on", "node1")
         wait("node1 active", lambda: is_active(sampler, "node1"))
         removed = monotonic("node1", "bootup.service", "ActiveEnterTimestampMonotonic")

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.loader import timing, worst_failover_seconds
 from deploy.lab import LOAD_BALANCER, OPERATOR
 from tests.docs.examples import examples, units
 from tests.lab.cluster import lab
 from tests.lab.test_lab_verbs import without_a_lab
-from tests.lab.test_service import UP, wait
+from tests.lab.test_service import UP, status, wait
 
 HOOKS = ("tell.service", "connections.service", "srv-billing.mount")
 PROXY = """[Service]
@@ -93,9 +94,11 @@ def test_the_service_of_the_document_changes_nodes_and_its_hooks_do_what_they_sa
     tmp_path: Path, told: list[str]
 ) -> None:
     setup = [word for path in files(tmp_path, told[0]) for word in ("--setup", str(path))]
-    lab(*UP, "--ports", "8080", "--ports", "2222", *setup)
+    lab(*UP, "--ports", "8080", "--ports", "2222", "--stop-seconds", "9", *setup)
     wait("node1 served", lambda: served().startswith("node1, term "))
-    first = served().split()[-1]
+    first, times = served().split()[-1], timing(2, 2, 5, stop_seconds=9)
+    told_by_status = {node["worst_case_failover_seconds"] for node in status()["nodes"]}
+    assert told_by_status == {round(worst_failover_seconds(times), 1)}
     assert told[1:] == [f"node1 is active, term {first}"]
     assert [mounted(node) for node in ("node1", "node2")] == ["node1", ""]
     with socket.create_connection(("198.51.100.4", 2222), timeout=60) as client:

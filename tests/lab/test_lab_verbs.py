@@ -375,6 +375,7 @@ def test_two_commands_do_not_change_the_lab_at_once() -> None:
         (("up", "--period-seconds", "0"), "divisor of 60"),
         (("up", "--look-seconds", "3"), "use a divisor of period_seconds = 20, 2 or more"),
         (("up", "--pause-seconds", "61"), "pause_seconds = 61: use 0 to 60"),
+        (("up", "--stop-seconds", "61"), "stop_seconds = 61: use a number from 1 to 60"),
         (("off", "node1"), "no lab is up"),
         (("shell", "node1"), "no lab is up"),
     ],
