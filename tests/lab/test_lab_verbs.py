@@ -95,7 +95,7 @@ def test_a_missing_tool_is_named_with_the_packages(monkeypatch: pytest.MonkeyPat
 
 @without_a_lab
 def test_down_leaves_nothing_but_the_root_file_system_and_says_so() -> None:
-    lab("up")
+    lab("up", "--demo")
     assert traces(), "what is looked for is there while the lab is up"
     assert str(CACHE) in lab("down")
     assert traces() == []
