@@ -19,8 +19,8 @@ unknown counts against being active.
 The rules, and why two nodes are never active: docs/protocol.md, whose sections are named below.
 
 Files of ours: /etc/bootstrap/{loader.*,releases,effective,cluster*,allowed_signers,promise_seconds,
-term,__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html}, /run/bootstrap (this boot's
-promises and leases), /var/log/bootstrap.
+term,__pycache__}, /var/www/html/{status.json,<peer>.html,probe.html} (/var/www/bootstrap/ with a
+`cluster_port` but 80), /run/bootstrap (this boot's promises and leases), /var/log/bootstrap.
 
     loader.py               one run, as the timer starts it
     loader.py --dry-run     print what this node sees and would do; change nothing
@@ -82,7 +82,8 @@ class Paths:
 
     def __init__(self, root: str = "/") -> None:
         self.etc = Path(root, "etc/bootstrap")
-        self.html = Path(root, "var/www/html")
+        own = Path(root, "etc/apache2-bootstrap").is_dir()  # a web server of the cluster's own
+        self.html = Path(root, "var/www/bootstrap" if own else "var/www/html")
         self.run = Path(root, "run/bootstrap")
         self.logfile = Path(root, "var/log/bootstrap/logfile.log")
         self.loader = self.etc / "loader.py"
@@ -116,7 +117,6 @@ class Paths:
         self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
         self.health = self.run / "health"
-        self.starts = self.run / "starts"  # stop.sh removes it: nothing is started after that
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
@@ -2917,8 +2917,8 @@ class Machine:
         logging.info("Starting what runs with the role, term %d", term)
         told = [f"CLUSTER_TERM={term}"]
         call_systemd(self.paths, "SetEnvironment", ("as", told))
-        write_atomic(self.paths.starts, "")
-        # As for the probe: a run that stands still from here on finds that the fence removed it.
+        # As for the probe: a run that stands still from here on finds that stop.sh removed this.
+        write_atomic(self.paths.run / "starts", "")
         if self.now()[0] >= until_seconds:
             raise OSError("came too late to start its service")
         call_systemd(self.paths, "StartUnit", ("s", START), ("s", "replace"))

@@ -53,6 +53,7 @@ class Watched:
     load_balancer_stats: str | None
     cluster_port: int
     is_internal: bool
+    collector: str | None = None  # of the lab's demonstration: says who writes
 
 
 def read_cluster(state: Path) -> Watched:
@@ -78,7 +79,10 @@ def read_cluster(state: Path) -> Watched:
             f"{state / 'endpoints.json'}: cluster_port {port!r} must be a port, from 1 to 65535."
         )
     internal = endpoints.get("frontend") == "internal"
-    return Watched(nodes, str(balancer), stats, int(port), internal)
+    collector = endpoints.get("collector")
+    if not (collector is None or _is_url(collector, "http")):
+        raise Refusal(f"{state / 'endpoints.json'}: collector must be a URL of http://.")
+    return Watched(nodes, str(balancer), stats, int(port), internal, collector)
 
 
 def _is_url(value: object, *schemes: str) -> bool:
@@ -252,6 +256,22 @@ class NodeView:
 
 
 @dataclass(frozen=True)
+class Writes:
+    """Whose lines arrive at the collector of the lab's demonstration.
+
+    `since` is the wall clock, in seconds, of the first line of this term; `refused` the newest of
+    an older one, in words. `problem` is why it does not say.
+    """
+
+    node: str = ""  # "" for nobody so far
+    term: int = 0
+    since: float = 0.0
+    age_seconds: float = 0.0  # of the last line
+    refused: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class View:
     """The whole cluster at one moment.
 
@@ -266,6 +286,7 @@ class View:
     served: str | None  # the node that answers behind the load balancer
     load_balancer: str
     nodes: tuple[NodeView, ...]
+    writes: Writes | None = None  # None where there is no demonstration
 
 
 def node_view(node: Node, probe: Fetched, status: Fetched) -> NodeView:
@@ -379,6 +400,22 @@ def _holding(said: object) -> Holding | None:
     )
 
 
+def writes_of(told: Fetched) -> Writes:
+    """What the collector says of who writes."""
+    try:
+        said = json.loads(told.body) if told.code == 200 else {"problem": told.words}
+        return Writes(
+            node=_word(said.get("node")) or "",
+            term=int(said.get("term", 0)),
+            since=_moment(said.get("since")) or 0.0,
+            age_seconds=_number(said.get("age_seconds")) or 0.0,
+            refused=_word(said.get("refused")) or "",
+            problem=_word(said.get("problem")) or "",
+        )
+    except (AttributeError, RecursionError, TypeError, ValueError):
+        return Writes(problem="no answer that can be read")
+
+
 def _moment(value: object) -> float | None:
     """Seconds of the wall clock."""
     usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e11
@@ -483,17 +520,19 @@ def look(cluster: Watched) -> View:
     nodes = cluster.nodes
     sites = [f"http://{node.public_ip}:{cluster.cluster_port}" for node in nodes]
     stats = [cluster.load_balancer_stats] if cluster.load_balancer_stats else []
-    with ThreadPoolExecutor(max_workers=2 * len(nodes) + 2) as pool:
+    with ThreadPoolExecutor(max_workers=2 * len(nodes) + 3) as pool:
         probes = pool.map(get, [f"{site}/probe.html" for site in sites])
         statuses = pool.map(get, [f"{site}/status.json" for site in sites])
         asked = pool.submit(ask_balancer, cluster.load_balancer)
+        writes = pool.submit(get, cluster.collector) if cluster.collector else None
         checks, served = [*pool.map(get, stats)], asked.result()
     health = health_checks(*checks) if checks else {}
     views = tuple(
         replace(node_view(node, probe, status), health_check=health.get(node.name))
         for node, probe, status in zip(nodes, probes, statuses, strict=True)
     )
-    return cluster_view(cluster, views, served)
+    view = cluster_view(cluster, views, served)
+    return replace(view, writes=writes_of(writes.result())) if writes else view
 
 
 def looks(cluster: Watched, seconds: float | None) -> Iterator[View]:
@@ -546,12 +585,22 @@ def changes(before: View | None, after: View) -> list[str]:
     ]
     if before:
         lines += _release_changes(before, after)
+        lines += _writer_changes(before.writes, after.writes)
 
     # Reasons count seconds; only another verdict is news.
     def news(view: View) -> tuple[object, ...]:
         return view.verdict, view.active, view.served, view.answering_200
 
     return lines if before and news(before) == news(after) else [*lines, after.sentence]
+
+
+def _writer_changes(before: Writes | None, after: Writes | None) -> Iterator[str]:
+    """A line when another node's writes arrive, or others are refused."""
+    was, now = before or Writes(), after or Writes()
+    if now.node and (now.node, now.term) != (was.node, was.term):
+        yield f"{now.node}: its writes arrive, term {now.term}"
+    if now.refused and not was.refused:
+        yield f"writes are refused: {now.refused}"
 
 
 def _release_changes(before: View, after: View) -> Iterator[str]:

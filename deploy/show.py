@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.loader import worst_failover_seconds
-from deploy.operate import NodeView, View, changes, late
+from deploy.operate import NodeView, View, Writes, changes, late
 from deploy.plan import Plan, is_url
 from deploy.release import utc_text
 from deploy.settings import times_of
@@ -96,7 +96,23 @@ def picture(view: View) -> RenderableType:
     failover = [node.worst_case_failover_seconds or 0 for node in view.nodes]
     if any(failover):
         sentence.append(f" Worst-case failover {max(failover):g} s.", "not bold default")
-    return Group(table, reasons, "", sentence, *_setups(view), *_pauses(view), *_releases(view))
+    told = (*_writes(view.writes), *_setups(view), *_pauses(view), *_releases(view))
+    return Group(table, reasons, "", sentence, *told)
+
+
+def _writes(writes: Writes | None) -> list[Text]:
+    """Whose writes arrive in the lab's demonstration."""
+    if not writes:
+        return []
+    if writes.problem:
+        return [Text(f"Demonstration: its collector: {writes.problem}.", "bold yellow")]
+    if not writes.node:
+        return [Text("Demonstration: nobody has written yet.", "bold yellow")]
+    since = f"since {datetime.fromtimestamp(writes.since, timezone.utc):%H:%M:%SZ}"
+    told = f"Demonstration: {writes.node} writes {since}, term {writes.term}"
+    last = f", the last line {writes.age_seconds:.1f} s ago."
+    lines = [Text(told + last, "" if writes.age_seconds < 1 else "bold yellow")]
+    return lines + [Text(f"Refused: {writes.refused}.", "yellow")] * bool(writes.refused)
 
 
 def _setups(view: View) -> list[Text]:

@@ -34,6 +34,20 @@ UNITS = (
 )
 """Nodes get these as they are; what depends on the period stands beside them."""
 
+OWN_WEB_SERVER = {
+    "/var/www/html": "/var/www/bootstrap",
+    "apache2.service": "apache2@bootstrap.service",
+    "mkdir -p /var/log/bootstrap": "mkdir -p /var/log/bootstrap /var/www/bootstrap",
+    "a2enconf -q bootstrap": "systemctl --no-reload enable apache2@bootstrap.service",
+}
+"""What units and install.sh say of the usual Apache, and what of an instance of the cluster's own.
+
+Debian has a name and a place for such: /usr/share/doc/apache2/README.multiple-instances.
+"""
+
+INSTANCE = "/etc/apache2-bootstrap"
+"""The configuration of that instance; the agent knows by it where its pages are."""
+
 # Until the node is installed, each boot is its first one for cloud-init: power that is lost while
 # it writes the files below must not leave a node without some of them.
 EACH_BOOT = [
@@ -72,7 +86,7 @@ def period_dropins(period_seconds: int) -> dict[str, str]:
     }
 
 
-def units(period_seconds: int) -> dict[str, str]:
+def units(period_seconds: int, cluster_port: int) -> dict[str, str]:
     """Every unit and drop-in of a node, by its path."""
     repository = {name: part(f"systemd/{name}") for name in UNITS}
     found = {
@@ -83,7 +97,39 @@ def units(period_seconds: int) -> dict[str, str]:
         "install.service": part("systemd/install.service"),
         "apache2.service.d/bootstrap.conf": part("systemd/apache2.conf"),
     }
-    return {f"/etc/systemd/system/{name}": text for name, text in found.items()}
+    by_path = {f"/etc/systemd/system/{name}": text for name, text in found.items()}
+    return served_at(cluster_port, by_path)
+
+
+def served_at(cluster_port: int, files: dict[str, str]) -> dict[str, str]:
+    """The same files where that port has a web server of its own: of that one, not the usual."""
+    if cluster_port == HTTP_PORT:
+        return files
+
+    def of_its_own(text: str) -> str:
+        for usual, own in OWN_WEB_SERVER.items():
+            text = text.replace(usual, own)
+        return text
+
+    return {of_its_own(path): of_its_own(text) for path, text in files.items()}
+
+
+def web_server(cluster_port: int) -> dict[str, str]:
+    """The configuration of the Apache that serves markers and probe, by path.
+
+    The usual one gets the probe's limit alone; it may be the application's, too.
+    """
+    limit = part("agent/apache.conf")
+    if cluster_port == HTTP_PORT:
+        return {"/etc/apache2/conf-available/bootstrap.conf": limit}
+    return {
+        f"{INSTANCE}/apache2.conf": part("agent/web-server.conf", PORT=str(cluster_port)),
+        f"{INSTANCE}/bootstrap.conf": limit,
+        f"{INSTANCE}/envvars": (
+            "export APACHE_RUN_DIR=/run/apache2-bootstrap\n"
+            "export APACHE_LOCK_DIR=/run/lock/apache2-bootstrap\n"
+        ),
+    }
 
 
 def application(setup: Setup, bootstrap_url: str) -> dict[str, str]:
@@ -104,21 +150,23 @@ def install_script(bootstrap_url: str) -> str:
     return part("agent/install.sh", URL=shlex.quote(bootstrap_url), OURS=PROJECT)
 
 
-def parts(node: str, bootstrap_url: str) -> dict[str, str]:
+def parts(node: str, bootstrap_url: str, cluster_port: int) -> dict[str, str]:
     """What comes from the checkout as it is, by path: the same on all nodes but for a name."""
     return {
         "/etc/bootstrap/index.html": part("agent/index.html", NODE=node),
-        "/etc/bootstrap/install.sh": install_script(bootstrap_url),
+        **served_at(cluster_port, {"/etc/bootstrap/install.sh": install_script(bootstrap_url)}),
         "/etc/bootstrap/health.sh": part("agent/health.sh"),
         "/etc/bootstrap/stop.sh": part("agent/stop.sh"),
-        "/etc/apache2/conf-available/bootstrap.conf": part("agent/apache.conf"),
+        **web_server(cluster_port),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     }
 
 
-def common(node: str, bootstrap_url: str, period_seconds: int, setup: Setup) -> dict[str, str]:
+def common(
+    node: str, bootstrap_url: str, period_seconds: int, cluster_port: int, setup: Setup
+) -> dict[str, str]:
     """What is not a cluster's own, by path: parts, units, and what sets the application up."""
-    files = parts(node, bootstrap_url) | units(period_seconds)
+    files = parts(node, bootstrap_url, cluster_port) | units(period_seconds, cluster_port)
     return files | application(setup, bootstrap_url)
 
 
@@ -148,9 +196,8 @@ def user_data(
 ) -> str:
     """The cloud-config document of `node`; no setting has a default, lest a caller forget one.
 
-    `cluster_key`: 64 hexadecimal digits; `cluster`: whose releases it takes; `allowed_signers`: who
-    may sign them, by `signing.signers_text`; `setup`: files, for which it may have no room
-    (`is_beside`); `service`: of `settings.SERVICE`. Raises `Refusal`.
+    `cluster_key`: 64 hexadecimal digits; `allowed_signers`: of releases (`signing.signers_text`);
+    `setup`: files that may find no room (`is_beside`); `service`: `SERVICE`. Raises `Refusal`.
     """
     if node not in nodes_info:
         raise Refusal(f"{node!r} is not in nodes_info.json: it names {', '.join(nodes_info)}.")
@@ -168,7 +215,8 @@ def user_data(
         "/etc/bootstrap/cluster": cluster + "\n",
         "/etc/bootstrap/allowed_signers": allowed_signers,
     }
-    return fitting(node, files | common(node, bootstrap_url, period_seconds, setup), setup)
+    unchanged = common(node, bootstrap_url, period_seconds, cluster_port, setup)
+    return fitting(node, files | unchanged, setup)
 
 
 def is_beside(document: str, setup: Setup) -> bool:

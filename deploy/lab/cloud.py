@@ -9,7 +9,16 @@ from pathlib import Path
 
 from deploy import Refusal, publish
 from deploy.files import write_whole
-from deploy.lab import LOAD_BALANCER, PROBE_SOURCE, STATE, WEB_SITE, container, process
+from deploy.lab import (
+    COLLECTOR,
+    LOAD_BALANCER,
+    PROBE_SOURCE,
+    STATE,
+    WEB_SITE,
+    collector,
+    container,
+    process,
+)
 from deploy.lab.container import Container
 from deploy.lab.network import FABRIC
 from deploy.operate import get
@@ -21,6 +30,9 @@ SITE = STATE / publish.SITE
 
 STATISTICS = f"http://{LOAD_BALANCER}:8404/stats;csv"
 """Also of an internal load balancer: they are no business of its network."""
+
+WRITES = STATE / "writes.log"
+"""What the collector of a demonstration has noted."""
 
 READY_SECONDS = 15.0
 
@@ -43,9 +55,10 @@ DocumentRoot /srv/site
 """
 
 
-def endpoints(plan: Plan) -> dict[str, str]:
+def endpoints(plan: Plan, *, demo: bool = False) -> dict[str, str]:
     """Where the lab's services are, as `azure up` writes it of a cluster there."""
     return {
+        **({"collector": f"http://{COLLECTOR}:{collector.PORT}"} if demo else {}),
         "load_balancer": url_of(balancer_address(plan), plan.ports, plan.probe.port),
         "load_balancer_stats": STATISTICS,
         "frontend": plan.frontend,
@@ -68,6 +81,15 @@ def start_metadata(checkout: Path, plan: Plan) -> None:
     process.start("metadata", command, log=STATE / "metadata.log", folder=checkout)
 
 
+def start_collector(checkout: Path) -> None:
+    """Start the collector of a demonstration, unless it runs."""
+    if process.is_running("collector"):
+        return
+    command = ["ip", "netns", "exec", FABRIC, sys.executable, "-B", "-m", "deploy.lab.collector"]
+    command.append(str(WRITES))
+    process.start("collector", command, log=STATE / "collector.log", folder=checkout)
+
+
 def start_web_site(lower: Path) -> None:
     """Start the web site: Apache with the published folder, unless it runs."""
     box = Container("web-site", FABRIC)
@@ -80,8 +102,8 @@ def start_load_balancer(lower: Path, plan: Plan) -> None:
     _serve(box, lower, balancer(plan), "haproxy -db -f")
 
 
-def wait_until_served() -> None:
-    """Wait until web site and load balancer answer, and the metadata service runs.
+def wait_until_served(demo: bool) -> None:
+    """Wait until web site and load balancer answer, and our own services run.
 
     Raises `Refusal` with the end of the log of what does not: the log itself may go with the lab.
     """
@@ -95,9 +117,10 @@ def wait_until_served() -> None:
                 said = process.tail(Container(box, FABRIC).folder / "console.log")
                 raise Refusal(f"{url}: {answer.words}; the log of the {box} ends:\n{said}")
             time.sleep(process.POLL_SECONDS)
-    if not process.is_running("metadata"):
-        said = process.tail(STATE / "metadata.log")
-        raise Refusal(f"the metadata service ended; its log ends:\n{said}")
+    for name in ("metadata", "collector") if demo else ("metadata",):
+        if not process.is_running(name):
+            said = process.tail(STATE / f"{name}.log")
+            raise Refusal(f"the {name} service ended; its log ends:\n{said}")
 
 
 def probe_seconds(plan: Plan) -> float:

@@ -25,6 +25,7 @@ from deploy.lab import (
     STATE,
     cloud,
     container,
+    demo,
     events,
     kernel,
     machine,
@@ -108,6 +109,12 @@ def lab_command() -> None:
     multiple=True,
     help="Run once on each node after the agent is installed; again for files beside it.",
 )
+@click.option(
+    "--demo",
+    "with_demo",
+    is_flag=True,
+    help="A service that writes ten times a second to this machine: `watch` shows whose arrive.",
+)
 @service_options
 def up(
     count: int | None,
@@ -117,6 +124,7 @@ def up(
     machines: tuple[str, ...],
     *,
     setup: tuple[str, ...],
+    with_demo: bool,
     **service: Any,
 ) -> None:
     """Make this machine the cloud, or repair the lab that is up.
@@ -126,9 +134,8 @@ def up(
     """
     began = time.monotonic()
     with lock(), stopped_by_terminate(), ExitStack() as unless_it_succeeds:
-        lab = wanted_lab(
-            count, period_seconds, look_seconds, pause_seconds, machines, setup=setup, **service
-        )
+        times = (period_seconds, look_seconds, pause_seconds)
+        lab = wanted_lab(count, *times, machines, setup=setup, with_demo=with_demo, **service)
         if running_lab() is None:
             tear_down()  # what a crashed `lab up` left
             unless_it_succeeds.callback(tear_down)
@@ -301,12 +308,15 @@ def wanted_lab(
     machines: tuple[str, ...] = (),
     *,
     setup: tuple[str, ...] = (),
+    with_demo: bool = False,
     **service: Any,
 ) -> Lab:
     """The lab to bring up: as asked, else as it is up, else as the checkout has it.
 
     Raises `Refusal` if another one is up: its nodes have their disks and settings already.
     """
+    if setup and with_demo:
+        raise Refusal("--demo sets up an application of its own: use it without --setup.")
     existing = running_lab()
     period = Settings.period_seconds if period_seconds is None else period_seconds
     look = look_of(period, look_seconds)
@@ -323,8 +333,9 @@ def wanted_lab(
         nodes = existing.plan.nodes if existing else read_nodes(NODES_FILE)
         plan = lab_plan(period, look, pause, nodes, **asked)
     before = existing or Lab(plan)
-    given = read_setup(setup) if setup else before.setup
-    lab = Lab(plan, machines=frozenset(machines) or before.machines, setup=given)
+    given = demo.application() if with_demo else read_setup(setup) or before.setup
+    machines_kept = frozenset(machines) or before.machines
+    lab = Lab(plan, machines=machines_kept, setup=given, demo=with_demo or before.demo)
     for name in lab.machines:
         lab.node(name)
     if existing and existing != lab:
@@ -350,12 +361,14 @@ def bring_up(lab: Lab) -> None:
     with step("Metadata service, web site, load balancer"):
         release = publish_release(lab)
         cloud.start_metadata(lab.checkout, lab.plan)
+        if lab.demo:
+            cloud.start_collector(lab.checkout)
         cloud.start_web_site(lower)
         cloud.start_load_balancer(lower, lab.plan)
-        cloud.wait_until_served()
+        cloud.wait_until_served(lab.demo)
     with step(f"Boot of {len(lab.plan.nodes)} nodes"):
         boot_nodes(lab, lower, release.allowed_signers)
-    save_endpoints(lab.plan)
+    save_endpoints(lab)
 
 
 def publish_release(lab: Lab) -> Release:

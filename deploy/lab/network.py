@@ -12,6 +12,7 @@ import json
 
 from deploy import Refusal
 from deploy.lab import (
+    COLLECTOR,
     FABRIC_ADDRESS,
     LOAD_BALANCER,
     METADATA,
@@ -81,7 +82,8 @@ def make_fabric(plan: Plan) -> None:
     services = [f"address add {ip}/32 dev lo" for ip in (METADATA, PROBE_SOURCE)]
     is_internal = plan.frontend == "internal"
     internal = [f"address add {plan.balancer_ip}/32 dev {BRIDGE}"] if is_internal else []
-    shown = [f"address add {ip}/24 dev host" for ip in (FABRIC_ADDRESS, WEB_SITE, LOAD_BALANCER)]
+    own = (FABRIC_ADDRESS, WEB_SITE, LOAD_BALANCER, COLLECTOR)
+    shown = [f"address add {ip}/24 dev host" for ip in own]
     _ip(
         "link set lo up",
         f"link add {BRIDGE} type bridge",

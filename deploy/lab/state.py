@@ -34,6 +34,7 @@ class Lab:
     checkout: Path = CHECKOUT
     machines: frozenset[str] = frozenset()  # the nodes that are virtual machines
     setup: Setup = field(default_factory=dict)
+    demo: bool = False  # `setup` is the demonstration, and its collector runs
 
     def node(self, name: str) -> Node:
         """The node of that name; raises `Refusal` with the names there are."""
@@ -49,6 +50,7 @@ class Lab:
         return (
             f"a lab of {len(plan.nodes)} nodes{machines} with a period of {plan.period_seconds} s"
             f", a look every {plan.look_seconds} s and pauses of {plan.pause_seconds} s absorbed"
+            f"{', with the demonstration' * self.demo}"
         )
 
 
@@ -99,6 +101,7 @@ def save(lab: Lab) -> None:
         "checkout": str(lab.checkout),
         "machines": sorted(lab.machines),
         "setup": [*lab.setup],
+        "demo": lab.demo,
     }
     for name, content in lab.setup.items():
         write_whole(STATE / "setup" / name, content)
@@ -108,9 +111,9 @@ def save(lab: Lab) -> None:
         write_whole(STATE / "cluster.key", f"{secrets.token_hex(32)}\n".encode(), mode=0o600)
 
 
-def save_endpoints(plan: Plan) -> None:
+def save_endpoints(lab: Lab) -> None:
     """Say where the lab's services are: the last file of `lab up`, so it means: the lab is up."""
-    write_json(STATE / "endpoints.json", endpoints(plan))
+    write_json(STATE / "endpoints.json", endpoints(lab.plan, demo=lab.demo))
 
 
 def is_started() -> bool:
@@ -134,7 +137,8 @@ def running_lab() -> Lab | None:
         lists = {name: tuple(value) for name, value in service.items() if isinstance(value, list)}
         plan = lab_plan(period_seconds, look_seconds, pause_seconds, nodes, **service | lists)
         setup = {name: (STATE / "setup" / name).read_bytes() for name in said.get("setup", ())}
-        return Lab(plan, Path(said["checkout"]), frozenset(said.get("machines", ())), setup)
+        machines = frozenset(said.get("machines", ()))
+        return Lab(plan, Path(said["checkout"]), machines, setup, said.get("demo") is True)
     except (KeyError, TypeError, ValueError) as error:
         raise Refusal(f"{STATE}: not what `lab up` writes: `lab down` removes it.") from error
 

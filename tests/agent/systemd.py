@@ -52,6 +52,7 @@ class Systemd:
         self.starts = path.parents[1] / "bootstrap/starts"
         self.starts_as = "active"  # what becomes of joined units
         self.stops_as = "inactive"
+        self.stops_in_seconds = 0.0
         self.environment: list[str] = []
         self.started: list[str] = []  # of the joined units
         self.loses_answers = False
@@ -161,6 +162,11 @@ class Systemd:
         """At once: what starts `active.target` with what joined it, or what stops both."""
         assert (name in ("start-active.service", "stop-active.service"), mode) == (True, "replace")
         starts, before = name == "start-active.service", self.units
+        if not starts and self.stops_in_seconds:
+            if "stop-active.service" not in before:  # else it is under way
+                self.units = {**before, "stop-active.service": "activating"}
+                threading.Timer(self.stops_in_seconds, lambda: self._stopped(before)).start()
+            return ""
         if starts and not self.starts.exists():  # the unit's condition
             return ""
         if starts:
@@ -172,6 +178,9 @@ class Systemd:
             self.units |= {unit: state for unit, state in before.items() if state == "failed"}
         self.units["active.target"] = "active" if starts else "inactive"
         return ""
+
+    def _stopped(self, units: dict[str, str]) -> None:
+        self.units = dict.fromkeys(units, self.stops_as)
 
     def _stop(self, name: str, mode: str) -> str:
         assert mode == "replace", mode

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from agent import loader
+from deploy.userdata import web_server
 
 CONF = Path(loader.__file__).with_name("apache.conf").read_text()
 MODULES = Path("/usr/lib/apache2/modules")
@@ -64,31 +65,57 @@ class Apache:
 
 
 @contextmanager
-def apache(others: str = "", htaccess: str = "") -> Iterator[Apache]:
-    """Our configuration in a server that has that of `others` too, with a probe that is there."""
+def placed() -> Iterator[tuple[Path, Apache]]:
+    """A folder, and the server that is to run from it, at a port that is free."""
     if not shutil.which("apache2") or not MODULES.is_dir():
         pytest.skip("needs apache2-bin")
     with tempfile.TemporaryDirectory() as name, socket.socket() as free:
         folder = Path(name)
+        folder.chmod(0o755)
         free.bind(("127.0.0.1", 0))
         server = Apache(folder, free.getsockname()[1])
         free.close()
-        for path in (server.html / "app", server.lease_until.parent, folder / "cache"):
+        for path in (server.html / "app", server.lease_until.parent):
             path.mkdir(parents=True)
-        (folder / "cache").chmod(0o777)
         for page in ("index.html", "probe.html", "app.html", "app/probe.html"):
             (server.html / page).write_text("a page")
             os.utime(server.html / page, (1e9, 1e9))  # what is old is cached for long
+        yield folder, server
+
+
+@contextmanager
+def apache(others: str = "", htaccess: str = "") -> Iterator[Apache]:
+    """Our configuration in a server that has that of `others` too, with a probe that is there."""
+    with placed() as (folder, server):
+        (folder / "cache").mkdir()
+        (folder / "cache").chmod(0o777)
         if htaccess:
             (server.html / ".htaccess").write_text(htaccess)
-        folder.chmod(0o755)
         (folder / "bootstrap.conf").write_text(
             CONF.replace("/run/bootstrap", f"{folder}/run/bootstrap")
         )
         modules = (f"LoadModule {it}_module {MODULES}/mod_{it}.so\n" for it in LOADED)
         text = "".join(modules) + SERVER.replace("@OTHERS@", others)
-        text = text.replace("@FOLDER@", name).replace("@PORT@", server.address.partition(":")[2])
+        text = text.replace("@FOLDER@", str(folder))
+        text = text.replace("@PORT@", server.address.partition(":")[2])
         (folder / "apache2.conf").write_text(text)
+        with running(folder, server):
+            yield server
+
+
+@contextmanager
+def own_apache() -> Iterator[Apache]:
+    """A web server of the cluster's own as a node has it, with a probe that is there."""
+    with placed() as (folder, server):
+        here = {
+            **{"/etc/apache2-bootstrap": f"{folder}", "/var/www/bootstrap": f"{server.html}"},
+            **{"/run/bootstrap": f"{folder}/run/bootstrap", "${APACHE_RUN_DIR}": f"{folder}"},
+            "Listen ": "Listen 127.0.0.1:",
+        }
+        for path, text in web_server(int(server.address.partition(":")[2])).items():
+            for usual, instead in here.items():
+                text = text.replace(usual, instead)  # noqa: PLW2901
+            (folder / Path(path).name).write_text(text)
         with running(folder, server):
             yield server
 
@@ -234,3 +261,42 @@ def test_a_hundred_peers_that_keep_their_connections_open_hold_no_worker_of_apac
             peer.close()
     assert int(told["BusyWorkers"]) <= 2  # the one that says this, and one that just answered
     assert int(told["BusyWorkers"]) + int(told["IdleWorkers"]) >= 50
+
+
+def test_the_clusters_own_server_serves_its_pages_and_ends_the_probe_with_its_lease() -> None:
+    with own_apache() as server:
+        assert_the_lease_holds(server)
+        for name in ("status.json", ".status.json.tmp"):
+            (server.html / name).write_text("a page")
+        refused = {"/.status.json.tmp": 403, "/app/": 404, "/nothing.html": 404}
+        wanted = {"/": 200, "/status.json": 200, **refused}
+        assert {target: server.status(target) for target in wanted} == wanted
+        page = HTTPConnection(server.address, timeout=5)
+        page.request("GET", "/status.json")
+        assert page.getresponse().headers["Content-Type"] == "application/json"
+        page.close()
+        assert expires(server)
+
+
+def test_the_clusters_own_server_bears_two_hundred_connections_that_stay_open() -> None:
+    with own_apache() as server:
+        peers = [HTTPConnection(server.address, timeout=5) for _ in range(200)]
+        opened = [look_of(peer) for peer in peers]
+        assert None not in opened
+        assert [look_of(peer) for peer in peers] == opened
+        for peer in peers:
+            peer.close()
+
+
+def test_the_clusters_own_server_answers_beside_slow_requests_and_ends_them_soon() -> None:
+    with own_apache() as server:
+        host, _, port = server.address.partition(":")
+        began = time.monotonic()
+        slow = [socket.create_connection((host, int(port)), timeout=15) for _ in range(30)]
+        for each in slow:
+            each.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert server.status("/") == 200
+        for each in slow:
+            each.recv(1000)  # it says that it waits no longer, or just hangs up
+            each.close()
+        assert 4 < time.monotonic() - began < 9

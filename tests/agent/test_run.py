@@ -1222,6 +1222,25 @@ def test_markers_and_the_own_probe_are_asked_for_at_the_clusters_port(world: Wor
     assert (world.active, world.status()["probe_expires"]) == (True, True)
 
 
+def test_where_the_cluster_has_its_own_web_server_the_usual_folder_is_the_applications(
+    world: World,
+) -> None:
+    usual = world.paths.html
+    theirs = ("index.html", "probe.html", ".probe.html", "node2.html", "status.json")
+    for name in theirs:
+        (usual / name).write_text("an application's")
+    (world.root / "etc/apache2-bootstrap").mkdir()
+    world.paths = loader.Paths(str(world.root))
+    world.paths.html.mkdir()
+    world.run()
+    assert (world.active, world.status()["role"]) == (True, "active")
+    world.run("bootup")
+    assert [path.name for path in world.paths.html.iterdir()] == []
+    assert {path.name: path.read_text() for path in usual.iterdir()} == dict.fromkeys(
+        theirs, "an application's"
+    )
+
+
 def test_bootup_by_hand_does_not_shorten_a_hold_or_forget_a_promise(world: World) -> None:
     world.was_active()
     before = world.state()

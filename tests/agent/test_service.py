@@ -117,6 +117,15 @@ def test_a_service_that_somebody_stops_on_the_active_node_ends_the_role(world: W
     assert world.state()["trouble"] == "its service is not there: somebody stopped it"
 
 
+def test_a_planned_stop_waits_for_the_service_and_gives_the_votes_up_then(world: World) -> None:
+    world.run()
+    world.systemd.stops_in_seconds = 5  # longer than the look itself
+    ran = world.run("leave")
+    state = world.state()
+    assert (ran.code, world.active, state["active"], state["stopping"]) == (0, False, False, False)
+    assert state["released"] > 0
+
+
 def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(world: World) -> None:
     world.run()
     fences = world.fences()
@@ -126,6 +135,28 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
     assert (ran.code, world.active) == (2, False)
     assert {unit for unit, _ in started(world)} == {"start-active.service", "stop-active.service"}
     assert world.fences() == fences
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ({}, "stopped"),
+        ({loader.START: "activating"}, "changing"),
+        ({UNIT: "activating"}, "changing"),
+        ({UNIT: "active", loader.TARGET: "active"}, "running"),
+        ({UNIT: "active", loader.TARGET: "active", "hook.service": "reloading"}, "changing"),
+        ({UNIT: "active", loader.TARGET: "active", "hook.service": "failed"}, "failed"),
+        ({UNIT: "active", loader.TARGET: "active", loader.STOP: "activating"}, "stopping"),
+        ({UNIT: "deactivating"}, "changing"),
+        ({UNIT: "active"}, "running"),
+        ({UNIT: "failed"}, "stopped"),
+    ],
+)
+def test_what_systemd_says_of_the_units_is_one_state_of_all(
+    world: World, told: dict[str, str], state: str
+) -> None:
+    world.systemd.units = told
+    assert loader.service_now(world.paths, (UNIT, "hook.service")).state == state
 
 
 def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:

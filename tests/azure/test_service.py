@@ -186,6 +186,7 @@ def test_a_port_of_the_clusters_own_is_probed_told_to_the_nodes_and_open_to_nobo
     assert rules["AllowHttpFromOperator"][2:] == (["8080"], ["192.0.2.77/32"])
     assert rules["DenyHttpFromOthers"] == ("Deny", "Tcp", ["8080"], ["*"])
     assert "cluster_port = 8080\n" in custom_data(operator)
+    assert "Listen 8080" in custom_data(operator)  # a web server of the cluster's own
     assert operator.azure.groups[NAME]["tags"]["cluster-port"] == "8080"
     assert (endpoints(operator)["cluster_port"], operator.run("plan").code) == ("8080", 0)
 

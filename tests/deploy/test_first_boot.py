@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from agent import loader
 from deploy.checkout import CHECKOUT
 from deploy.nodes_info import read_nodes_info
 from deploy.publish import Folder, publish
 from deploy.release import first_release
 from deploy.settings import Settings
 from deploy.signing import public_key, signers_text
-from deploy.userdata import user_data
+from deploy.userdata import INSTANCE, user_data
 from tests.agent.world import KEY, SOURCE, WEB_SITE_HOST, World, open_world
 from tests.keys import make_key
 from tests.web import Page
@@ -66,7 +67,7 @@ class Ran(NamedTuple):
 class FirstBoot:
     """A machine that is to become node1, in a folder: what cloud-init wrote is there."""
 
-    def __init__(self, world: World, agent: str) -> None:
+    def __init__(self, world: World, agent: str, cluster_port: int = 80) -> None:
         self.root, self.paths, self.agent = world.root, world.paths, agent
         self.site = world.cloud.site(WEB_SITE_HOST)
         self.key = make_key(self.root / "operator" / "id_ed25519", "me")
@@ -81,7 +82,7 @@ class FirstBoot:
             pause_seconds=5,
             peer_address="public",
             scheduled_events=True,
-            cluster_port=80,
+            cluster_port=cluster_port,
             cluster="lab",
             allowed_signers=signers_text([public_key(self.key)]),
             setup={},
@@ -191,6 +192,27 @@ def test_first_boot_installs_what_is_missing_and_says_so_last(boot: FirstBoot) -
         "systemctl start fence-clock.timer health.path loader.timer handover.service"
         " rollback.timer",
     ]
+
+
+def test_first_boot_of_a_cluster_with_its_own_web_server_starts_that_and_leaves_port_80_alone(
+    world: World,
+) -> None:
+    usual = world.paths.html
+    (usual / "index.html").write_text(APACHES)
+    (world.root / INSTANCE.lstrip("/")).mkdir(parents=True)
+    world.paths = loader.Paths(str(world.root))
+    boot = FirstBoot(world, STAND_IN, cluster_port=8001)
+    ran = boot.start()
+    assert ran.code == 0, ran.errors
+    boot.assert_whole()
+    changes = [call for call in ran.calls if call.startswith(("systemctl", "a2"))]
+    asked = [call for call in changes if "apache" in call]
+    assert asked == [
+        "systemctl --no-reload enable apache2@bootstrap.service",
+        "systemctl restart apache2@bootstrap.service",
+    ]
+    assert [path.name for path in usual.iterdir()] == ["index.html"]
+    assert (usual / "index.html").read_text() == APACHES
 
 
 def test_killed_after_any_command_the_next_start_makes_it_whole(boot: FirstBoot) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from deploy import operate
 from deploy.__main__ import main
 from deploy.checkout import NODES_FILE
 from deploy.nodes_info import read_nodes_info
-from deploy.operate import TIMEOUT_SECONDS, looks, read_cluster
+from deploy.operate import TIMEOUT_SECONDS, View, Writes, changes, looks, read_cluster
 from deploy.verbs import status_command, watch_command
 from tests.web import NOT_FOUND, Asked, Page, Site, open_web, status_page
 
@@ -526,6 +526,49 @@ def test_an_internal_load_balancer_that_does_not_answer_is_to_be_asked_from_its_
     assert result.exit_code == 3
 
 
+def test_whose_writes_arrive_at_the_demonstrations_collector_is_said(cluster: Sites) -> None:
+    assert cluster.view()["writes"] is None
+    told_of_endpoints(cluster, collector=cluster.balancer.url)
+    told = {"node": "node1", "term": 7, "since": 1e9, "age_seconds": 0.05}
+    cluster.balancer.pages["/"] = Page(json.dumps(told))
+    output = cluster.status().output
+    said = "Demonstration: node1 writes since 01:46:40Z, term 7, the last line 0.1 s ago."
+    assert said in output
+    assert "Refused" not in output
+    told["refused"] = "node2 with term 5, 3 s ago"
+    cluster.balancer.pages["/"] = Page(json.dumps(told))
+    assert "Refused: node2 with term 5, 3 s ago." in cluster.status().output
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (Page("{}"), "nobody has written yet"),
+        (Page("[]"), "its collector: no answer that can be read"),
+        (Page('{"term": "new"}'), "its collector: no answer that can be read"),
+        (NOT_FOUND, "its collector: answer 404"),
+    ],
+)
+def test_a_collector_without_a_writer_or_an_answer_is_said(
+    page: Page, words: str, cluster: Sites
+) -> None:
+    told_of_endpoints(cluster, collector=cluster.balancer.url)
+    cluster.balancer.pages["/"] = page
+    result = cluster.status()
+    assert f"Demonstration: {words}." in result.output
+    assert result.exit_code == 0
+
+
+def test_another_node_whose_writes_arrive_is_a_change() -> None:
+    def view(**writes: Any) -> View:
+        return View("nobody", "", None, (), None, "", (), Writes(**writes))
+
+    one, other = view(node="node1", term=5), view(node="node2", term=7, refused="node1, 0 s ago")
+    lines = ["node2: its writes arrive, term 7", "writes are refused: node1, 0 s ago"]
+    assert changes(one, other) == lines
+    assert changes(other, replace(other, writes=replace(other.writes or Writes(), term=7))) == []
+
+
 def test_a_node_whose_application_is_not_set_up_says_why(cluster: Sites) -> None:
     cluster.says("node2", "passive", setup="setup.sh has not succeeded: no such package")
     output = cluster.status().output
@@ -547,6 +590,11 @@ def test_a_node_whose_application_is_not_set_up_says_why(cluster: Sites) -> None
         ("endpoints.json", "[" * 30_000, "is not JSON"),
         ("endpoints.json", "[]", "must hold a JSON object"),
         ("endpoints.json", "{}", "load_balancer"),
+        (
+            "endpoints.json",
+            '{"load_balancer": "http://203.0.113.20", "collector": "tcp://203.0.113.30:1"}',
+            "collector must be a URL of http://",
+        ),
         ("endpoints.json", '{"load_balancer": "203.0.113.20"}', "begins with http://"),
         ("endpoints.json", '{"load_balancer": "http://203.0.113.20:port"}', "begins with http://"),
         ("nodes_info.json", nodes_info("n{}"), "node1: public_ip 'n11': use an IPv4 address."),

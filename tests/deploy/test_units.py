@@ -11,7 +11,7 @@ import pytest
 
 from agent import loader
 from deploy.settings import Settings
-from deploy.userdata import application, period_dropins
+from deploy.userdata import INSTANCE, application, period_dropins, units
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(path.name for path in SYSTEMD.iterdir() if path.suffix != ".conf")
@@ -219,6 +219,26 @@ def test_a_node_that_shuts_down_still_has_its_fence() -> None:
     assert unit("fence.service")["Service"]["Slice"] == "system.slice"  # for its instances
 
 
+def test_units_and_agent_go_by_the_same_folder_where_the_cluster_has_its_own_web_server(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / INSTANCE.lstrip("/")).mkdir(parents=True)
+    paths = loader.Paths(str(tmp_path))
+    found = {Path(path).name: Unit(text) for path, text in units(20, 8001).items()}
+
+    def here(*there: Path) -> str:
+        return " ".join(f"/{path.relative_to(tmp_path)}" for path in there)
+
+    for name in ("fence.service", "fence@.service"):
+        removed = found[name]["Service"]["ExecStart"].removeprefix("/bin/rm -f ")
+        assert removed == here(paths.probe, paths.staged)
+    assert found["loader.service"]["Service"]["ReadWritePaths"] == here(paths.etc, paths.html)
+    mounts = found["bootup.service"]["Unit"]["RequiresMountsFor"]
+    assert mounts == here(paths.etc, paths.html, paths.logfile.parent)
+    for name in ("loader.service", "handover.service"):
+        assert "apache2@bootstrap.service" in found[name]["Unit"]["After"].split()
+
+
 def test_the_fence_has_what_runs_with_the_role_stopped_where_anything_does() -> None:
     assert unit("fence.service")["Unit"]["Wants"] == loader.STOP
     conditions = (SYSTEMD / loader.STOP).read_text().split("\n")
@@ -278,7 +298,7 @@ def test_bootup_comes_before_apache_and_the_timer_and_handing_over_before_apache
 
 def test_a_service_is_started_only_while_what_the_agent_asked_for_was_not_stopped() -> None:
     condition = unit("start-active.service")["Unit"]["ConditionPathExists"]
-    assert condition == str(loader.Paths().starts)
+    assert condition == str(loader.Paths().run / "starts")
     script = (SYSTEMD.parent / "agent" / "stop.sh").read_text()
     assert f"rm -f {condition}\n" in script
 

@@ -20,7 +20,7 @@ from deploy.lab.node import write_seed
 from deploy.nodes_info import read_nodes_info
 from deploy.settings import SERVICE
 from deploy.signing import public_key, signers_text
-from deploy.userdata import UNITS, is_beside, user_data
+from deploy.userdata import OWN_WEB_SERVER, UNITS, is_beside, user_data
 from tests.agent.world import open_world
 from tests.web import Page
 
@@ -29,6 +29,7 @@ KEY = "5e" * 32
 STOP_SCRIPT = (CHECKOUT / "agent/stop.sh").read_text()
 SETUP = {"setup.sh": b"#!/bin/sh\necho hello\n"}
 SIGNERS = signers_text(["ssh-ed25519 AAAA me@home"])
+CONF = "/etc/bootstrap/loader.conf"
 Run = Callable[..., "tuple[int, str, str]"]
 
 
@@ -149,6 +150,39 @@ def test_a_port_of_the_clusters_own_is_in_the_nodes_settings_and_the_usual_one_i
         assert (code, [line for line in conf if "port" in line]) == (0, told)
 
 
+def texts(cluster_port: int) -> dict[str, str]:
+    """What a node gets, by path; the agent's own settings, which name the port, left out."""
+    found = files(document(cluster_port=cluster_port))
+    return {path: file["content"] for path, file in found.items() if path != CONF}
+
+
+def test_a_cluster_with_a_port_of_its_own_leaves_the_usual_apache_and_its_folder_alone() -> None:
+    usual, own = texts(80), texts(8001)
+    for word, instead in OWN_WEB_SERVER.items():
+        assert any(word in text for text in (*usual, *usual.values())), word
+        assert not any(instead in text for text in (*usual, *usual.values())), instead
+    for word in ("/var/www/html", "apache2.service", "a2enconf", "/etc/apache2/"):
+        assert not [path for path, text in own.items() if word in path or word in text], word
+    assert own.keys() - usual.keys() == {
+        *(f"/etc/apache2-bootstrap/{name}" for name in ("apache2.conf", "bootstrap.conf")),
+        "/etc/apache2-bootstrap/envvars",
+        "/etc/systemd/system/apache2@bootstrap.service.d/bootstrap.conf",
+    }
+
+
+def test_the_clusters_own_apache_starts_after_bootup_with_the_limit_of_the_usual_one() -> None:
+    usual, own = texts(80), texts(8001)
+    units = "/etc/systemd/system"
+    dropin = own[f"{units}/apache2@bootstrap.service.d/bootstrap.conf"]
+    assert dropin == usual[f"{units}/apache2.service.d/bootstrap.conf"]
+    assert "\nBefore=apache2@bootstrap.service " in own[f"{units}/bootup.service"]
+    limit = usual["/etc/apache2/conf-available/bootstrap.conf"]
+    assert own["/etc/apache2-bootstrap/bootstrap.conf"] == limit
+    told = own["/etc/apache2-bootstrap/apache2.conf"].splitlines()
+    assert [line for line in told if "Listen" in line] == ["Listen 8001"]
+    assert told[-1] == "Include bootstrap.conf"
+
+
 def test_the_agent_reads_settings_nodes_and_key_as_they_are_written(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"peer_address": "private", "scheduled_events": False}
     found = files(document(period_seconds=15, look_seconds=5, pause_seconds=7, **changes))
@@ -251,7 +285,7 @@ def test_the_document_is_smaller_than_40_kb(nodes: int) -> None:
         f"node{i}": entry | {"public_ip": f"198.51.100.{i}", "private_ip": f"10.0.0.{i}"}
         for i in range(1, nodes + 1)
     }
-    size = len(document(nodes_info=many).encode())
+    size = len(document(nodes_info=many, cluster_port=8001).encode())  # the larger one
     # Azure takes 64 KB of custom data in Base64.
     assert size < 40 * 1024 or nodes == 101
 

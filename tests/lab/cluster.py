@@ -17,9 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from agent.loader import Settings as OfNode
 from agent.loader import Timing, timing, utc
 from deploy.lab import LOAD_BALANCER as LOAD_BALANCER_ADDRESS
-from deploy.lab import STATE, WEB_SITE, process
+from deploy.lab import STATE, WEB_SITE, cloud, process
+from deploy.lab.collector import Write, read_writes
 from deploy.lab.state import lab_plan
 from deploy.publish import SITE, Folder, found_on, hold, publish
 from deploy.release import BUILD_DIGITS, Release, files_of, renewed
@@ -74,6 +76,7 @@ class BootedLab:
     look_seconds: int
     pause_seconds: int = Settings.pause_seconds
     machines: tuple[str, ...] = ()  # the nodes that are virtual machines
+    demo: bool = False  # with the demonstration, and a collector of its writes
     first_active_seconds: float = 0.0  # from `lab up` to the first answer 200
     _hung: set[str] = field(default_factory=set)
     _sampler: Sampler | None = None
@@ -88,12 +91,13 @@ class BootedLab:
 
     @property
     def times(self) -> Timing:
-        return timing(self.period_seconds, self.look_seconds, self.pause_seconds)
+        stop_seconds = OfNode().stop_seconds if self.demo else 0
+        return timing(self.period_seconds, self.look_seconds, self.pause_seconds, stop_seconds)
 
     @property
     def patience_seconds(self) -> float:
         """Within so long everything settles, whatever happened: a boot, a tick, then looks."""
-        return 15 + self.period_seconds + 5 * self.look_seconds
+        return 15 + self.period_seconds + 5 * self.look_seconds + 4 * self.times.stop_seconds
 
     @property
     def options(self) -> list[str]:
@@ -102,7 +106,7 @@ class BootedLab:
         machines = [word for name in self.machines for word in ("--vm", name)]
         times = ["--period-seconds", period, "--look-seconds", look]
         times += ["--pause-seconds", str(self.pause_seconds)]
-        return ["--nodes", str(self.count), *times, *machines]
+        return ["--nodes", str(self.count), *times, *machines, *(["--demo"] * self.demo)]
 
     @property
     def sampler(self) -> Sampler:
@@ -144,6 +148,12 @@ class BootedLab:
     def hang(self, name: str) -> None:
         self._hung.add(name)
         lab("hang", name)
+
+    def isolate(self, name: str) -> None:
+        """Cut it off from its peers; what is no node it still reaches."""
+        for peer in self.nodes:
+            if peer != name:
+                lab("cut", name, peer)
 
     def freeze(self, name: str) -> None:
         self._hung.add(name)
@@ -250,6 +260,10 @@ class BootedLab:
             (s.ended, s.target) for s in self.sampler.of_nodes(since) if s.status == 200
         )
         return [name for name, _ in groupby(name for _, name in answers)]
+
+    def writes(self, since: float = 0) -> list[Write]:
+        """What arrived at the demonstration's collector since that moment, taken or refused."""
+        return [write for write in read_writes(cloud.WRITES) if write.arrival > since]
 
     def gap_seconds(self, since: float) -> float:
         """The longest time since that moment in which no node answered 200."""

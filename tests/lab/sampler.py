@@ -36,6 +36,7 @@ class Sampler:
 
     addresses: Mapping[str, str]
     interval_seconds: float = 0.05
+    port: int = 80
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -70,13 +71,13 @@ class Sampler:
 
     def _watch(self, target: str, address: str) -> None:
         while not self._stopping.wait(self.interval_seconds):
-            self.samples[target].append(ask(target, address))
+            self.samples[target].append(ask(target, address, self.port))
 
 
-def ask(target: str, address: str) -> Sample:
+def ask(target: str, address: str, port: int = 80) -> Sample:
     """Ask once for the probe."""
     began = time.time()
-    connection = HTTPConnection(address, 80, timeout=TIMEOUT_SECONDS)
+    connection = HTTPConnection(address, port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/probe.html")
         answer = connection.getresponse()
@@ -122,6 +123,12 @@ def moments_with_two(samples: Iterable[Sample]) -> list[str]:
 
 def longest_gap_seconds(samples: Iterable[Sample], since: float, until: float) -> float:
     """The longest time, in that span, without an answer 200 of any node."""
-    answers = sorted(sample.ended for sample in samples if sample.status == 200)
-    moments = [since, *(moment for moment in answers if since < moment < until), until]
-    return max(after - before for before, after in pairwise(moments))
+    return longest_seconds(
+        (sample.ended for sample in samples if sample.status == 200), since, until
+    )
+
+
+def longest_seconds(moments: Iterable[float], since: float, until: float) -> float:
+    """The longest time, in that span, without any of these moments."""
+    inside = sorted(moment for moment in moments if since < moment < until)
+    return max(after - before for before, after in pairwise([since, *inside, until]))

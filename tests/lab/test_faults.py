@@ -52,12 +52,6 @@ def looks_later(cluster: BootedLab, looks: int, *names: str) -> None:
     cluster.wait(f"{looks} looks later", lambda: cluster.has_looked_since(later, names), seconds)
 
 
-def isolate(cluster: BootedLab, name: str) -> None:
-    for peer in cluster.nodes:
-        if peer != name:
-            lab("cut", name, peer)
-
-
 @at_the_default
 @pytest.mark.parametrize("direction", ["both ways", "node1 to node2", "node2 to node1"])
 def test_the_link_of_node1_and_node2_is_cut_while_node3_sees_both(
@@ -77,7 +71,7 @@ def test_an_isolated_node_is_not_active_and_the_others_have_one(
     cluster: BootedLab, name: str, active: str
 ) -> None:
     began = time.time()
-    isolate(cluster, name)
+    cluster.isolate(name)
     looks_later(cluster, 5, *cluster.nodes)
     cluster.settles_on(active)
     assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
@@ -101,7 +95,7 @@ def test_the_agent_is_killed_again_and_again(cluster: BootedLab) -> None:
 def test_an_agent_stands_still_on_a_node_that_is_cut_off(cluster: BootedLab) -> None:
     began = time.time()
     cluster.hang("node1")
-    isolate(cluster, "node1")
+    cluster.isolate("node1")
     cluster.settles_on("node2")
     assert cluster.gap_seconds(since=began) < longest_outage_seconds(cluster)
     lab("heal")

@@ -16,6 +16,7 @@ import pytest
 from deploy import Refusal
 from deploy.lab import CACHE, STATE, cloud, network, process, state
 from deploy.lab.commands import wanted_lab
+from deploy.operate import read_cluster
 from tests.conftest import NO_LAB
 from tests.lab.cluster import CHECKOUT, BootedLab, fetch, lab
 
@@ -127,6 +128,22 @@ def test_a_lab_that_is_up_keeps_its_ports_and_its_application(
     script.write_text("#!/bin/sh\necho another\n")
     with pytest.raises(Refusal, match="is up: `lab down` first"):
         wanted_lab(None, None, None, None, setup=(str(script),))
+    with pytest.raises(Refusal, match="is up: `lab down` first"):
+        wanted_lab(None, None, None, None, with_demo=True)
+
+
+def test_a_lab_with_the_demonstration_keeps_it_and_takes_no_other_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path / "lab")
+    lab = wanted_lab(None, None, None, None, with_demo=True)
+    assert "with the demonstration" in str(lab)
+    state.save(lab)
+    state.save_endpoints(lab)
+    assert wanted_lab(None, None, None, None) == lab
+    assert read_cluster(tmp_path / "lab").collector == "http://203.0.113.30:7001"
+    with pytest.raises(Refusal, match="use it without --setup"):
+        wanted_lab(None, None, None, None, setup=("setup.sh",), with_demo=True)
 
 
 def test_the_labs_load_balancer_takes_each_port_of_tcp_at_its_address_and_asks_the_clusters_own(

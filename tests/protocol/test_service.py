@@ -347,6 +347,30 @@ def test_a_lease_that_a_voter_takes_back_frees_nobody_before_the_service_has_sto
         a_voter_reboots_without_which_there_is_no_majority(stopped_or_over)
 
 
+def stands_still_until_its_fence_has_fired(*mutations: tuple[str, str]) -> None:
+    """Nobody is cut off: what it shows when it goes on, its voters read at once."""
+    for seed in range(1, 6):
+        rough = conditions(stops=IGNORES_SIGTERM)
+        simulation = started(rough, agent=load_agent(*mutations), seed=seed)
+        simulation.run_for(simulation.random.uniform(0, 10))
+        while not ((run := simulation.nodes["node1"].run) and run.replies is not None):
+            simulation.run_for(0.001)  # until it waits for its peers
+        simulation.hang("node1")
+        while simulation.nodes["node1"].service != "stopping":
+            simulation.run_for(0.1)
+        simulation.run_for(1)
+        simulation.thaw("node1")
+        simulation.run_for(60)
+        assert services(simulation) == simulation.active() != []
+
+
+def test_a_run_that_overslept_its_fence_frees_no_vote_before_the_service_has_stopped() -> None:
+    stands_still_until_its_fence_has_fired()
+    forgets = ("stopping = bool(members.service) and state.active", "stopping = False")
+    with pytest.raises(TwoActive):
+        stands_still_until_its_fence_has_fired(forgets)
+
+
 def test_votes_that_are_freed_before_the_service_has_stopped_have_it_run_twice() -> None:
     becomes_unfit(conditions(stops=IGNORES_SIGTERM))
     with pytest.raises(TwoActive):
