@@ -2683,6 +2683,8 @@ class Fence:
         deadline = (("s", "OnBootSec"), ("t", max(microseconds, 1)))
         properties = (
             ("Description", ("s", "Removes probe.html when the lease ends")),
+            # A node that shuts down stops what has default dependencies before all else.
+            ("DefaultDependencies", ("b", False)),
             ("AccuracyUSec", ("t", 50_000)),
             ("RemainAfterElapse", ("b", False)),
             ("TimersMonotonic", ("a(st)", [deadline])),

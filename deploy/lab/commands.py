@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from deploy import Refusal
-from deploy.application import read_setup, web_names
+from deploy.application import Setup, read_setup, web_names
 from deploy.checkout import NODES_FILE
 from deploy.lab import (
     BOOTSTRAP_URL,
@@ -315,32 +315,37 @@ def wanted_lab(
 
     Raises `Refusal` if another one is up: its nodes have their disks and settings already.
     """
-    if setup and with_demo:
-        raise Refusal("--demo sets up an application of its own: use it without --setup.")
     existing = running_lab()
     period = Settings.period_seconds if period_seconds is None else period_seconds
     look = look_of(period, look_seconds)
     if existing and period_seconds in (None, existing.plan.period_seconds):
         period = existing.plan.period_seconds
         look = existing.plan.look_seconds if look_seconds is None else look_seconds
-    pause = existing.plan.pause_seconds if existing else Settings.pause_seconds
-    pause = pause if pause_seconds is None else pause_seconds
-    asked = {name: value for name, value in service.items() if value not in (None, ())}
-    asked = (service_of(existing.plan) if existing else {}) | asked
+    if (pause := pause_seconds) is None:
+        pause = existing.plan.pause_seconds if existing else Settings.pause_seconds
+    given = {name: value for name, value in service.items() if value not in (None, ())}
+    asked = (service_of(existing.plan) if existing else {}) | given
     if count is not None:
         plan = lab_plan(period, look, pause, count=count, **asked)
     else:
         nodes = existing.plan.nodes if existing else read_nodes(NODES_FILE)
         plan = lab_plan(period, look, pause, nodes, **asked)
     before = existing or Lab(plan)
-    given = demo.application() if with_demo else read_setup(setup) or before.setup
+    files = application_of(setup, with_demo=with_demo) or before.setup
     machines_kept = frozenset(machines) or before.machines
-    lab = Lab(plan, machines=machines_kept, setup=given, demo=with_demo or before.demo)
+    lab = Lab(plan, machines=machines_kept, setup=files, demo=with_demo or before.demo)
     for name in lab.machines:
         lab.node(name)
     if existing and existing != lab:
         raise Refusal(f"{existing} from {existing.checkout} is up: `lab down` first.")
     return lab
+
+
+def application_of(setup: tuple[str, ...], *, with_demo: bool) -> Setup:
+    """The files that were asked for, the demonstration's or the operator's; empty for none."""
+    if setup and with_demo:
+        raise Refusal("--demo sets up an application of its own: use it without --setup.")
+    return demo.application() if with_demo else read_setup(setup)
 
 
 def bring_up(lab: Lab) -> None:

@@ -72,7 +72,8 @@ def power_on(node: Node) -> None:
     if machine.is_machine(box(node)):
         machine.start(box(node))
     else:
-        container.start(box(node), "--boot")
+        # As on any machine: root may close connections, and has a firewall of its own.
+        container.start(box(node), "--boot", "--capability=CAP_NET_ADMIN")
 
 
 def power_off(node: Node) -> None:

@@ -27,6 +27,7 @@ from jeepney.wrappers import (  # type: ignore[import-untyped]
 NAME = "org.freedesktop.systemd1"
 TIMER = {
     "Description": "s",
+    "DefaultDependencies": "b",
     "AccuracyUSec": "t",
     "RemainAfterElapse": "b",
     "TimersMonotonic": "a(st)",

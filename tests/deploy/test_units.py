@@ -211,6 +211,14 @@ def test_the_fence_removes_the_probe_and_the_staged_one_and_nothing_else() -> No
     assert command == f"/bin/rm -f {paths.probe} {paths.staged}"
 
 
+def test_a_node_that_shuts_down_still_has_its_fence() -> None:
+    for name in ("fence.service", loader.STOP):
+        found = unit(name)
+        assert found["Unit"]["DefaultDependencies"] == "no"
+        assert found["Service"].get("Slice", "system.slice") == "system.slice"
+    assert unit("fence.service")["Service"]["Slice"] == "system.slice"  # for its instances
+
+
 def test_units_and_agent_go_by_the_same_folder_where_the_cluster_has_its_own_web_server(
     tmp_path: Path,
 ) -> None:

@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-from deploy.lab import LOAD_BALANCER
+from deploy.lab import LOAD_BALANCER, STATE
 from tests.lab.cluster import CHECKOUT, lab
 from tests.lab.test_lab_verbs import without_a_lab
 
@@ -34,6 +34,21 @@ ExecStart=/usr/bin/python3 -m http.server %i
 [Install]
 WantedBy=multi-user.target
 """
+
+STUBBORN_SETUP = """#!/bin/sh
+set -e
+cp stubborn.service /etc/systemd/system/
+systemctl daemon-reload
+systemctl enable stubborn.service
+"""
+STUBBORN = """[Unit]
+PartOf=active.target
+[Service]
+ExecStart=/bin/sh -c 'trap "" TERM; while :; do date +%%s.%%N >> /srv/beats; sleep 0.1; done'
+[Install]
+WantedBy=active.target
+"""
+"""Ignores SIGTERM, and writes the time all the while."""
 
 
 def wait(what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -60,6 +75,12 @@ def status() -> Any:
     command = [sys.executable, "-m", "deploy", "status", "--json"]
     ran = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=30, check=False)
     return json.loads(ran.stdout)
+
+
+def beats(node: str) -> list[float]:
+    """When the stubborn service wrote there, wall clock."""
+    path = STATE / "containers" / node / "root/srv/beats"
+    return [float(line) for line in path.read_text().split()] if path.exists() else []
 
 
 def is_set_up(node: str) -> bool:
@@ -112,3 +133,20 @@ def test_an_internal_load_balancer_serves_the_nodes_network_alone() -> None:
     view = status()
     assert (view["verdict"], view["active"]) == ("unserved", "node1")
     assert "An internal one answers in its network alone: ask from there." in view["sentence"]
+
+
+@without_a_lab
+def test_a_node_that_shuts_down_and_whose_agent_can_not_run_ends_its_service_with_its_lease(
+    tmp_path: Path,
+) -> None:
+    """systemd alone would wait a minute and a half for it to heed SIGTERM."""
+    for name, text in (("setup.sh", STUBBORN_SETUP), ("stubborn.service", STUBBORN)):
+        (tmp_path / name).write_text(text)
+    files = [w for n in ("setup.sh", "stubborn.service") for w in ("--setup", str(tmp_path / n))]
+    lab(*UP, "--pause-seconds", "0", "--stop-seconds", "3", *files)
+    wait("node1 at work", lambda: len(beats("node1")) > 20)
+    lab("shell", "node1", "mv", "/etc/bootstrap/loader.py", "/root/")
+    began = time.time()
+    lab("shell", "node1", "systemctl", "--no-block", "reboot")
+    wait("node2 at work", lambda: len(beats("node2")) > 20)
+    assert began + 1 < max(beats("node1")) < min(beats("node2"))
