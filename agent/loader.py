@@ -350,17 +350,24 @@ class Service(NamedTuple):
 
 
 def joined_units(paths: Paths) -> tuple[str, ...]:
-    """The units that have joined `TARGET`, by the links that `systemctl enable` makes."""
+    """The units that have joined `TARGET`: links that `systemctl enable` makes; or were started."""
     links = paths.unit.parent.glob(f"{TARGET}.[wr]*/*.*")
-    return tuple(sorted({link.name for link in links}))
+    started = (read_mark(paths.starts) or "").split()[1:]  # one that has left since may still run
+    return tuple(sorted({*started, *(link.name for link in links)}))
 
 
 def why_not_killed(paths: Paths, joined: tuple[str, ...]) -> str:
     """Which joined unit would outlive the lease if it does not stop, or may; "" for none."""
     if joined and not (paths.unit.parent / STOP).exists():  # a node that was made before
         return f"{joined[0]} has joined, and there is no {STOP} for the fence to start"
+    links = [*paths.unit.parent.glob("*.[wr]*/*.*")]
     for name in joined:
         kind = name.rpartition(".")[2]
+        by = {link.parent.stem for link in links if link.name == name}
+        if others := by - {TARGET, *joined}:
+            return f"{name} is started by {min(others)}, too: disable it there"
+        if kind in ("target", "slice"):
+            return f"{name} has joined, and does not stop its units: let them join instead"
         if kind in ("service", "socket", "mount", "swap"):
             # https://www.freedesktop.org/wiki/Software/systemd/dbus/: how a unit's path is written
             place = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in name)
@@ -394,27 +401,25 @@ def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
     """What the units of the role do. "changing" as well where systemd does not say."""
     if not joined:
         return Service()
-    names = [("s", name) for name in (*joined, TARGET, START, STOP)]
+    asked = [*joined, TARGET, START, STOP]
     try:
-        asked = [name for _, name in names]
-        told = {
-            each[0]: each
-            for each in units_told(call_systemd(paths, "ListUnitsByNames", ("as", asked)))
-        }
+        told = units_told(call_systemd(paths, "ListUnitsByNames", ("as", asked)))
     except OSError as error:
         logging.warning("%s", error)
         return Service("changing")
-    states = {name: each[3] for name, each in told.items()}
-    busy = {name for name, each in told.items() if each[7] or each[3].endswith("ing")}
-    broken = next((name for name in joined if states.get(name) == "failed"), "")
+    states = {each[0]: each[3] for each in told}  # an alias has its unit's name here
+    busy = {each[0] for each in told if each[7] or each[3].endswith("ing")}
+    ours = {TARGET, START, STOP}
+    broken = next((n for n, state in states.items() if state == "failed" and n not in ours), "")
     if STOP in busy:
         return Service("stopping", broken)
     if busy:
         return Service("changing", broken)
-    if states.get(TARGET) == "active":
-        return Service("failed" if broken else "running", broken)
-    # Without the target: who left PartOf= out, or was started by hand.
-    return Service("running" if "active" in states.values() else "stopped", broken)
+    if "active" not in states.values():
+        return Service("stopped", broken)
+    # Without the target: who left PartOf= out, was started by hand, or what another unit failed.
+    well = states.get(TARGET) == "active" and not broken
+    return Service("running" if well else "failed", broken)
 
 
 def tell_journal(sentence: str, *, warning: bool = False) -> None:
@@ -2729,7 +2734,8 @@ def drop_probe(paths: Paths) -> bool:
     try:
         write_atomic(paths.lease_until, "0")
         service = service_now(paths, joined_units(paths))
-        if service.state not in ("", "stopped", "stopping"):
+        # Also where all has ended: what it left behind is killed with that.
+        if paths.starts.exists() or service.state not in ("", "stopped", "stopping"):
             logging.warning("Stopping what runs with the role")
             call_systemd(paths, "StartUnit", ("s", STOP), ("s", "replace"))
         elif gone and service.state != "stopping":
@@ -2915,7 +2921,8 @@ class Machine:
         logging.info("Starting what runs with the role, term %d", term)
         told = [f"CLUSTER_TERM={term}"]
         call_systemd(self.paths, "SetEnvironment", ("as", told))
-        write_atomic(self.paths.starts, "")
+        to_stop = [f"{self.members.times.stop_seconds:g}", *self.members.service]
+        write_atomic(self.paths.starts, " ".join(to_stop) + "\n")  # for stop.sh
         # As for the probe: a run that stands still from here on finds that the fence removed it.
         if self.now()[0] >= until_seconds:
             raise OSError("came too late to start its service")
