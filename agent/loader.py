@@ -2690,6 +2690,8 @@ class Fence:
             ("Description", ("s", "Removes probe.html when the lease ends")),
             ("AccuracyUSec", ("t", 50_000)),
             ("RemainAfterElapse", ("b", False)),
+            ("DefaultDependencies", ("b", False)),  # else shutdown and isolate would stop it, and
+            ("IgnoreOnIsolate", ("b", True)),  # a service that is slow to stop run without
             ("TimersMonotonic", ("a(st)", [deadline])),
         )
         pairs = [(("s", key), ("v", value)) for key, value in properties]

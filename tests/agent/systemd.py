@@ -29,6 +29,8 @@ TIMER = {
     "Description": "s",
     "AccuracyUSec": "t",
     "RemainAfterElapse": "b",
+    "DefaultDependencies": "b",
+    "IgnoreOnIsolate": "b",
     "TimersMonotonic": "a(st)",
 }
 
