@@ -345,7 +345,8 @@ TARGET, START, STOP = "active.target", "start-active.service", "stop-active.serv
 class Service(NamedTuple):
     """What systemd says of what runs with the role: the units that joined `TARGET`."""
 
-    state: str = ""  # "stopped", "changing", "running", "failed", "stopping"; "": nothing joined
+    # "stopped", "changing", "running", "failed", "stopping", "unknown"; "": nothing joined
+    state: str = ""
     failed: str = ""  # the first unit that has
 
 
@@ -398,7 +399,7 @@ def units_told(body: bytes) -> list[list[Any]]:
 
 
 def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
-    """What the units of the role do. "changing" as well where systemd does not say."""
+    """What the units of the role do; "unknown" where systemd does not say."""
     if not joined:
         return Service()
     asked = [*joined, TARGET, START, STOP]
@@ -406,7 +407,7 @@ def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
         told = units_told(call_systemd(paths, "ListUnitsByNames", ("as", asked)))
     except OSError as error:
         logging.warning("%s", error)
-        return Service("changing")
+        return Service("unknown")
     states = {each[0]: each[3] for each in told}  # an alias has its unit's name here
     busy = {each[0] for each in told if each[7] or each[3].endswith("ing")}
     ours = {TARGET, START, STOP}
@@ -2300,7 +2301,7 @@ def may_begin(state: State, own: Term, view: View) -> bool:
 
 def is_out_of_place(state: State, view: View) -> bool:
     """Whether something runs that this node has no role for, and that nobody stops yet."""
-    runs = view.service.state not in ("", "stopped", "stopping")
+    runs = view.service.state not in ("", "stopped", "stopping", "unknown")
     return runs and (state.stopping or not state.active)
 
 

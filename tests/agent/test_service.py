@@ -192,6 +192,18 @@ def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
     assert (after["stopping"], after["released"]) == (True, before["released"])
 
 
+def test_a_passive_node_stops_nothing_because_systemd_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, me="node2") as node2:
+        node2.joins(UNIT)
+        node2.leads("node1")
+        node2.systemd.loses_its_answers()
+        ran = node2.run()
+        assert not ran.said("Stopping what runs with the role")
+        assert started(node2) == []
+
+
 def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -> None:
     world.run()
     world.systemd.units[UNIT] = "failed"
