@@ -46,10 +46,10 @@ while [ "$known" != "$units" ]; do
 done
 failed=" $(ask list-units --all --state=failed --plain --no-legend --full $units | cut -d ' ' -f 1 | tr '\n' ' ')"
 ask stop $units
-for _ in 1 2 3 4 5 6 7 8 9 10; do # what is killed before systemd knows that it is to stop may be started again
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do # what is killed before systemd knows that it is to stop may be started again
     kill_left
-    timeout 0.5 systemctl kill --signal=KILL $units 2> /dev/null
-    timeout 0.5 systemctl stop $units && break
+    timeout 0.2 systemctl kill --signal=KILL $units 2> /dev/null
+    timeout 0.2 systemctl stop $units && break
 done
 for unit in $units; do
     case $failed in *" $unit "*) ;; *) systemctl reset-failed "$unit" 2> /dev/null ;; esac
