@@ -39,5 +39,4 @@ else
     [ "$successes" -lt "$(setting healthy_after 2)" ] || unhealthy=0
 fi
 read -r now _ < /proc/uptime
-printf '%s %s %s %s\n%s\n' "$now" "$failures" "$successes" "$unhealthy" "$why" > "$told.tmp"
-mv -f "$told.tmp" "$told"
+printf '%s %s %s %s\n%s\n' "$now" "$failures" "$successes" "$unhealthy" "$why" > "$told.tmp" && mv -f "$told.tmp" "$told"

@@ -108,15 +108,15 @@ class Paths:
         self.booted = self.run / "booted"
         self.promised = self.etc / "promise_seconds"
         self.term = self.etc / "term"
-        self.role = self.run / "role"
-        self.identity = self.run / "identity.json"
-        self.announced = self.run / "announced.json"  # kinds of scheduled events
-        self.approved = self.run / "approved.json"  # ids of them
+        self.role, self.identity = self.run / "role", self.run / "identity.json"
+        self.announced = self.run / "announced.json"  # kinds of scheduled events,
+        self.approved = self.run / "approved.json"  # and ids
         self.asked = self.run / "release.json"  # what came of asking for a release
         self.good_run = self.run / "good_run"  # the mark of the trial that has had one
         self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
         self.health = self.run / "health"
+        self.starts = self.run / "starts"  # stop.sh removes it: nothing is started after that
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
@@ -345,22 +345,30 @@ TARGET, START, STOP = "active.target", "start-active.service", "stop-active.serv
 class Service(NamedTuple):
     """What systemd says of what runs with the role: the units that joined `TARGET`."""
 
-    state: str = ""  # "stopped", "changing", "running", "failed", "stopping"; "": nothing joined
+    # "stopped", "changing", "running", "failed", "stopping", "unknown"; "": nothing joined
+    state: str = ""
     failed: str = ""  # the first unit that has
 
 
 def joined_units(paths: Paths) -> tuple[str, ...]:
-    """The units that have joined `TARGET`, by the links that `systemctl enable` makes."""
+    """The units that have joined `TARGET`: links that `systemctl enable` makes; or were started."""
     links = paths.unit.parent.glob(f"{TARGET}.[wr]*/*.*")
-    return tuple(sorted({link.name for link in links}))
+    started = (read_mark(paths.starts) or "").split()[1:]  # one that has left since may still run
+    return tuple(sorted({*started, *(link.name for link in links)}))
 
 
 def why_not_killed(paths: Paths, joined: tuple[str, ...]) -> str:
     """Which joined unit would outlive the lease if it does not stop, or may; "" for none."""
     if joined and not (paths.unit.parent / STOP).exists():  # a node that was made before
         return f"{joined[0]} has joined, and there is no {STOP} for the fence to start"
+    links = [*paths.unit.parent.glob("*.[wr]*/*.*")]
     for name in joined:
         kind = name.rpartition(".")[2]
+        by = {link.parent.stem for link in links if link.name == name}
+        if others := by - {TARGET, *joined}:
+            return f"{name} is started by {min(others)}, too: disable it there"
+        if kind in ("target", "slice"):
+            return f"{name} has joined, and does not stop its units: let them join instead"
         if kind in ("service", "socket", "mount", "swap"):
             # https://www.freedesktop.org/wiki/Software/systemd/dbus/: how a unit's path is written
             place = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in name)
@@ -391,30 +399,28 @@ def units_told(body: bytes) -> list[list[Any]]:
 
 
 def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
-    """What the units of the role do. "changing" as well where systemd does not say."""
+    """What the units of the role do; "unknown" where systemd does not say."""
     if not joined:
         return Service()
-    names = [("s", name) for name in (*joined, TARGET, START, STOP)]
+    asked = [*joined, TARGET, START, STOP]
     try:
-        asked = [name for _, name in names]
-        told = {
-            each[0]: each
-            for each in units_told(call_systemd(paths, "ListUnitsByNames", ("as", asked)))
-        }
+        told = units_told(call_systemd(paths, "ListUnitsByNames", ("as", asked)))
     except OSError as error:
         logging.warning("%s", error)
-        return Service("changing")
-    states = {name: each[3] for name, each in told.items()}
-    busy = {name for name, each in told.items() if each[7] or each[3].endswith("ing")}
-    broken = next((name for name in joined if states.get(name) == "failed"), "")
+        return Service("unknown")
+    states = {each[0]: each[3] for each in told}  # an alias has its unit's name here
+    busy = {each[0] for each in told if each[7] or each[3].endswith("ing")}
+    ours = {TARGET, START, STOP}
+    broken = next((n for n, state in states.items() if state == "failed" and n not in ours), "")
     if STOP in busy:
         return Service("stopping", broken)
     if busy:
         return Service("changing", broken)
-    if states.get(TARGET) == "active":
-        return Service("failed" if broken else "running", broken)
-    # Without the target: who left PartOf= out, or was started by hand.
-    return Service("running" if "active" in states.values() else "stopped", broken)
+    if "active" not in states.values():
+        return Service("stopped", broken)
+    # Without the target: who left PartOf= out, was started by hand, or what another unit failed.
+    well = states.get(TARGET) == "active" and not broken
+    return Service("running" if well else "failed", broken)
 
 
 def tell_journal(sentence: str, *, warning: bool = False) -> None:
@@ -2295,7 +2301,7 @@ def may_begin(state: State, own: Term, view: View) -> bool:
 
 def is_out_of_place(state: State, view: View) -> bool:
     """Whether something runs that this node has no role for, and that nobody stops yet."""
-    runs = view.service.state not in ("", "stopped", "stopping")
+    runs = view.service.state not in ("", "stopped", "stopping", "unknown")
     return runs and (state.stopping or not state.active)
 
 
@@ -2683,10 +2689,10 @@ class Fence:
         deadline = (("s", "OnBootSec"), ("t", max(microseconds, 1)))
         properties = (
             ("Description", ("s", "Removes probe.html when the lease ends")),
-            # A node that shuts down stops what has default dependencies before all else.
-            ("DefaultDependencies", ("b", False)),
             ("AccuracyUSec", ("t", 50_000)),
             ("RemainAfterElapse", ("b", False)),
+            ("DefaultDependencies", ("b", False)),  # else shutdown and isolate would stop it, and
+            ("IgnoreOnIsolate", ("b", True)),  # a service that is slow to stop run without
             ("TimersMonotonic", ("a(st)", [deadline])),
         )
         pairs = [(("s", key), ("v", value)) for key, value in properties]
@@ -2731,7 +2737,8 @@ def drop_probe(paths: Paths) -> bool:
     try:
         write_atomic(paths.lease_until, "0")
         service = service_now(paths, joined_units(paths))
-        if service.state not in ("", "stopped", "stopping"):
+        # Also where all has ended: what it left behind is killed with that.
+        if paths.starts.exists() or service.state not in ("", "stopped", "stopping"):
             logging.warning("Stopping what runs with the role")
             call_systemd(paths, "StartUnit", ("s", STOP), ("s", "replace"))
         elif gone and service.state != "stopping":
@@ -2917,8 +2924,9 @@ class Machine:
         logging.info("Starting what runs with the role, term %d", term)
         told = [f"CLUSTER_TERM={term}"]
         call_systemd(self.paths, "SetEnvironment", ("as", told))
+        to_stop = [f"{self.members.times.stop_seconds:g}", *self.members.service]
+        write_atomic(self.paths.starts, " ".join(to_stop) + "\n")  # for stop.sh
         # As for the probe: a run that stands still from here on finds that stop.sh removed this.
-        write_atomic(self.paths.run / "starts", "")
         if self.now()[0] >= until_seconds:
             raise OSError("came too late to start its service")
         call_systemd(self.paths, "StartUnit", ("s", START), ("s", "replace"))

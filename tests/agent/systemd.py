@@ -27,9 +27,10 @@ from jeepney.wrappers import (  # type: ignore[import-untyped]
 NAME = "org.freedesktop.systemd1"
 TIMER = {
     "Description": "s",
-    "DefaultDependencies": "b",
     "AccuracyUSec": "t",
     "RemainAfterElapse": "b",
+    "DefaultDependencies": "b",
+    "IgnoreOnIsolate": "b",
     "TimersMonotonic": "a(st)",
 }
 

@@ -101,6 +101,15 @@ def test_whatever_a_check_says_is_one_plain_line(node: Node) -> None:
     assert len(why) < 250
 
 
+def test_a_full_disk_leaves_what_the_last_round_found(node: Node) -> None:
+    node.check("disk", "exit 1")
+    node.rounds()
+    before = node.paths.health.read_text()
+    full = ["sh", "-c", 'trap "" XFSZ; ulimit -f 0; . "$0"', str(node.script)]
+    ran = subprocess.run(full, capture_output=True, text=True, timeout=20, check=False)
+    assert (ran.returncode != 0, node.paths.health.read_text()) == (True, before)
+
+
 def test_what_is_not_known_counts_against_a_node_as_long_as_there_are_checks(node: Node) -> None:
     settings = loader.Settings()
     assert loader.why_unhealthy(node.paths, settings) == ""

@@ -110,6 +110,59 @@ def test_a_node_made_before_there_was_anything_to_stop_a_service_does_not_start_
     assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
 
 
+@pytest.mark.parametrize("how", ["wants", "requires"])
+def test_a_unit_that_something_else_starts_as_well_is_refused_by_name(
+    world: World, how: str
+) -> None:
+    folder = world.paths.unit.parent / f"multi-user.target.{how}"
+    folder.mkdir()
+    (folder / UNIT).symlink_to(f"../{UNIT}")
+    world.run()
+    why = f"{UNIT} is started by multi-user.target, too: disable it there"
+    assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
+
+
+def test_a_joined_unit_may_be_wanted_by_another_joined_one(world: World) -> None:
+    world.joins("1st.service")
+    folder = world.paths.unit.parent / "1st.service.wants"
+    folder.mkdir()
+    (folder / UNIT).symlink_to(f"../{UNIT}")
+    world.run()
+    assert (world.active, world.status()["unfit"]) == (True, "")
+
+
+def test_a_target_can_not_join(world: World) -> None:
+    world.joins("app.target")
+    world.run()
+    why = "app.target has joined, and does not stop its units: let them join instead"
+    assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
+
+
+def test_a_unit_that_leaves_while_it_runs_is_stopped_with_the_role(world: World) -> None:
+    world.run()
+    told = world.paths.starts.read_text()
+    assert told == f"{world.times.stop_seconds:g} {UNIT}\n"
+    (world.paths.unit.parent / "active.target.wants" / UNIT).unlink()
+    loader.drop_probe(world.paths)
+    assert [unit for unit, _ in started(world)] == ["start-active.service", "stop-active.service"]
+
+
+def test_what_a_service_that_ended_by_itself_left_behind_is_killed(world: World) -> None:
+    world.run()
+    world.systemd.units = dict.fromkeys(world.systemd.units, "inactive")
+    world.run()
+    asked = [unit for unit, _ in started(world)]
+    assert asked[:2] == ["start-active.service", "stop-active.service"]
+
+
+def test_a_unit_that_fails_keeps_the_probe_away_while_another_one_runs(world: World) -> None:
+    world.joins("other.service")
+    world.run()
+    world.systemd.units |= {UNIT: "failed", "active.target": "inactive"}  # RequiredBy=active.target
+    joined = loader.joined_units(world.paths)
+    assert loader.service_now(world.paths, joined) == loader.Service("failed", UNIT)
+
+
 def test_a_service_that_somebody_stops_on_the_active_node_ends_the_role(world: World) -> None:
     world.run()
     world.systemd.units = dict.fromkeys(world.systemd.units, "inactive")
@@ -148,7 +201,7 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
         ({UNIT: "active", loader.TARGET: "active", "hook.service": "failed"}, "failed"),
         ({UNIT: "active", loader.TARGET: "active", loader.STOP: "activating"}, "stopping"),
         ({UNIT: "deactivating"}, "changing"),
-        ({UNIT: "active"}, "running"),
+        ({UNIT: "active"}, "failed"),
         ({UNIT: "failed"}, "stopped"),
     ],
 )
@@ -168,6 +221,18 @@ def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
     world.run()
     after = world.state()
     assert (after["stopping"], after["released"]) == (True, before["released"])
+
+
+def test_a_passive_node_stops_nothing_because_systemd_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, me="node2") as node2:
+        node2.joins(UNIT)
+        node2.leads("node1")
+        node2.systemd.loses_its_answers()
+        ran = node2.run()
+        assert not ran.said("Stopping what runs with the role")
+        assert started(node2) == []
 
 
 def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -> None:

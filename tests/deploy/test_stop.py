@@ -11,7 +11,7 @@ SCRIPT = (Path(__file__).parents[2] / "agent" / "stop.sh").read_text(encoding="u
 SYSTEMCTL = r"""#!/bin/sh
 echo "$*" >> "$ROOT/asked"
 case $1 in
-    show) printf '/system.slice/writer.service\n\n/\n' ;;
+    show) cat "$ROOT/follows" 2> /dev/null; [ ! -e "$ROOT/stands_still" ] || sleep 30 ;;
     list-units) cat "$ROOT/failed" 2> /dev/null ;;
     stop) [ ! -e "$ROOT/run/bootstrap/starts" ] || echo "not forgotten" >> "$ROOT/asked"
         [ ! -e "$ROOT/hangs" ] || [ -e "$ROOT/killed" ] || sleep 30 ;;
@@ -69,16 +69,17 @@ def test_the_target_and_every_joined_unit_are_stopped_and_what_is_left_is_killed
 ) -> None:
     node.joins("writer.service")
     node.joins("hook.service", "requires")
-    units = "writer.service hook.service"
-    assert node.stops() == [
-        "stop start-active.service",
-        f"show --property=ControlGroup --value {units}",
+    asked = node.stops()
+    units = "active.target hook.service writer.service"
+    assert asked[0] == "stop start-active.service"
+    assert [line for line in asked[1:] if not line.startswith("show ")] == [
         f"list-units --all --state=failed --plain --no-legend --full {units}",
-        f"stop active.target {units}",
+        f"stop {units}",
         f"kill --signal=KILL {units}",
-        f"stop active.target {units}",
-        "reset-failed writer.service",
+        f"stop {units}",
+        "reset-failed active.target",
         "reset-failed hook.service",
+        "reset-failed writer.service",
     ]
     assert (node.cgroup / "cgroup.kill").read_text() == "1\n"
 
@@ -92,6 +93,43 @@ def test_what_the_agent_asked_to_start_is_forgotten_before_anything_is_stopped(n
     assert asked[0] == "stop start-active.service"
     assert "not forgotten" not in asked
     assert not asked_for.exists()
+
+
+def test_what_stops_with_a_joined_unit_or_is_triggered_by_it_is_stopped_and_killed_too(
+    node: Node,
+) -> None:
+    node.joins("writer.timer")
+    follows = node.root / "follows"
+    follows.write_text('"a\\\\x2db.service" writer.service\n\n')  # as `show` writes a backslash
+    units = "a\\x2db.service active.target writer.service writer.timer"
+    (node.cgroup.parent / "a\\x2db.service").mkdir()
+    kill = node.cgroup.parent / "a\\x2db.service/cgroup.kill"
+    kill.touch()
+    assert f"stop {units}" in node.stops()
+    assert kill.read_text() == (node.cgroup / "cgroup.kill").read_text() == "1\n"
+
+
+def test_what_was_started_is_stopped_in_the_time_that_its_fence_gives_also_when_it_left(
+    node: Node,
+) -> None:
+    node.conf.write_text("[loader]\nstop_seconds = 20\n")
+    started = node.root / "run/bootstrap/starts"
+    started.parent.mkdir(parents=True)
+    started.write_text("2 writer.service\n")
+    (node.root / "hangs").touch()
+    began = time.monotonic()
+    assert "stop active.target writer.service" in node.stops()
+    assert 1.5 <= time.monotonic() - began < 10
+
+
+def test_a_systemd_that_stands_still_does_not_put_the_kill_off(node: Node) -> None:
+    node.conf.write_text("[loader]\nstop_seconds = 2\n")
+    node.joins("writer.service")
+    (node.root / "stands_still").touch()
+    began = time.monotonic()
+    node.stops()
+    assert time.monotonic() - began < 10
+    assert (node.cgroup / "cgroup.kill").read_text() == "1\n"
 
 
 def test_what_does_not_stop_is_killed_half_a_second_before_its_time_is_over(node: Node) -> None:

@@ -245,9 +245,17 @@ def test_the_fence_has_what_runs_with_the_role_stopped_where_anything_does() -> 
     for kind in ("wants", "requires"):
         folder = f"/etc/systemd/system/{loader.TARGET}.{kind}"
         assert f"ConditionDirectoryNotEmpty=|{folder}" in conditions
+    assert "ConditionPathExists=|/run/bootstrap/starts" in conditions  # what left since
     assert unit(loader.STOP)["Unit"]["StartLimitIntervalSec"] == "0"
     longest_seconds = loader.MOST["stop_seconds"] + 10
     assert float(unit(loader.STOP)["Service"]["TimeoutStartSec"]) > longest_seconds
+
+
+def test_the_fence_is_not_refused_while_the_node_shuts_down() -> None:
+    fence = unit("fence.service")
+    assert fence["Unit"]["DefaultDependencies"] == "no"
+    assert fence["Service"]["Slice"] == "system.slice"  # its own would be stopped by then
+    assert unit(loader.STOP)["Unit"]["DefaultDependencies"] == "no"
 
 
 def test_a_boot_stops_what_runs_with_the_role_before_anything_else() -> None:
