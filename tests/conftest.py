@@ -82,8 +82,8 @@ def skip_without_machines() -> None:
 
 @pytest.fixture(scope="session")
 def machine(request: pytest.FixtureRequest) -> Iterator[BootedLab | None]:
-    """This machine with the lab of (nodes, period, look in seconds[, names of those that are
-    virtual machines]), or with none: its parameter.
+    """This machine with the lab of (nodes, period, look[, absorbed pause in seconds[, names of
+    those that are virtual machines]]), or with none: its parameter.
 
     Tests that ask for the same one in a row share it.
     """

@@ -16,9 +16,10 @@ from tests.lab.cluster import BootedLab, lab, web_site_serves
 pytestmark = pytest.mark.lab
 
 
-def labs(*shapes: tuple[int, int, int]) -> Callable[..., None]:
-    """Runs a test on such labs: nodes, seconds from run to run, and from look to look."""
-    names = [f"{count} nodes, {period}/{look} s" for count, period, look in shapes]
+def labs(*shapes: tuple[int, ...]) -> Callable[..., None]:
+    """Runs a test on such labs: nodes, seconds from run to run, and from look to look, and those
+    of a pause that is absorbed, if not the default's."""
+    names = [f"{shape[0]} nodes, {shape[1]}/{shape[2]} s" for shape in shapes]
     return pytest.mark.parametrize("machine", shapes, indirect=True, ids=names)
 
 
@@ -200,7 +201,7 @@ def test_of_five_nodes_two_may_fail(cluster: BootedLab) -> None:
     cluster.settles_on("node1")
 
 
-@labs((3, 20, 20))
+@labs((3, 20, 20, 0))  # a pause that is absorbed comes on top: promises bind for so much longer
 def test_with_one_look_a_run_a_crash_and_a_hang_are_over_within_a_period_and_a_half(
     cluster: BootedLab,
 ) -> None:
