@@ -11,7 +11,8 @@ SCRIPT = (Path(__file__).parents[2] / "agent" / "stop.sh").read_text(encoding="u
 SYSTEMCTL = r"""#!/bin/sh
 echo "$*" >> "$ROOT/asked"
 case $1 in
-    show) cat "$ROOT/follows" 2> /dev/null; [ ! -e "$ROOT/stands_still" ] || sleep 30 ;;
+    show) [ "$5" != stop-active.service ] || exec cat "$ROOT/began"
+        cat "$ROOT/follows" 2> /dev/null; [ ! -e "$ROOT/stands_still" ] || sleep 30 ;;
     list-units) cat "$ROOT/failed" 2> /dev/null ;;
     stop) [ ! -e "$ROOT/run/bootstrap/starts" ] || echo "not forgotten" >> "$ROOT/asked"
         [ ! -e "$ROOT/hangs" ] || [ -e "$ROOT/killed" ] || sleep 30 ;;
@@ -141,6 +142,36 @@ def test_what_does_not_stop_is_killed_half_a_second_before_its_time_is_over(node
     seconds = time.monotonic() - began
     assert 1.5 <= seconds < 10
     assert (node.cgroup / "cgroup.kill").read_text() == "1\n"
+
+
+@pytest.mark.parametrize(
+    "armed", ["fence@9-5000.timer", "unsure fence@7-3000.timer fence@9-5000.timer"]
+)
+def test_a_fence_that_comes_late_leaves_so_much_less(node: Node, armed: str) -> None:
+    node.conf.write_text("[loader]\nstop_seconds = 20\n")
+    node.joins("writer.service")
+    (node.root / "run/bootstrap").mkdir(parents=True)
+    (node.root / "run/bootstrap/fence").write_text(armed)
+    (node.root / "began").write_text("23000000\n")  # microseconds
+    (node.root / "hangs").touch()
+    began = time.monotonic()
+    node.stops()
+    assert 1.5 <= time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("began", ["4000000\n", "[not set]\n", ""])
+def test_one_that_does_not_or_of_which_nothing_is_known_leaves_all_of_it(
+    node: Node, began: str
+) -> None:
+    node.conf.write_text("[loader]\nstop_seconds = 2\n")
+    node.joins("writer.service")
+    (node.root / "run/bootstrap").mkdir(parents=True)
+    (node.root / "run/bootstrap/fence").write_text("fence@9-5000.timer")
+    (node.root / "began").write_text(began)
+    (node.root / "hangs").touch()
+    waited = time.monotonic()
+    node.stops()
+    assert time.monotonic() - waited >= 1.5
 
 
 def test_a_unit_that_had_failed_by_itself_stays_failed(node: Node) -> None:

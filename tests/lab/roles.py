@@ -89,10 +89,8 @@ def kill_for_good(cluster: BootedLab, name: str, _: random.Random) -> None:
 
 
 def freeze(cluster: BootedLab, name: str, draw: random.Random) -> None:
-    """For so long that what stops late, because of it, is gone before a successor may begin."""
-    times = cluster.times
-    fence_seconds = times.lease_seconds - times.margin_seconds
-    most = times.pause_seconds + fence_seconds - times.look_seconds - times.gap_seconds
+    """For less than a lease: the fence comes late, and kills what no time is left to stop."""
+    most = cluster.times.lease_seconds
     thaw = time.time() + draw.uniform(1, most)
     process.freeze(name, frozen=True)
     try:

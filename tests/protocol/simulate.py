@@ -543,7 +543,7 @@ class Simulation:
         if was_frozen and node.up:
             late = node.boot_clock(self.now) > node.fence_due  # a known limit
             if late and (node.may_start or node.service != "stopped"):
-                stopped = self.now + 0.1 + self.conditions.stop_seconds
+                stopped = self.now + 0.2 + self._left_to_stop(node)
                 node.service_excused_until = max(node.service_excused_until, stopped)
             self.note_served(node)
             self.note_writers(node)
@@ -985,8 +985,13 @@ class Simulation:
             return
         seconds = self.random.uniform(*self.conditions.service_stops_seconds)
         self._becomes(node, "stopping")
-        limit = self.conditions.stop_seconds - 0.3
-        self._later_becomes(node, min(seconds, limit), "stopped")
+        limit = self._left_to_stop(node) - 0.3
+        self._later_becomes(node, min(seconds, max(limit, 0.1)), "stopped")
+
+    def _left_to_stop(self, node: Node) -> float:
+        """Of the time for a stop: it counts from the fence, however late that acts."""
+        late_seconds = max(0.0, node.boot_clock(self.now) - node.fence_due)
+        return max(0.0, self.conditions.stop_seconds - late_seconds)
 
     def writes(self, node: Node) -> bool:
         """Whether anything of the node's service runs now."""
