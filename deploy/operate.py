@@ -470,7 +470,7 @@ def cluster_view(cluster: Watched, nodes: tuple[NodeView, ...], balancer: Fetche
         nodes=nodes,
     )
     verdict, sentence = _verdict(view, balancer)
-    if verdict == "unserved" and cluster.is_internal and balancer.problem:
+    if verdict == "unserved" and cluster.is_internal:  # or another machine with its address did
         sentence += " An internal one answers in its network alone: ask from there."
     return replace(view, verdict=verdict, sentence=sentence)
 
