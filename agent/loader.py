@@ -2046,7 +2046,7 @@ def claims(members: Members, state: State, view: View) -> dict[str, Claim]:
             found[name] = Claim(marker.epoch, marker.stamp, marker.active, ready, marker.term)
         elif name == members.me and state.candidate:
             ready = state.quorum_runs >= needed
-            found[name] = Claim(state.epoch, state.stamp, state.active, ready, state.term)
+            found[name] = Claim(state.epoch, state.stamp, state.active, ready, state.term or None)
     return found
 
 
@@ -2419,6 +2419,7 @@ def markers_of(members: Members, state: State, moment: Moment) -> dict[str, Mark
     both = {name: value for name, value in state._asdict().items() if name in Marker._fields}
     both |= {"generation": members.generation, "release": members.release, "proven": members.proven}
     both |= {"goes_by": members.goes_by, "unfit": unable(state)}
+    both["term"] = state.term or None  # it took the role before there were any, and may go on
     both |= {"holding": state.holding(now), "vote": vote, "at": utc(moment.wall_seconds)}
     shown: dict[str, Marker | None] = dict.fromkeys(members.peers)
     for name in set(state.sees) & set(shown):

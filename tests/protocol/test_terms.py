@@ -81,6 +81,20 @@ def test_state_that_is_lost_without_a_reboot_repeats_no_term() -> None:
     assert simulation.terms == [(1, "node1"), (2, "node1")]
 
 
+def test_a_tenure_from_before_there_were_terms_goes_on_without_one() -> None:
+    simulation = started()
+    for name, node in simulation.nodes.items():
+        simulation.kill_agent(name)
+        vote = node.state.vote._replace(term=None)
+        node.kept, node.state = None, node.state._replace(term=0, kept=AGENT.Term(), vote=vote)
+    simulation.run_for(120)
+    assert (simulation.active(), simulation.losses) == (["node1"], [])
+    simulation.crash("node1")
+    simulation.run_for(120)
+    assert simulation.active() == ["node2"]
+    assert simulation.nodes["node2"].state.term > 0
+
+
 # ------------------------------------------------ what voters refuse, and candidates learn
 
 LEARNS_NOTHING = (
