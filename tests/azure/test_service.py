@@ -53,6 +53,15 @@ def network_of_others(operator: Operator, location: str = "westeurope") -> None:
         }
 
 
+def occupy(operator: Operator, address: str) -> None:
+    """One more interface of theirs."""
+    theirs = operator.azure.body_of("networkInterfaces", "theirs")
+    more = json.loads(json.dumps(theirs).replace("/theirs", f"/at-{address}"))
+    (part,) = more["properties"]["ipConfigurations"]
+    part["properties"]["privateIPAddress"] = address
+    operator.azure.resources[more["id"].lower()] = {**more, "name": f"at-{address}"}
+
+
 def balancer(operator: Operator) -> Any:
     return operator.azure.body_of("loadBalancers", "loadBalancer")["properties"]
 
@@ -307,6 +316,65 @@ def test_a_subnet_of_another_region_is_refused(operator: Operator) -> None:
     outcome = operator.run("up", "--yes")
     assert (outcome.code, mutations(operator.azure)) == (2, [])
     assert "it is in northeurope, and the cluster in westeurope: use one of" in outcome.output
+
+
+@pytest.mark.parametrize(("frontend", "free"), [("public", 3), ("internal", 4)])
+def test_a_subnet_needs_room_for_what_is_still_to_be_made(
+    operator: Operator, frontend: str, free: int
+) -> None:
+    network_of_others(operator)
+    operator.settings(subnet=SUBNET, frontend=frontend)
+    for index in range(11 - 1 - free + 1):  # of a /28, beside theirs; one too many
+        occupy(operator, f"10.9.1.{14 - index}")
+    outcome = operator.run("up", "--yes")
+    assert (outcome.code, mutations(operator.azure)) == (2, []), outcome.output
+    assert f"it has {free - 1} free addresses, and the cluster needs {free} more" in outcome.output
+    operator.azure.resources.popitem()
+    made(operator)
+    assert operator.run("plan").code == 0  # it is full, and nothing more is to be made
+
+
+@pytest.mark.parametrize("closed", [{"frontend": "internal"}, {"cluster_port": 8080}])
+def test_behind_a_nat_gateway_nodes_ask_each_other_by_private_addresses_or_not_at_all(
+    operator: Operator, closed: dict[str, Any]
+) -> None:
+    """Theirs is the source of whatever goes to a public address, and no node lets that in."""
+    network_of_others(operator)
+    (web,) = operator.azure.body_of("virtualNetworks", "hub")["properties"]["subnets"]
+    web["properties"]["natGateway"] = {"id": f"{SUBNET.partition('/virtual')[0]}/natGateways/out"}
+    operator.settings(subnet=SUBNET, **closed)
+    outcome = operator.run("up", "--yes")
+    assert (outcome.code, mutations(operator.azure)) == (2, []), outcome.output
+    assert "from its NAT gateway out, not from their own public" in outcome.output
+    assert "use peer_address = private" in outcome.output
+    operator.settings(subnet=SUBNET, peer_address="private", **closed)
+    made(operator)
+    assert operator.run("plan").code == 0
+
+
+def test_a_nat_gateway_is_no_matter_where_everybody_may_ask_the_nodes(operator: Operator) -> None:
+    network_of_others(operator)
+    (web,) = operator.azure.body_of("virtualNetworks", "hub")["properties"]["subnets"]
+    web["properties"]["natGateway"] = {"id": f"{SUBNET.partition('/virtual')[0]}/natGateways/out"}
+    operator.settings(subnet=SUBNET)
+    made(operator)
+
+
+def test_an_internal_load_balancer_is_not_moved_either_that_was_made_before_any_interface(
+    operator: Operator,
+) -> None:
+    operator.settings(frontend="internal")
+    operator.azure.faults.append(
+        Fault(lambda r: "networkInterfaces/" in r.path, "refused", times=99, status=400, code="No")
+    )
+    assert operator.run("up", "--yes").code == 2
+    operator.azure.faults.clear()
+    network_of_others(operator)
+    before = operator.azure.snapshot()
+    operator.settings(frontend="internal", subnet=SUBNET)
+    outcome = operator.run("up", "--yes")
+    assert (outcome.code, operator.azure.snapshot()) == (2, before), outcome.output
+    assert "load balancer loadBalancer is in " in outcome.output
 
 
 def test_a_cluster_is_not_moved_to_another_network(operator: Operator) -> None:

@@ -361,7 +361,11 @@ def free_address(own: str, prefix: Any, resources: Resources) -> str:
         return str(part["properties"]["privateIPAddress"])
     used = taken(own, resources)
     free = next((ip for ip in list(prefix)[4:-1] if str(ip) not in used), None)
-    refuse(free is None, "SubnetIsFull", f"{prefix} does not have enough capacity for 1 address.")
+    refuse(
+        free is None,
+        "SubnetIsFull",  # MicrosoftDocs/azure-docs issue 88211
+        f"Subnet with address prefix {prefix} does not have enough capacity for 1 IP addresses.",
+    )
     return str(free)
 
 

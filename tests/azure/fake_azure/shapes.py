@@ -223,6 +223,7 @@ def pointers(resources: Mapping[str, Body]) -> Iterator[tuple[str, str, str]]:
         for frontend in properties.get("frontendIPConfigurations", []):
             named = f"{own}/frontendIPConfigurations/{frontend['name']}"
             yield of(frontend, "publicIPAddress"), "ipConfiguration", named
+            yield of(frontend, "subnet"), "ipConfigurations", named  # azure-sdk-for-java #38116
         for rule in properties.get("loadBalancingRules", []):
             named = f"{own}/loadBalancingRules/{rule['name']}"
             for key in ("frontendIPConfiguration", "backendAddressPool", "probe"):
