@@ -714,7 +714,8 @@ def refuse_full(cluster: AzureCluster, subnet: Body) -> None:
     if any(of_range.version == 6 for of_range in ranges):
         return
     used = len(subnet.get("ipConfigurations") or [])
-    free = sum(of_range.num_addresses - KEPT_BY_AZURE for of_range in ranges) - used
+    room = sum(of_range.num_addresses - KEPT_BY_AZURE for of_range in ranges)
+    free = max(0, room - used)
     of_balancer = [f"load balancer {BALANCER}"] if cluster.plan.frontend == "internal" else []
     of_nodes = [f"network interface {node.name}-nic" for node in cluster.plan.nodes]
     needed = len(missing(cluster).intersection([*of_nodes, *of_balancer]))

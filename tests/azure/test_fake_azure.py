@@ -119,6 +119,11 @@ REFUSED = [
     ),
     (
         BALANCER,
+        twice("loadBalancingRules", backendPort=81),
+        "RulesUseSameFrontendPortAndProtocol",
+    ),
+    (
+        BALANCER,
         breaks(*FRONTEND, subnet={"id": SUBNET}),
         "FrontendIPConfigHasBothSubnetAndPublicIP",
     ),

@@ -207,7 +207,9 @@ def test_an_internal_load_balancer_has_a_private_address_in_all_zones_and_no_pub
     operator: Operator,
 ) -> None:
     operator.settings(frontend="internal", ports="all", idle_minutes=100)
-    made(operator)
+    outcome = operator.run("up", "--yes")
+    assert "answers at http://10.0.0.254/, within its network alone, once" in outcome.output
+    assert "curl http" not in outcome.output  # it would time out from here
     (frontend,) = balancer(operator)["frontendIPConfigurations"]
     assert frontend["zones"] == ["1", "2", "3"]
     assert frontend["properties"]["privateIPAddress"] == "10.0.0.254"

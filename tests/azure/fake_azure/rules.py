@@ -268,10 +268,11 @@ def check_ports_of(rule: Body, frontends: list[Body], *, standard: bool) -> None
 def check_collision(one: Body, other: Body) -> None:
     """No two rules send to one port of a pool (MicrosoftDocs/azure-docs issues 94673, 117762).
 
+    Nor from one port of a front end: it is unique, as the REST reference has it.
     A rule for every port stands alone on an internal load balancer, as
     https://learn.microsoft.com/azure/load-balancer/load-balancer-ha-ports-overview says.
     """
-    first, second = one["properties"], other["properties"]
+    both = first, second = one["properties"], other["properties"]
     protocols = {first["protocol"].lower(), second["protocol"].lower()}
     same = first.get("backendPort") == second.get("backendPort") and len(protocols) == 1
     pools = [rule.get("backendAddressPool", {}).get("id", "").lower() for rule in (first, second)]
@@ -281,6 +282,12 @@ def check_collision(one: Body, other: Body) -> None:
         f"Load balancing rules {one['name']} and {other['name']} with floating IP disabled use the"
         f" same protocol {first['protocol']} and backend port {first.get('backendPort')}, and must"
         f" not be used with the same backend address pool {pools[0]}.",
+    )
+    sent = [(rule["frontendPort"], rule["frontendIPConfiguration"]["id"].lower()) for rule in both]
+    refuse(
+        sent[0] == sent[1] and len(protocols) == 1,
+        "RulesUseSameFrontendPortAndProtocol",  # nobody has recorded this one
+        f"{one['name']} and {other['name']} have the same front end, port and protocol.",
     )
 
 
