@@ -320,6 +320,32 @@ def test_a_subnet_of_another_region_is_refused(operator: Operator) -> None:
     assert "it is in northeurope, and the cluster in westeurope: use one of" in outcome.output
 
 
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("read", "AuthorizationFailed: The client does not have authorization to perform action"),
+        ("subnets/join/action", "LinkedAuthorizationFailed: The client has permission to perform"),
+    ],
+)
+def test_who_may_not_look_at_their_network_or_join_its_subnet_is_told_which_right_that_takes(
+    operator: Operator, missing: str, sentence: str
+) -> None:
+    network_of_others(operator)
+    others = ("Microsoft.Compute/*", "Microsoft.Storage/*", "Microsoft.Resources/*")
+    kinds = ("locations", "loadBalancers", "networkInterfaces", "publicIPAddresses")
+    network = [f"Microsoft.Network/{kind}/*" for kind in (*kinds, "networkSecurityGroups")]
+    allowed = {"read", "write", "subnets/join/action"} - {missing}
+    of_networks = [f"Microsoft.Network/virtualNetworks/{action}" for action in allowed]
+    operator.azure.allowed = (*others, *network, *of_networks)
+    operator.settings(subnet=SUBNET)
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert sentence in outcome.output
+    assert f"Microsoft.Network/virtualNetworks/{missing}'" in outcome.output
+    operator.azure.allowed = ("*",)
+    made(operator)
+
+
 @pytest.mark.parametrize(("frontend", "free"), [("public", 3), ("internal", 4)])
 def test_a_subnet_needs_room_for_what_is_still_to_be_made(
     operator: Operator, frontend: str, free: int
