@@ -237,7 +237,9 @@ def own_rules(
     """
     port = settings.cluster_port
     http = service_rules(ports, settings.http_from)
-    operator = () if any(lets_through(rule, port) for rule in http) else ssh
+    # Who reaches an internal load balancer is seldom where the operator is.
+    served = settings.frontend == "public" and any(lets_through(rule, port) for rule in http)
+    operator = () if served else ssh
     rules = [FirewallRule("AllowHttpFromOperator", 140, "Tcp", port, source) for source in operator]
     if reaches(ports, port) or (settings.subnet and settings.peer_address == "private"):
         return tuple(rules)

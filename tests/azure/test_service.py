@@ -230,6 +230,16 @@ def test_who_else_reaches_an_internal_one_is_said_by_http_from(operator: Operato
     assert firewall(operator)["AllowTcpFromRanges"] == ("Allow", "Tcp", ["443"], ["10.0.0.0/8"])
 
 
+@pytest.mark.parametrize("ports", ["80", "all"])
+def test_whom_an_internal_one_serves_is_no_reason_to_keep_the_operator_from_the_nodes(
+    operator: Operator, ports: str
+) -> None:
+    operator.settings(frontend="internal", ports=ports, http_from=["10.0.0.0/8"])
+    made(operator)
+    assert firewall(operator)["AllowHttpFromOperator"][2:] == (["80"], ["192.0.2.77/32"])
+    assert operator.run("plan").code == 0
+
+
 @pytest.mark.parametrize(("before", "after"), [("public", "internal"), ("internal", "public")])
 def test_a_load_balancer_stays_what_it_is_public_or_internal(
     operator: Operator, before: str, after: str
