@@ -200,6 +200,10 @@ def load_balancer(own: str, body: Body, resources: Resources) -> None:
         check_ports_of(rule, frontends, standard=body.get("sku", {}).get("name") == "Standard")
     for one, other in itertools.combinations(rules, 2):
         check_collision(one, other)
+    pools = f"{own}/backendaddresspools/".lower()
+    nics = (str(body).lower() for key, body in resources.items() if "/networkinterfaces/" in key)
+    if any(pools in nic for nic in nics):
+        check_count(own, rules)
 
 
 def check_frontend(own: str, body: Body, frontend: Body, resources: Resources) -> None:
@@ -231,6 +235,15 @@ def check_frontend(own: str, body: Body, frontend: Body, resources: Resources) -
     )
     check_sku(body, resources[public["id"].lower()])
     check_free(own, "publicIPAddress", public["id"], resources)
+
+
+def check_count(own: str, rules: list[Body]) -> None:
+    """No interface has more (MicrosoftDocs/azure-docs issue 47423, which leaves out the code)."""
+    refuse(
+        len(rules) > 299,
+        "IpConfigurationLoadBalancingRuleLimitReached",
+        f"IpConfiguration of {own} cannot have more than 299 NAT or load balancing rules combined.",
+    )
 
 
 def check_ports_of(rule: Body, frontends: list[Body], *, standard: bool) -> None:
@@ -335,6 +348,7 @@ def interface(own: str, body: Body, resources: Resources) -> None:
         check_free(own, "publicIPAddress", public, resources)
         for pool in properties.get("loadBalancerBackendAddressPools", []):
             balancer = resources[pool["id"].lower().partition("/backendaddresspools/")[0]]
+            check_count(own, balancer["properties"].get("loadBalancingRules", []))
             check_sku(balancer, resources[public.lower()])
 
 
