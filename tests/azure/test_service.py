@@ -240,6 +240,26 @@ def test_whom_an_internal_one_serves_is_no_reason_to_keep_the_operator_from_the_
     assert operator.run("plan").code == 0
 
 
+def test_clients_of_an_internal_one_may_have_a_range_of_their_own_in_the_clusters_network(
+    operator: Operator,
+) -> None:
+    operator.settings(frontend="internal")
+    made(operator)
+    network = operator.azure.body_of("virtualNetworks", "network")["properties"]
+    network["addressSpace"]["addressPrefixes"].append("10.1.0.0/16")
+    clients = {"name": "clients", "properties": {"addressPrefix": "10.1.1.0/24"}}
+    network["subnets"].append(clients)
+    assert operator.run("plan").code == 0
+    operator.settings(frontend="internal", tags={"team": "web"})
+    made(operator)
+    network = operator.azure.body_of("virtualNetworks", "network")["properties"]
+    assert network["addressSpace"]["addressPrefixes"] == ["10.0.0.0/24", "10.1.0.0/16"]
+    assert [subnet["name"] for subnet in network["subnets"]] == ["nodes", "clients"]
+    network["addressSpace"]["addressPrefixes"] = ["10.1.0.0/16"]
+    said = operator.run("plan")
+    assert "addressSpace.addressPrefixes: 10.1.0.0/16 -> 10.0.0.0/24" in said.output
+
+
 @pytest.mark.parametrize(("before", "after"), [("public", "internal"), ("internal", "public")])
 def test_a_load_balancer_stays_what_it_is_public_or_internal(
     operator: Operator, before: str, after: str
