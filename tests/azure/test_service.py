@@ -307,6 +307,23 @@ def test_nodes_in_a_subnet_of_others_take_addresses_that_azure_has_free(operator
     assert operator.run("plan").code == 0
 
 
+def test_an_address_that_was_made_static_by_hand_stays_so(operator: Operator) -> None:
+    network_of_others(operator)
+    operator.settings(subnet=SUBNET, frontend="internal")
+    made(operator)
+    (frontend,) = balancer(operator)["frontendIPConfigurations"]
+    nic = operator.azure.body_of("networkInterfaces", "node1-nic")
+    pinned = [frontend["properties"], nic["properties"]["ipConfigurations"][0]["properties"]]
+    assert [part["privateIPAllocationMethod"] for part in pinned] == ["Dynamic", "Dynamic"]
+    for part in pinned:
+        part["privateIPAllocationMethod"] = "Static"
+    assert operator.run("plan").code == 0
+    operator.settings(subnet=SUBNET, frontend="internal", tags={"team": "web"})
+    made(operator)
+    (frontend,) = balancer(operator)["frontendIPConfigurations"]
+    assert frontend["properties"]["privateIPAllocationMethod"] == "Static"
+
+
 @pytest.mark.parametrize("frontend", ["public", "internal"])
 def test_a_network_of_others_is_neither_changed_nor_deleted(
     operator: Operator, frontend: str

@@ -110,7 +110,11 @@ ADDED_TO_MEMBERS: Mapping[str, Body] = {
         "idleTimeoutInMinutes": 4,
         "loadDistribution": "Default",
     },
-    "ipConfigurations": {"privateIPAddressVersion": "IPv4", "primary": True},
+    "ipConfigurations": {
+        "privateIPAddressVersion": "IPv4",
+        "privateIPAllocationMethod": "Dynamic",
+        "primary": True,
+    },
 }
 """The same for the members of a resource's lists."""
 
