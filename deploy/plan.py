@@ -237,7 +237,9 @@ def own_rules(
     """
     port = settings.cluster_port
     http = service_rules(ports, settings.http_from)
-    operator = () if any(lets_through(rule, port) for rule in http) else ssh
+    # Who reaches an internal load balancer is seldom where the operator is.
+    served = settings.frontend == "public" and any(lets_through(rule, port) for rule in http)
+    operator = () if served else ssh
     rules = [FirewallRule("AllowHttpFromOperator", 140, "Tcp", port, source) for source in operator]
     if reaches(ports, port) or (settings.subnet and settings.peer_address == "private"):
         return tuple(rules)
@@ -305,15 +307,19 @@ def address_range(where: str, source: str) -> ipaddress.IPv4Network:
 
 
 def peer_rules(plan: Plan) -> tuple[FirewallRule, ...]:
-    """Lets nodes through that ask each other, where neither the Internet nor their network may."""
+    """Lets nodes through that ask each other, where neither the Internet nor their network may.
+
+    By both addresses where it can: a change of `peer_address` is in the firewalls at once, and on
+    the nodes a run later, or never if nobody can sign it.
+    """
     port, public = plan.probe.port, plan.peer_address == "public"
     is_closed = any(rule.access == "Deny" for rule in plan.firewall)
     if INTERNET in sources(plan, port) or not (public or is_closed):
         return ()
-    addresses = [node.public_ip if public else node.private_ip for node in plan.nodes]
+    private = [node.private_ip for node in plan.nodes] if is_closed and plan.network else []
     return tuple(
         FirewallRule("AllowHttpFromPeers", 130, "Tcp", port, f"{address}/32")
-        for address in addresses
+        for address in [*(node.public_ip for node in plan.nodes), *private]
         if address
     )
 

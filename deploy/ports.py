@@ -15,6 +15,9 @@ HTTP_PORT, SSH_PORT = 80, 22
 MOST_PORT = 65_534
 """Of a rule's front end; its back end could have one more."""
 
+MOST_PORTS = 299
+"""Rules that an interface may have at its load balancer (MicrosoftDocs/azure-docs issue 47423)."""
+
 NEVER_PROBED = frozenset({19, 21, 25, 70, 110, 119, 143, 220, 993})
 """No HTTP probe of Azure's asks there."""
 
@@ -67,6 +70,11 @@ def ports_of(settings: Settings) -> tuple[Port, ...]:
         raise Refusal(f"{told}: use each port of a protocol once.")
     if Port("All", 0) in found and len(found) > 1:
         raise Refusal(f"{told}: use {ALL} alone, or the ports without it.")
+    if len(found) > MOST_PORTS:
+        raise Refusal(
+            f"ports: {len(found)} of them, and Azure forwards {MOST_PORTS} at most: use fewer, or"
+            f" {ALL} with frontend = internal."
+        )
     if settings.frontend not in FRONTENDS:
         raise Refusal(f"frontend = {settings.frontend}: use {' or '.join(FRONTENDS)}.")
     if Port("All", 0) in found and settings.frontend != "internal":

@@ -1,8 +1,9 @@
 """One cluster on Azure: what is there, what would change, and the steps that make it so."""
 
+import ipaddress
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,12 +36,13 @@ from deploy.azure.resources import (
     custom_data,
     resources,
     subnet_id,
+    with_any_addresses,
 )
 from deploy.azure.state import State, fingerprint
 from deploy.azure.web_site import Account, container
 from deploy.azure.words import code_of
 from deploy.nodes_info import nodes_info
-from deploy.plan import SUBNET_ID, Node, Plan, with_addresses
+from deploy.plan import SUBNET_ID, Node, Plan, peer_rules, with_addresses
 from deploy.ports import HTTP_PORT, url_of
 from deploy.publish import (
     RELEASE,
@@ -83,6 +85,9 @@ ADDRESS_LIMITS = (
 """Each of Azure's names for a limit that a new public address comes under."""
 
 SETTLED = frozenset({"Succeeded", "Failed", "Canceled"})
+
+KEPT_BY_AZURE = 5
+"""The first four addresses and the last one of each range of a subnet."""
 
 
 @dataclass(frozen=True)
@@ -647,16 +652,23 @@ def refuse_moved(cluster: AzureCluster) -> None:
                 f"{cluster.group_step} was made with frontend = {known}, not"
                 f" {cluster.plan.frontend}: ask for {known}, or `azure down` first."
             )
-    scope = cluster.cloud.scope
-    for node in cluster.plan.nodes:
-        nic = cluster.present.get(f"network interface {node.name}-nic", {})
-        for configuration in nic.get("properties", {}).get("ipConfigurations", []):
-            subnet = configuration["properties"]["subnet"]["id"]
-            if subnet.lower() != (wanted := subnet_id(cluster.plan, scope)).lower():
-                raise Refusal(
-                    f"network interface {node.name}-nic is in {subnet}, not in {wanted}: ask for"
-                    " that, or `azure down` first."
-                )
+    wanted = subnet_id(cluster.plan, cluster.cloud.scope)
+    for key, subnet in places(cluster):
+        if subnet.lower() != wanted.lower():
+            raise Refusal(
+                f"{key} is in {subnet}, not in {wanted}: ask for that, or `azure down` first."
+            )
+
+
+def places(cluster: AzureCluster) -> Iterator[tuple[str, str]]:
+    """The interfaces and the internal load balancer by their keys, each with its subnet."""
+    keys = {f"network interface {node.name}-nic": "ipConfigurations" for node in cluster.plan.nodes}
+    keys[f"load balancer {BALANCER}"] = "frontendIPConfigurations"
+    for key, parts in keys.items():
+        properties = cluster.present.get(key, {}).get("properties", {})
+        for part in properties.get(parts, []):
+            if "subnet" in part["properties"]:
+                yield key, part["properties"]["subnet"]["id"]
 
 
 def refuse_subnet(cluster: AzureCluster) -> None:
@@ -677,16 +689,55 @@ def refuse_subnet(cluster: AzureCluster) -> None:
             f"{told}: it is in the cluster's own resource group, which `azure down` deletes: use"
             " one of another group, or leave `subnet` out."
         )
-    found = cluster.cloud.network_of(group, network)
-    subnets = [
-        body["name"].lower() for body in (found or {}).get("properties", {}).get("subnets", [])
-    ]
-    if found is None or name.lower() not in subnets:
+    found = cluster.cloud.network_of(group, network) or {}
+    subnets = found.get("properties", {}).get("subnets", [])
+    subnet = next((body for body in subnets if body["name"].lower() == name.lower()), None)
+    if subnet is None:
         raise Refusal(f"{told}: there is no such subnet, or you may not see it.")
     if found["location"].lower() != cluster.plan.region:
         raise Refusal(
             f"{told}: it is in {found['location']}, and the cluster in {cluster.plan.region}: use"
             " one of the cluster's region."
+        )
+    refuse_full(cluster, subnet["properties"])
+    refuse_detour(cluster.plan, subnet["properties"])
+
+
+def refuse_full(cluster: AzureCluster, subnet: Body) -> None:
+    """Refuse a subnet that has fewer free addresses than are to be taken of it.
+
+    Azure keeps five of each range. What has addresses of both families is listed once for each:
+    there it is not known what is free.
+    """
+    told = subnet.get("addressPrefixes") or [subnet.get("addressPrefix", "::/0")]
+    ranges = [ipaddress.ip_network(text) for text in told]
+    if any(of_range.version == 6 for of_range in ranges):
+        return
+    used = len(subnet.get("ipConfigurations") or [])
+    room = sum(of_range.num_addresses - KEPT_BY_AZURE for of_range in ranges)
+    free = max(0, room - used)
+    of_balancer = [f"load balancer {BALANCER}"] if cluster.plan.frontend == "internal" else []
+    of_nodes = [f"network interface {node.name}-nic" for node in cluster.plan.nodes]
+    needed = len(missing(cluster).intersection([*of_nodes, *of_balancer]))
+    if needed > free:
+        raise Refusal(
+            f"subnet = {cluster.plan.subnet}: it has {free} free addresses, and the cluster needs"
+            f" {needed} more: use a larger one."
+        )
+
+
+def refuse_detour(plan: Plan, subnet: Body) -> None:
+    """Refuse a subnet where nodes would ask each other from an address that none of them lets in.
+
+    A NAT gateway wins over a machine's own public address:
+    https://learn.microsoft.com/azure/virtual-network/ip-services/default-outbound-access, and
+    https://www.simonpainter.com/egress-ip-decision-tree has tried it.
+    """
+    if subnet.get("natGateway") and peer_rules(with_any_addresses(plan)):
+        gateway = subnet["natGateway"]["id"].rsplit("/", 1)[-1]
+        raise Refusal(
+            f"subnet = {plan.subnet}: what the nodes ask each other would come from its NAT gateway"
+            f" {gateway}, not from their own public addresses: use peer_address = private."
         )
 
 

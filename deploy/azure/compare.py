@@ -19,6 +19,9 @@ SYNONYMS = {
 }
 """Two names of one value, which Azure refuses where they disagree: stating one drops the other."""
 
+RANGES = "addressPrefixes"
+"""Of a network: others may add ranges, with subnets of their own, as for clients that are near."""
+
 BALANCING_RULE = re.compile(r"http|all-ports|(tcp|udp)-\d+")
 """Every name that a rule of our load balancer may have."""
 
@@ -41,7 +44,8 @@ def differences(wanted: Any, found: Any, path: str = "") -> list[str]:
             for value, same in pairs(wanted, found)
             for line in member_differences(value, same, f"{path}[{shown(label(value))}]")
         ]
-    return [] if equal(wanted, found) else [f"{path}: {shown(found)} -> {shown(wanted)}"]
+    there = path.endswith(f".{RANGES}") and set(wanted) <= set(found or ())
+    return [] if there or equal(wanted, found) else [f"{path}: {shown(found)} -> {shown(wanted)}"]
 
 
 def member_differences(wanted: Any, found: Any, path: str) -> list[str]:
@@ -66,7 +70,10 @@ def merged(wanted: Any, found: Any) -> Any:
             if name in wanted
         }
         kept = {key: value for key, value in found.items() if key not in stale}
-        return {**kept, **{key: merged(value, found.get(key)) for key, value in wanted.items()}}
+        ours = {key: merged(value, found.get(key)) for key, value in wanted.items()}
+        if RANGES in ours:
+            ours[RANGES] = [*dict.fromkeys([*ours[RANGES], *(found.get(RANGES) or [])])]
+        return {**kept, **ours}
     if isinstance(wanted, list) and wanted and isinstance(wanted[0], Mapping):
         names = {label(value) for value in [*wanted, *retired(wanted, found)]}
         others = [value for value in found or [] if label(value) not in names]

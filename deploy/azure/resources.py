@@ -200,10 +200,11 @@ def frontend(plan: Plan, scope: Scope) -> Body:
 
 
 def private_address(wanted: str) -> Body:
-    """An address of the cluster's own subnet, or whichever Azure takes of another one."""
-    if not wanted:
-        return {"privateIPAllocationMethod": "Dynamic"}
-    return {"privateIPAllocationMethod": "Static", "privateIPAddress": wanted}
+    """An address of the cluster's own subnet, or nothing said: of another one Azure takes any.
+
+    It keeps that as long as what has it is there; whoever makes it static by hand is left alone.
+    """
+    return {"privateIPAllocationMethod": "Static", "privateIPAddress": wanted} if wanted else {}
 
 
 def subnet_id(plan: Plan, scope: Scope) -> str:

@@ -376,13 +376,15 @@ def stop(result: Result, planned: list[Change], cloud: Cloud, console: Console) 
 def print_cluster(cluster: AzureCluster, console: Console) -> None:
     """Where the cluster answers, and what to try."""
     url, first = cluster.endpoints()["load_balancer"], cluster.plan_now().nodes[0]
-    is_http = url.startswith("http:")
     ports, address = ", ".join(map(str, cluster.plan.ports)), cluster.balancer_address()
-    where = f"{url}/" if is_http else f"{address}, ports {ports},"
+    where = f"{url}/" if url.startswith("http:") else f"{address}, ports {ports},"
+    if is_internal := cluster.plan.frontend == "internal":
+        where = f"{where.rstrip(',')}, within its network alone,"
+    asks = [f"  curl {url}/"] if url.startswith("http:") and not is_internal else []
     for line in (
         f"Cluster {cluster.plan.name} answers at {where} once a node is active: a new node installs"
         " itself in about three minutes. Try:",
-        *([f"  curl {url}/"] if is_http else []),
+        *asks,
         f"  python -m deploy status --cluster {cluster.state.folder}",
         f"  ssh {ADMIN_NAME}@{first.public_ip}",
     ):

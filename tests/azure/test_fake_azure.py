@@ -119,6 +119,11 @@ REFUSED = [
     ),
     (
         BALANCER,
+        twice("loadBalancingRules", backendPort=81),
+        "RulesUseSameFrontendPortAndProtocol",
+    ),
+    (
+        BALANCER,
         breaks(*FRONTEND, subnet={"id": SUBNET}),
         "FrontendIPConfigHasBothSubnetAndPublicIP",
     ),
@@ -171,6 +176,17 @@ def test_a_body_that_azure_would_refuse_is_refused(
         standing.azure.resources.pop(own.lower())
     spoil(body)
     assert code(send(standing, "PUT", own, body)) == refusal
+
+
+def test_an_interface_takes_299_rules_of_its_load_balancer(standing: Operator) -> None:
+    own, body = SCOPE.id_of("load balancer", "loadBalancer"), creation(BALANCER)
+    for number in range(1000, 1299):
+        twice("loadBalancingRules", frontendPort=number, backendPort=number)(body)
+    refusal = "IpConfigurationLoadBalancingRuleLimitReached"
+    assert code(send(standing, "PUT", own, body)) == refusal
+    body["properties"]["loadBalancingRules"].pop()
+    assert send(standing, "PUT", own, body).status_code == 200
+    assert send(standing, "PUT", own, creation(BALANCER)).status_code == 200
 
 
 def internal(body: Body, **values: object) -> Body:

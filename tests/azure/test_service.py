@@ -53,6 +53,15 @@ def network_of_others(operator: Operator, location: str = "westeurope") -> None:
         }
 
 
+def occupy(operator: Operator, address: str) -> None:
+    """One more interface of theirs."""
+    theirs = operator.azure.body_of("networkInterfaces", "theirs")
+    more = json.loads(json.dumps(theirs).replace("/theirs", f"/at-{address}"))
+    (part,) = more["properties"]["ipConfigurations"]
+    part["properties"]["privateIPAddress"] = address
+    operator.azure.resources[more["id"].lower()] = {**more, "name": f"at-{address}"}
+
+
 def balancer(operator: Operator) -> Any:
     return operator.azure.body_of("loadBalancers", "loadBalancer")["properties"]
 
@@ -90,6 +99,12 @@ def nodes_of(operator: Operator) -> Any:
 
 def endpoints(operator: Operator) -> Any:
     return json.loads((operator.state / "endpoints.json").read_text())
+
+
+def peers_of(operator: Operator) -> list[str]:
+    """Every address of a node's, as a firewall has them."""
+    kinds = ("public_ip", "private_ip")
+    return [f"{node[kind]}/32" for kind in kinds for node in nodes_of(operator).values()]
 
 
 def custom_data(operator: Operator, name: str = "node1") -> str:
@@ -159,9 +174,8 @@ def test_where_the_application_has_other_ports_markers_are_for_peers_operator_an
 ) -> None:
     operator.settings(ports="443")
     made(operator)
-    peers = [f"{entry['public_ip']}/32" for entry in nodes_of(operator).values()]
     rules = firewall(operator)
-    assert rules["AllowHttpFromPeers"] == ("Allow", "Tcp", ["80"], peers)
+    assert rules["AllowHttpFromPeers"] == ("Allow", "Tcp", ["80"], peers_of(operator))
     assert rules["AllowHttpFromProbe"] == ("Allow", "Tcp", ["80"], ["AzureLoadBalancer"])
     assert rules["AllowHttpFromOperator"] == ("Allow", "Tcp", ["80"], ["192.0.2.77/32"])
     assert rules["DenyHttpFromOthers"] == ("Deny", "Tcp", ["80"], ["*"])
@@ -180,15 +194,24 @@ def test_a_port_of_the_clusters_own_is_probed_told_to_the_nodes_and_open_to_nobo
     )
     assert balancing(operator) == {"http": ("Tcp", 80, 80, 4, True)}
     rules = firewall(operator, "node3")
-    addresses = [f"{entry[f'{peers}_ip']}/32" for entry in nodes_of(operator).values()]
     assert rules["AllowHttpFromInternet"][2:] == (["80"], ["Internet"])
-    assert rules["AllowHttpFromPeers"][2:] == (["8080"], addresses)
+    assert rules["AllowHttpFromPeers"][2:] == (["8080"], peers_of(operator))
     assert rules["AllowHttpFromOperator"][2:] == (["8080"], ["192.0.2.77/32"])
     assert rules["DenyHttpFromOthers"] == ("Deny", "Tcp", ["8080"], ["*"])
     assert "cluster_port = 8080\n" in custom_data(operator)
     assert "Listen 8080" in custom_data(operator)  # a web server of the cluster's own
     assert operator.azure.groups[NAME]["tags"]["cluster-port"] == "8080"
     assert (endpoints(operator)["cluster_port"], operator.run("plan").code) == ("8080", 0)
+
+
+def test_another_peer_address_cuts_off_no_node_that_has_not_heard_of_it(operator: Operator) -> None:
+    """The firewalls change in seconds; the nodes take it with their next run, once it is signed."""
+    operator.settings(ports="443")
+    made(operator)
+    before = firewall(operator)
+    operator.settings(ports="443", peer_address="private")
+    made(operator)
+    assert firewall(operator) == before
 
 
 # ---------------------------------------------------------------- an internal load balancer
@@ -198,7 +221,9 @@ def test_an_internal_load_balancer_has_a_private_address_in_all_zones_and_no_pub
     operator: Operator,
 ) -> None:
     operator.settings(frontend="internal", ports="all", idle_minutes=100)
-    made(operator)
+    outcome = operator.run("up", "--yes")
+    assert "answers at http://10.0.0.254/, within its network alone, once" in outcome.output
+    assert "curl http" not in outcome.output  # it would time out from here
     (frontend,) = balancer(operator)["frontendIPConfigurations"]
     assert frontend["zones"] == ["1", "2", "3"]
     assert frontend["properties"]["privateIPAddress"] == "10.0.0.254"
@@ -217,6 +242,36 @@ def test_who_else_reaches_an_internal_one_is_said_by_http_from(operator: Operato
     operator.settings(frontend="internal", ports="443", http_from=["10.0.0.0/8"])
     made(operator)
     assert firewall(operator)["AllowTcpFromRanges"] == ("Allow", "Tcp", ["443"], ["10.0.0.0/8"])
+
+
+@pytest.mark.parametrize("ports", ["80", "all"])
+def test_whom_an_internal_one_serves_is_no_reason_to_keep_the_operator_from_the_nodes(
+    operator: Operator, ports: str
+) -> None:
+    operator.settings(frontend="internal", ports=ports, http_from=["10.0.0.0/8"])
+    made(operator)
+    assert firewall(operator)["AllowHttpFromOperator"][2:] == (["80"], ["192.0.2.77/32"])
+    assert operator.run("plan").code == 0
+
+
+def test_clients_of_an_internal_one_may_have_a_range_of_their_own_in_the_clusters_network(
+    operator: Operator,
+) -> None:
+    operator.settings(frontend="internal")
+    made(operator)
+    network = operator.azure.body_of("virtualNetworks", "network")["properties"]
+    network["addressSpace"]["addressPrefixes"].append("10.1.0.0/16")
+    clients = {"name": "clients", "properties": {"addressPrefix": "10.1.1.0/24"}}
+    network["subnets"].append(clients)
+    assert operator.run("plan").code == 0
+    operator.settings(frontend="internal", tags={"team": "web"})
+    made(operator)
+    network = operator.azure.body_of("virtualNetworks", "network")["properties"]
+    assert network["addressSpace"]["addressPrefixes"] == ["10.0.0.0/24", "10.1.0.0/16"]
+    assert [subnet["name"] for subnet in network["subnets"]] == ["nodes", "clients"]
+    network["addressSpace"]["addressPrefixes"] = ["10.1.0.0/16"]
+    said = operator.run("plan")
+    assert "addressSpace.addressPrefixes: 10.1.0.0/16 -> 10.0.0.0/24" in said.output
 
 
 @pytest.mark.parametrize(("before", "after"), [("public", "internal"), ("internal", "public")])
@@ -250,6 +305,23 @@ def test_nodes_in_a_subnet_of_others_take_addresses_that_azure_has_free(operator
     assert json.loads(told) == nodes_of(operator)
     assert "AllowPingFromNetwork" not in firewall(operator)
     assert operator.run("plan").code == 0
+
+
+def test_an_address_that_was_made_static_by_hand_stays_so(operator: Operator) -> None:
+    network_of_others(operator)
+    operator.settings(subnet=SUBNET, frontend="internal")
+    made(operator)
+    (frontend,) = balancer(operator)["frontendIPConfigurations"]
+    nic = operator.azure.body_of("networkInterfaces", "node1-nic")
+    pinned = [frontend["properties"], nic["properties"]["ipConfigurations"][0]["properties"]]
+    assert [part["privateIPAllocationMethod"] for part in pinned] == ["Dynamic", "Dynamic"]
+    for part in pinned:
+        part["privateIPAllocationMethod"] = "Static"
+    assert operator.run("plan").code == 0
+    operator.settings(subnet=SUBNET, frontend="internal", tags={"team": "web"})
+    made(operator)
+    (frontend,) = balancer(operator)["frontendIPConfigurations"]
+    assert frontend["properties"]["privateIPAllocationMethod"] == "Static"
 
 
 @pytest.mark.parametrize("frontend", ["public", "internal"])
@@ -307,6 +379,91 @@ def test_a_subnet_of_another_region_is_refused(operator: Operator) -> None:
     outcome = operator.run("up", "--yes")
     assert (outcome.code, mutations(operator.azure)) == (2, [])
     assert "it is in northeurope, and the cluster in westeurope: use one of" in outcome.output
+
+
+@pytest.mark.parametrize(
+    ("missing", "sentence"),
+    [
+        ("read", "AuthorizationFailed: The client does not have authorization to perform action"),
+        ("subnets/join/action", "LinkedAuthorizationFailed: The client has permission to perform"),
+    ],
+)
+def test_who_may_not_look_at_their_network_or_join_its_subnet_is_told_which_right_that_takes(
+    operator: Operator, missing: str, sentence: str
+) -> None:
+    network_of_others(operator)
+    others = ("Microsoft.Compute/*", "Microsoft.Storage/*", "Microsoft.Resources/*")
+    kinds = ("locations", "loadBalancers", "networkInterfaces", "publicIPAddresses")
+    network = [f"Microsoft.Network/{kind}/*" for kind in (*kinds, "networkSecurityGroups")]
+    allowed = {"read", "write", "subnets/join/action"} - {missing}
+    of_networks = [f"Microsoft.Network/virtualNetworks/{action}" for action in allowed]
+    operator.azure.allowed = (*others, *network, *of_networks)
+    operator.settings(subnet=SUBNET)
+    outcome = operator.run("up", "--yes")
+    assert outcome.code == 2
+    assert sentence in outcome.output
+    assert f"Microsoft.Network/virtualNetworks/{missing}'" in outcome.output
+    operator.azure.allowed = ("*",)
+    made(operator)
+
+
+@pytest.mark.parametrize(("frontend", "free"), [("public", 3), ("internal", 4)])
+def test_a_subnet_needs_room_for_what_is_still_to_be_made(
+    operator: Operator, frontend: str, free: int
+) -> None:
+    network_of_others(operator)
+    operator.settings(subnet=SUBNET, frontend=frontend)
+    for index in range(11 - 1 - free + 1):  # of a /28, beside theirs; one too many
+        occupy(operator, f"10.9.1.{14 - index}")
+    outcome = operator.run("up", "--yes")
+    assert (outcome.code, mutations(operator.azure)) == (2, []), outcome.output
+    assert f"it has {free - 1} free addresses, and the cluster needs {free} more" in outcome.output
+    operator.azure.resources.popitem()
+    made(operator)
+    assert operator.run("plan").code == 0  # it is full, and nothing more is to be made
+
+
+@pytest.mark.parametrize("closed", [{"frontend": "internal"}, {"cluster_port": 8080}])
+def test_behind_a_nat_gateway_nodes_ask_each_other_by_private_addresses_or_not_at_all(
+    operator: Operator, closed: dict[str, Any]
+) -> None:
+    """Theirs is the source of whatever goes to a public address, and no node lets that in."""
+    network_of_others(operator)
+    (web,) = operator.azure.body_of("virtualNetworks", "hub")["properties"]["subnets"]
+    web["properties"]["natGateway"] = {"id": f"{SUBNET.partition('/virtual')[0]}/natGateways/out"}
+    operator.settings(subnet=SUBNET, **closed)
+    outcome = operator.run("up", "--yes")
+    assert (outcome.code, mutations(operator.azure)) == (2, []), outcome.output
+    assert "from its NAT gateway out, not from their own public" in outcome.output
+    assert "use peer_address = private" in outcome.output
+    operator.settings(subnet=SUBNET, peer_address="private", **closed)
+    made(operator)
+    assert operator.run("plan").code == 0
+
+
+def test_a_nat_gateway_is_no_matter_where_everybody_may_ask_the_nodes(operator: Operator) -> None:
+    network_of_others(operator)
+    (web,) = operator.azure.body_of("virtualNetworks", "hub")["properties"]["subnets"]
+    web["properties"]["natGateway"] = {"id": f"{SUBNET.partition('/virtual')[0]}/natGateways/out"}
+    operator.settings(subnet=SUBNET)
+    made(operator)
+
+
+def test_an_internal_load_balancer_is_not_moved_either_that_was_made_before_any_interface(
+    operator: Operator,
+) -> None:
+    operator.settings(frontend="internal")
+    operator.azure.faults.append(
+        Fault(lambda r: "networkInterfaces/" in r.path, "refused", times=99, status=400, code="No")
+    )
+    assert operator.run("up", "--yes").code == 2
+    operator.azure.faults.clear()
+    network_of_others(operator)
+    before = operator.azure.snapshot()
+    operator.settings(frontend="internal", subnet=SUBNET)
+    outcome = operator.run("up", "--yes")
+    assert (outcome.code, operator.azure.snapshot()) == (2, before), outcome.output
+    assert "load balancer loadBalancer is in " in outcome.output
 
 
 def test_a_cluster_is_not_moved_to_another_network(operator: Operator) -> None:

@@ -222,6 +222,10 @@ SERVICES = {
         'ports = ["443", "tcp/443"]',
         "443, tcp/443: use each port of a protocol once",
     ),
+    "more ports than Azure has rules for": (
+        f"ports = {[str(number) for number in range(10_000, 10_300)]}",
+        "ports: 300 of them, and Azure forwards 299 at most: use fewer, or all with frontend",
+    ),
     "every port of a public one": ('ports = "all"', "name the ports, or use all with frontend ="),
     "every port and one more": (
         'ports = ["all", "443"]\nfrontend = "internal"',

@@ -191,13 +191,14 @@ class FakeAzure:
         """What a role must allow for a request, and for what its body joins."""
         namespace = request.names.get("resource_provider_namespace", "")
         kind = "/".join(request.path.split("/providers/")[-1].split("/")[:2])
-        self.need(ACTIONS[route.handler].format(type=kind, namespace=namespace), request.path)
+        own = ACTIONS[route.handler].format(type=kind, namespace=namespace)
+        self.need(own, request.path)
         if route.handler != "put":
             return
         for key, named in references(body.get("properties", {})):
             if key != "managedDisk" and not named.lower().startswith(request.path.lower()):
                 parts = named.split("/providers/")[-1].split("/")
-                self.need("/".join([parts[0], *parts[1::2], "join/action"]), named)
+                self.need_to_join("/".join([parts[0], *parts[1::2], "join/action"]), named, own)
         if kind.lower().endswith("/virtualmachines"):
             self.need("Microsoft.Compute/disks/write", request.path)
 
@@ -214,12 +215,26 @@ class FakeAzure:
             409,
         )
 
+    def may(self, action: str) -> bool:
+        """Whether the operator's role allows an action."""
+        self.actions_used.add(action)
+        return any(fnmatchcase(action.lower(), pattern.lower()) for pattern in self.allowed)
+
+    def need_to_join(self, action: str, scope: str, own: str) -> None:
+        """Refuse to join what the role does not allow; as in cloud-provider-azure issue 1999."""
+        refuse(
+            not self.may(action),
+            "LinkedAuthorizationFailed",
+            f"The client has permission to perform action '{own}'; however, it does not have"
+            f" permission to perform action '{action}' on the linked scope(s) '{scope}' or the"
+            " linked scope(s) are invalid.",
+            403,
+        )
+
     def need(self, action: str, scope: str) -> None:
         """Refuse what the role does not allow."""
-        self.actions_used.add(action)
-        allowed = any(fnmatchcase(action.lower(), pattern.lower()) for pattern in self.allowed)
         refuse(
-            not allowed,
+            not self.may(action),
             "AuthorizationFailed",
             f"The client does not have authorization to perform action '{action}' over scope"
             f" '{scope}' or the scope is invalid.",

@@ -200,6 +200,10 @@ def load_balancer(own: str, body: Body, resources: Resources) -> None:
         check_ports_of(rule, frontends, standard=body.get("sku", {}).get("name") == "Standard")
     for one, other in itertools.combinations(rules, 2):
         check_collision(one, other)
+    pools = f"{own}/backendaddresspools/".lower()
+    nics = (str(body).lower() for key, body in resources.items() if "/networkinterfaces/" in key)
+    if any(pools in nic for nic in nics):
+        check_count(own, rules)
 
 
 def check_frontend(own: str, body: Body, frontend: Body, resources: Resources) -> None:
@@ -231,6 +235,15 @@ def check_frontend(own: str, body: Body, frontend: Body, resources: Resources) -
     )
     check_sku(body, resources[public["id"].lower()])
     check_free(own, "publicIPAddress", public["id"], resources)
+
+
+def check_count(own: str, rules: list[Body]) -> None:
+    """No interface has more (MicrosoftDocs/azure-docs issue 47423, which leaves out the code)."""
+    refuse(
+        len(rules) > 299,
+        "IpConfigurationLoadBalancingRuleLimitReached",
+        f"IpConfiguration of {own} cannot have more than 299 NAT or load balancing rules combined.",
+    )
 
 
 def check_ports_of(rule: Body, frontends: list[Body], *, standard: bool) -> None:
@@ -268,10 +281,11 @@ def check_ports_of(rule: Body, frontends: list[Body], *, standard: bool) -> None
 def check_collision(one: Body, other: Body) -> None:
     """No two rules send to one port of a pool (MicrosoftDocs/azure-docs issues 94673, 117762).
 
+    Nor from one port of a front end: it is unique, as the REST reference has it.
     A rule for every port stands alone on an internal load balancer, as
     https://learn.microsoft.com/azure/load-balancer/load-balancer-ha-ports-overview says.
     """
-    first, second = one["properties"], other["properties"]
+    both = first, second = one["properties"], other["properties"]
     protocols = {first["protocol"].lower(), second["protocol"].lower()}
     same = first.get("backendPort") == second.get("backendPort") and len(protocols) == 1
     pools = [rule.get("backendAddressPool", {}).get("id", "").lower() for rule in (first, second)]
@@ -281,6 +295,12 @@ def check_collision(one: Body, other: Body) -> None:
         f"Load balancing rules {one['name']} and {other['name']} with floating IP disabled use the"
         f" same protocol {first['protocol']} and backend port {first.get('backendPort')}, and must"
         f" not be used with the same backend address pool {pools[0]}.",
+    )
+    sent = [(rule["frontendPort"], rule["frontendIPConfiguration"]["id"].lower()) for rule in both]
+    refuse(
+        sent[0] == sent[1] and len(protocols) == 1,
+        "RulesUseSameFrontendPortAndProtocol",  # nobody has recorded this one
+        f"{one['name']} and {other['name']} have the same front end, port and protocol.",
     )
 
 
@@ -328,6 +348,7 @@ def interface(own: str, body: Body, resources: Resources) -> None:
         check_free(own, "publicIPAddress", public, resources)
         for pool in properties.get("loadBalancerBackendAddressPools", []):
             balancer = resources[pool["id"].lower().partition("/backendaddresspools/")[0]]
+            check_count(own, balancer["properties"].get("loadBalancingRules", []))
             check_sku(balancer, resources[public.lower()])
 
 
@@ -361,7 +382,11 @@ def free_address(own: str, prefix: Any, resources: Resources) -> str:
         return str(part["properties"]["privateIPAddress"])
     used = taken(own, resources)
     free = next((ip for ip in list(prefix)[4:-1] if str(ip) not in used), None)
-    refuse(free is None, "SubnetIsFull", f"{prefix} does not have enough capacity for 1 address.")
+    refuse(
+        free is None,
+        "SubnetIsFull",  # MicrosoftDocs/azure-docs issue 88211
+        f"Subnet with address prefix {prefix} does not have enough capacity for 1 IP addresses.",
+    )
     return str(free)
 
 

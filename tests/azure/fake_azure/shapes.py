@@ -110,7 +110,11 @@ ADDED_TO_MEMBERS: Mapping[str, Body] = {
         "idleTimeoutInMinutes": 4,
         "loadDistribution": "Default",
     },
-    "ipConfigurations": {"privateIPAddressVersion": "IPv4", "primary": True},
+    "ipConfigurations": {
+        "privateIPAddressVersion": "IPv4",
+        "privateIPAllocationMethod": "Dynamic",
+        "primary": True,
+    },
 }
 """The same for the members of a resource's lists."""
 
@@ -223,6 +227,7 @@ def pointers(resources: Mapping[str, Body]) -> Iterator[tuple[str, str, str]]:
         for frontend in properties.get("frontendIPConfigurations", []):
             named = f"{own}/frontendIPConfigurations/{frontend['name']}"
             yield of(frontend, "publicIPAddress"), "ipConfiguration", named
+            yield of(frontend, "subnet"), "ipConfigurations", named  # azure-sdk-for-java #38116
         for rule in properties.get("loadBalancingRules", []):
             named = f"{own}/loadBalancingRules/{rule['name']}"
             for key in ("frontendIPConfiguration", "backendAddressPool", "probe"):
