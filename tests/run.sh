@@ -24,9 +24,10 @@ run_tests() {
     "$python" -m pytest -p no:cacheprovider "$@"
 }
 
-# Simulations, the model checker and the fake of Azure need a processor; the rest mostly waits for
-# nodes. So those run beside it, on what it leaves over: no clock of the rest may notice. A session of
-# their own has its own niceness among sessions, and is a group that can be ended as one.
+# Simulations, the model checker, the fake of Azure and what is written to nodes need a processor; the
+# rest mostly waits for nodes. So those run beside it, on what it leaves over: no clock of the rest may
+# notice. A session of their own has its own niceness among sessions, and is a group that can be ended as
+# one.
 start_beside() {
     said=$(mktemp)
     setsid nice -n 19 sh -c '{ echo 19 >/proc/self/autogroup; } 2>/dev/null || :; exec "$@"' sh \
@@ -40,8 +41,8 @@ if [ $# -gt 0 ]; then
     exit
 fi
 failed=0
-start_beside tests/protocol tests/azure
-run_tests --ignore=tests/protocol --ignore=tests/azure || failed=$?
+start_beside tests/protocol tests/azure tests/deploy tests/docs
+run_tests tests/agent tests/lab || failed=$?
 echo "What ran beside:"
 # Nothing of ours is left that it could disturb; only root may take a niceness back.
 { renice -n 0 -g "$beside" && echo 0 >"/proc/$beside/autogroup"; } >/dev/null 2>&1 || :
