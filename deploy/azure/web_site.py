@@ -55,15 +55,14 @@ class Account:
         """A file and its ETag; None also where there is no web site yet."""
         blob = self.site.get_blob_client(name)
         try:
-            answer = blob.download_blob(offset=0, length=limit_bytes + 1)
-            data = answer.readall()
+            answer = blob.download_blob()  # of a part that is asked for an empty file has none
         except ResourceNotFoundError as error:
             if getattr(error, "error_code", None) not in NOT_THERE:
                 raise
             return None
-        if len(data) > limit_bytes:
+        if answer.size > limit_bytes:
             raise Refusal(f"{self.where}/{name}: more than {limit_bytes} bytes: not what we write.")
-        return Found(data, str(answer.properties.etag))
+        return Found(answer.readall(), str(answer.properties.etag))
 
     def create(self, name: str, data: bytes) -> bool:
         """Put a file where there is none: `If-None-Match: *`, answered 409 where there is one."""

@@ -164,3 +164,13 @@ def test_of_two_who_replace_what_both_have_read_one_is_refused(site: ContainerCl
     assert not account.create("bootstrap/releases/1/release.json", b"of another")
     with pytest.raises(Refusal, match="more than 5 bytes"):
         account.read(name, 5)
+
+
+def test_an_empty_file_is_read_as_one(site: ContainerClient) -> None:
+    account = Account(site, "the web site")
+    if not site.exists():
+        site.create_container(public_access="blob")
+    account.write("bootstrap/empty", b"")
+    found = account.read("bootstrap/empty", 100)
+    assert found and found.data == b""
+    assert account.replace("bootstrap/empty", b"no longer", found.tag)

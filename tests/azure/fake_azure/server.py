@@ -87,6 +87,9 @@ class Handler(BaseHTTPRequestHandler):
         """Read a request, answer it, write it down."""
         begun = time.monotonic()
         request = self.request_read()
+        if len(request.data) < int(self.headers.get("Content-Length") or 0):
+            self.close_connection = True  # who sent it was killed: half a request does nothing
+            return
         self.azure.gate(request)
         try:
             answer = self.answer_with_faults(request)
