@@ -36,6 +36,7 @@ def container(endpoint: str, credential: Any) -> ContainerClient:
         retry_policy=ExponentialRetry(initial_backoff=1, increment_base=2, retry_total=6),
         connection_timeout=10,
         read_timeout=60,
+        max_single_get_size=1 << 20,  # of a file that is too large no more is read
     )
 
 
@@ -55,7 +56,7 @@ class Account:
         """A file and its ETag; None also where there is no web site yet."""
         blob = self.site.get_blob_client(name)
         try:
-            answer = blob.download_blob()  # of a part that is asked for an empty file has none
+            answer = blob.download_blob()  # not a range: an empty file has none, and is refused
         except ResourceNotFoundError as error:
             if getattr(error, "error_code", None) not in NOT_THERE:
                 raise

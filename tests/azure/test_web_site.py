@@ -143,10 +143,15 @@ def test_only_what_differs_is_uploaded_and_it_is_served_as_it_was(site: Containe
     assert answer.headers["Cache-Control"] == "no-cache"
 
 
-def test_of_two_who_replace_what_both_have_read_one_is_refused(site: ContainerClient) -> None:
-    account = Account(site, "the web site")
+def switched_on(site: ContainerClient) -> Account:
+    """The web site, its container there."""
     if not site.exists():
         site.create_container(public_access="blob")
+    return Account(site, "the web site")
+
+
+def test_of_two_who_replace_what_both_have_read_one_is_refused(site: ContainerClient) -> None:
+    account = switched_on(site)
     name = "bootstrap/release.json"
     assert account.read(name, 100) is None
     assert account.replace(name, b"first", None)
@@ -167,9 +172,7 @@ def test_of_two_who_replace_what_both_have_read_one_is_refused(site: ContainerCl
 
 
 def test_an_empty_file_is_read_as_one(site: ContainerClient) -> None:
-    account = Account(site, "the web site")
-    if not site.exists():
-        site.create_container(public_access="blob")
+    account = switched_on(site)
     account.write("bootstrap/empty", b"")
     found = account.read("bootstrap/empty", 100)
     assert found and found.data == b""

@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         """Read a request, answer it, write it down."""
         begun = time.monotonic()
         request = self.request_read()
-        if len(request.data) < int(self.headers.get("Content-Length") or 0):
+        if len(request.data) < self.promised_bytes:
             self.close_connection = True  # who sent it was killed: half a request does nothing
             return
         self.azure.gate(request)
@@ -106,10 +106,15 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = serve  # noqa: N815 - http.server's names
 
+    @property
+    def promised_bytes(self) -> int:
+        """How long the body of the request is to be."""
+        return int(self.headers.get("Content-Length") or 0)
+
     def request_read(self) -> Request:
         """The request with its body."""
         url = urlsplit(self.path)
-        data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        data = self.rfile.read(self.promised_bytes)
         query = dict(parse_qsl(url.query, keep_blank_values=True))
         return Request(self.command, url.path, query, dict(self.headers), data)
 
