@@ -118,6 +118,7 @@ class Paths:
         self.health = self.run / "health"
         self.starts = self.run / "starts"  # stop.sh removes it: nothing is started after that
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
+        self.generated = Path(root, "run/systemd/generator")  # by /etc/systemd/system-generators
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
         self.unit = Path(root, "etc/systemd/system/loader.service")
 
@@ -367,6 +368,8 @@ def why_not_killed(paths: Paths, joined: tuple[str, ...]) -> str:
         by = {link.parent.stem for link in links if link.name == name}
         if others := by - {TARGET, *joined}:
             return f"{name} is started by {min(others)}, too: disable it there"
+        if TARGET in by and not (paths.generated / f"{name}.d/role.conf").exists():
+            return f"{name} could be started without the role: run systemctl daemon-reload"
         if kind in ("target", "slice"):
             return f"{name} has joined, and does not stop its units: let them join instead"
         if kind in ("service", "socket", "mount", "swap"):
@@ -3234,6 +3237,8 @@ def why_unfit(paths: Paths, settings: Settings, refused: str) -> str:
     """Why this node could not serve, "" where it could. `refused`: what is for the whole run."""
     why = why_not_set_up(paths)
     why = f"its application is not set up: {why}" if why else refused
+    if not (why or settings.times.stop_seconds) and (joined := joined_units(paths)):
+        why = f"{joined[0]} has joined since its run began"  # the next one has the times for it
     return why or why_unhealthy(paths, settings)
 
 

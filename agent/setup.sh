@@ -32,7 +32,8 @@ once() {
     while read -r digest name; do
         is_whole "$digest" "setup/$name" 2> /dev/null || fetch "$digest" "$name" || return 1
     done < setup.sha256
-    cd setup && "./$first"
+    # In a copy: a try may change them, and the next one is to find them as they came.
+    rm -rf setup.run && cp -a setup setup.run && cd setup.run && "./$first"
 }
 
 keep_last() {

@@ -49,6 +49,10 @@ while [ "$known" != "$units" ]; do
         printf '%s\n' $known
         ask show --property=Wants,Requires --value active.target
         ask show --property=ConsistsOf,RequiredBy,BoundBy,Triggers --value $known
+        # A main process that was moved into a session (su, runuser -l: pam_systemd) is there with all that it started.
+        for process in $(ask show --property=MainPID --value $known); do
+            sed -n 's/^0::.*\/\([^/]*\.scope\)$/\1/p' "/proc/$process/cgroup" 2> /dev/null
+        done
     } | sed 's/"//g; s/\\\\/\\/g' | tr ' ' '\n' | grep . | sort -u | tr '\n' ' ')
 done
 failed=" $(ask list-units --all --state=failed --plain --no-legend --full $units | cut -d ' ' -f 1 | tr '\n' ' ')"

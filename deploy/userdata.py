@@ -25,6 +25,9 @@ DOCUMENT_BYTES = 65_535
 """As much as Azure takes, https://learn.microsoft.com/azure/virtual-machines/custom-data."""
 
 KEY_PATH = "/etc/bootstrap/cluster.key"
+GENERATOR = "/etc/systemd/system-generators/bootstrap"
+MODES = {KEY_PATH: "0600", GENERATOR: "0755"}
+"""Of what is not to be read by all, and by root alone to be changed."""
 UNITS = (
     *("bootup.service", "loader.service", "loader.timer"),
     *("fence.service", "fence-clock.timer", "handover.service"),
@@ -157,6 +160,7 @@ def parts(node: str, bootstrap_url: str, cluster_port: int) -> dict[str, str]:
         **served_at(cluster_port, {"/etc/bootstrap/install.sh": install_script(bootstrap_url)}),
         "/etc/bootstrap/health.sh": part("agent/health.sh"),
         "/etc/bootstrap/stop.sh": part("agent/stop.sh"),
+        GENERATOR: part("agent/generator.sh"),
         **web_server(cluster_port),
         "/etc/logrotate.d/bootstrap": part("agent/logrotate.conf"),
     }
@@ -232,7 +236,7 @@ def cloud_config(
         "hostname": hostname,
         "bootcmd": EACH_BOOT,
         "write_files": [
-            {"path": path, "content": text, "permissions": "0600" if path == KEY_PATH else "0644"}
+            {"path": path, "content": text, "permissions": MODES.get(path, "0644")}
             for path, text in files.items()
         ]
         + more,
