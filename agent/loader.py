@@ -116,7 +116,8 @@ class Paths:
         self.trial_failures = self.run / "trial_failures"  # a line each (rollback.service)
         self.lock = self.run / "run.lock"
         self.health = self.run / "health"
-        self.starts = self.run / "starts"  # stop.sh removes it: nothing is started after that
+        self.starts = self.run / "starts"  # stop.sh takes it away: nothing is started after that
+        self.stops = self.run / "stops"  # to there, until all of it has stopped
         self.systemd = Path(root, "run/systemd/private")  # its manager's socket, root's alone
         self.generated = Path(root, "run/systemd/generator")  # by /etc/systemd/system-generators
         self.boot_id = Path(root, "proc/sys/kernel/random/boot_id")
@@ -354,7 +355,9 @@ class Service(NamedTuple):
 def joined_units(paths: Paths) -> tuple[str, ...]:
     """The units that have joined `TARGET`: links that `systemctl enable` makes; or were started."""
     links = paths.unit.parent.glob(f"{TARGET}.[wr]*/*.*")
-    started = (read_mark(paths.starts) or "").split()[1:]  # one that has left since may still run
+    # One that has left since may still run. A stop moves the first to the second: in this order.
+    told = [read_mark(path) or "" for path in (paths.starts, paths.stops)]
+    started = [unit for line in "".join(told).splitlines() for unit in line.split()[1:]]
     return tuple(sorted({*started, *(link.name for link in links)}))
 
 
@@ -2289,7 +2292,7 @@ def why_ends(
     """Why the role ends now, or the stop of its service: a failure or ""; None where it goes on."""
     now = view.now_seconds
     if state.stopping:  # a lease that is over now, for a voter that rebooted, is no proof of a stop
-        return "" if view.service.state == "stopped" else None
+        return "" if view.service.state in ("", "stopped") else None
     if steps_down:
         return ""
     if now >= fence or not (view.probe_there or state.starting_since_seconds):

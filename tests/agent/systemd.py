@@ -51,6 +51,7 @@ class Systemd:
         self.units: dict[str, str] = {}  # joined units and active.target -> ActiveState
         self.spared: set[str] = set()  # units with SendSIGKILL=no
         self.starts = path.parents[1] / "bootstrap/starts"
+        self.stops = self.starts.with_name("stops")
         self.starts_as = "active"  # what becomes of joined units
         self.stops_as = "inactive"
         self.stops_in_seconds = 0.0
@@ -166,22 +167,25 @@ class Systemd:
         if not starts and self.stops_in_seconds:
             if "stop-active.service" not in before:  # else it is under way
                 self.units = {**before, "stop-active.service": "activating"}
+                with suppress(FileNotFoundError):
+                    self.starts.replace(self.stops)
                 threading.Timer(self.stops_in_seconds, lambda: self._stopped(before)).start()
             return ""
         if starts and not self.starts.exists():  # the unit's condition
             return ""
         if starts:
             self.started += [unit for unit in before if unit != "active.target"]
-        else:
-            self.starts.unlink(missing_ok=True)
         self.units = dict.fromkeys(before, self.starts_as if starts else self.stops_as)
         if not starts:
+            for path in (self.starts, self.stops):
+                path.unlink(missing_ok=True)
             self.units |= {unit: state for unit, state in before.items() if state == "failed"}
         self.units["active.target"] = "active" if starts else "inactive"
         return ""
 
     def _stopped(self, units: dict[str, str]) -> None:
         self.units = dict.fromkeys(units, self.stops_as)
+        self.stops.unlink(missing_ok=True)
 
     def _stop(self, name: str, mode: str) -> str:
         assert mode == "replace", mode

@@ -147,6 +147,34 @@ def test_a_unit_that_leaves_while_it_runs_is_stopped_with_the_role(world: World)
     assert [unit for unit, _ in started(world)] == ["start-active.service", "stop-active.service"]
 
 
+def test_a_unit_that_leaves_while_it_runs_binds_the_votes_until_it_has_stopped(
+    world: World,
+) -> None:
+    world.run()
+    (world.paths.unit.parent / "active.target.wants" / UNIT).unlink()
+    world.systemd.stops_in_seconds = 8  # longer than a run
+    before = world.state()["released"]
+    loader.drop_probe(world.paths)  # as a run that fails does
+    assert (world.paths.starts.exists(), loader.joined_units(world.paths)) == (False, (UNIT,))
+    world.run()
+    state = world.state()
+    assert (state["stopping"], state["released"]) == (True, before)
+    until(lambda: world.systemd.units[UNIT] == "inactive")
+    world.run()
+    assert world.state()["released"] > before
+    assert world.active
+
+
+def test_a_stop_that_was_killed_is_begun_again_for_a_unit_that_has_left(world: World) -> None:
+    world.run()
+    (world.paths.unit.parent / "active.target.wants" / UNIT).unlink()
+    world.paths.starts.replace(world.paths.stops)  # and it was killed after that
+    world.paths.probe.unlink()
+    world.run()
+    asked = [unit for unit, _ in started(world)]
+    assert asked[:2] == ["start-active.service", "stop-active.service"]
+
+
 def test_what_a_service_that_ended_by_itself_left_behind_is_killed(world: World) -> None:
     world.run()
     world.systemd.units = dict.fromkeys(world.systemd.units, "inactive")

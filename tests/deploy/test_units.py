@@ -245,7 +245,8 @@ def test_the_fence_has_what_runs_with_the_role_stopped_where_anything_does() -> 
     for kind in ("wants", "requires"):
         folder = f"/etc/systemd/system/{loader.TARGET}.{kind}"
         assert f"ConditionDirectoryNotEmpty=|{folder}" in conditions
-    assert "ConditionPathExists=|/run/bootstrap/starts" in conditions  # what left since
+    for name in ("starts", "stops"):  # what left since, also when a stop of it was killed
+        assert f"ConditionPathExists=|/run/bootstrap/{name}" in conditions
     assert unit(loader.STOP)["Unit"]["StartLimitIntervalSec"] == "0"
     longest_seconds = loader.MOST["stop_seconds"] + 10
     assert float(unit(loader.STOP)["Service"]["TimeoutStartSec"]) > longest_seconds
@@ -308,7 +309,8 @@ def test_a_service_is_started_only_while_what_the_agent_asked_for_was_not_stoppe
     condition = unit("start-active.service")["Unit"]["ConditionPathExists"]
     assert condition == str(loader.Paths().run / "starts")
     script = (SYSTEMD.parent / "agent" / "stop.sh").read_text()
-    assert f"rm -f {condition}\n" in script
+    assert "run=/run/bootstrap\n" in script
+    assert f"mv -f {condition} ".replace("/run/bootstrap", "$run") in script
 
 
 def test_only_the_timers_and_what_runs_at_boot_are_enabled() -> None:
