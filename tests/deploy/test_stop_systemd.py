@@ -6,8 +6,10 @@ The manager is a user's, in namespaces of its own: it boots nothing, and this ma
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,6 +19,25 @@ STOP_SECONDS = 2
 TARGETS = ("active", "basic", "default", "shutdown", "sockets", "sysinit", "timers")
 LOOP = """ExecStart=/bin/sh -c 'trap "" TERM; while :; do touch {root}/runs; sleep 0.05; done'"""
 PART = "[Unit]\nPartOf=active.target\n"
+# Clients that come as long as there is somebody, and stay: root's path is the first word.
+CLIENTS = """import socket, sys, time
+links = []
+while True:
+    links.append(socket.socket(socket.AF_UNIX))
+    links[-1].connect_ex(sys.argv[1] + "/socket")
+    time.sleep(0.2)
+"""
+# As pam_systemd does it: the main process moves itself.
+IN_A_SESSION = """ExecStart=/bin/sh -c 'mkdir {scope}; echo $$$$ > {scope}/cgroup.procs; \\
+(trap "" TERM; while :; do touch {root}/runs; sleep 0.05; done) & wait'
+"""
+STANDS_STILL = "kill -STOP $manager; (sleep 1; kill -CONT $manager) &"
+STANDS_STILL_AS_IT_STOPS = """(
+    until systemctl is-active writer.service | grep -q deactivating; do sleep 0.05; done
+    kill -STOP $manager
+    sleep 3
+    kill -CONT $manager
+) > /dev/null 2>&1 &"""
 # In the mount namespace: no cgroup but ours, and the folder that a user's manager asks for.
 BOOT = """set -eu
 mount -t proc proc /proc
@@ -33,6 +54,7 @@ manager=$!
 echo $$ > /sys/fs/cgroup/test/cgroup.procs
 for _ in $(seq 100); do [ ! -S /run/manager/systemd/private ] || break; sleep 0.05; done
 systemctl start active.target
+$3
 for _ in $(seq 100); do [ ! -e $1/runs ] || break; sleep 0.05; done
 $2
 sh $1/stop.sh
@@ -60,48 +82,79 @@ def remove(empty: Path) -> None:
             time.sleep(0.05)
 
 
+class Case(NamedTuple):
+    """What runs, and what happens to it before it is stopped: lines of a shell."""
+
+    units: dict[str, str]
+    joined: str
+    first: str = ""  # before anything of it runs
+    meanwhile: str = ""
+    alias: str = ""  # of what joined
+
+
+RESTARTS = PART + "[Service]\nRestart=always\nRestartSec=0\n" + LOOP
+CASES = {
+    "ignores SIGTERM": Case({"writer.service": PART + "[Service]\n" + LOOP}, "writer.service"),
+    "a timer's": Case(
+        {
+            "job.timer": PART + "[Timer]\nOnActiveSec=10ms\nAccuracySec=10ms\n",
+            "job.service": "[Service]\n" + LOOP,
+        },
+        "job.timer",
+    ),
+    "one that requires another": Case(
+        {
+            "disk.service": PART + "[Service]\nExecStart=/bin/sleep 1000\n",
+            "writer.service": PART + "Requires=disk.service\nAfter=disk.service\n"
+            "[Service]\n" + LOOP,
+            "active.target.d/more.conf": "[Unit]\nWants=writer.service\n",
+        },
+        "disk.service",
+    ),
+    "systemd stands still": Case(
+        {"writer.service": RESTARTS}, "writer.service", meanwhile=STANDS_STILL
+    ),
+    "systemd stands still, and has escaped its name": Case(
+        {"io.service": RESTARTS}, "io.service", meanwhile=STANDS_STILL
+    ),
+    "systemd stands still, and it has another name": Case(
+        {"writer.service": PART + "[Service]\n" + LOOP},
+        "writer.service",
+        meanwhile=STANDS_STILL_AS_IT_STOPS,
+        alias="alias.service",
+    ),
+    "a socket's connections": Case(
+        {
+            "job.socket": PART + "[Socket]\nAccept=yes\nListenStream={root}/socket\n",
+            "job@.service": "[Service]\n" + LOOP,
+        },
+        "job.socket",
+        first="{python} {root}/clients.py {root} &",
+        meanwhile="systemctl daemon-reload",
+    ),
+    "moved into a session": Case(
+        {"writer.service": PART + "[Service]\n" + IN_A_SESSION}, "writer.service"
+    ),
+}
+
+
 @pytest.mark.skipif(group() is None, reason="needs root, control groups (v2) and systemd")
-@pytest.mark.parametrize(
-    ("units", "joined", "meanwhile"),
-    [
-        ({"writer.service": PART + "[Service]\n" + LOOP}, "writer.service", ""),
-        (
-            {
-                "job.timer": PART + "[Timer]\nOnActiveSec=10ms\nAccuracySec=10ms\n",
-                "job.service": "[Service]\n" + LOOP,
-            },
-            "job.timer",
-            "",
-        ),
-        (
-            {
-                "disk.service": PART + "[Service]\nExecStart=/bin/sleep 1000\n",
-                "writer.service": PART + "Requires=disk.service\nAfter=disk.service\n"
-                "[Service]\n" + LOOP,
-                "active.target.d/more.conf": "[Unit]\nWants=writer.service\n",
-            },
-            "disk.service",
-            "",
-        ),
-        (
-            {"writer.service": PART + "[Service]\nRestart=always\nRestartSec=0\n" + LOOP},
-            "writer.service",
-            "kill -STOP $manager; (sleep 1; kill -CONT $manager) &",
-        ),
-    ],
-    ids=["ignores SIGTERM", "a timer's", "one that requires another", "systemd stands still"],
-)
-def test_nothing_of_it_runs_once_the_time_for_its_stop_is_over(
-    tmp_path: Path, units: dict[str, str], joined: str, meanwhile: str
-) -> None:
-    for name in TARGETS:
-        units = {f"{name}.target": "[Unit]\n", **units}
-    for name, text in units.items():
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_nothing_of_it_runs_once_the_time_for_its_stop_is_over(tmp_path: Path, case: Case) -> None:
+    told = {
+        "root": str(tmp_path),
+        "python": sys.executable,
+        "scope": "/sys/fs/cgroup/manager/session-9.scope",
+    }
+    for name, text in {**{f"{name}.target": "[Unit]\n" for name in TARGETS}, **case.units}.items():
         (tmp_path / "units" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "units" / name).write_text(text.format(root=tmp_path))
+        (tmp_path / "units" / name).write_text(text.format(**told))
+    if case.alias:
+        (tmp_path / "units" / case.alias).symlink_to(case.joined)
     wants = tmp_path / "units/active.target.wants"
     wants.mkdir()
-    (wants / joined).symlink_to(f"../{joined}")
+    (wants / (case.alias or case.joined)).symlink_to(f"../{case.alias or case.joined}")
+    (tmp_path / "clients.py").write_text(CLIENTS)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/systemctl").write_text('#!/bin/sh\nexec /usr/bin/systemctl --user "$@"\n')
     (tmp_path / "bin/systemctl").chmod(0o755)
@@ -110,7 +163,8 @@ def test_nothing_of_it_runs_once_the_time_for_its_stop_is_over(
     script = script.replace("/etc/bootstrap", str(tmp_path))
     began = f"date +%s.%N > {tmp_path}/began\n"
     (tmp_path / "stop.sh").write_text(began + script.replace("fs/cgroup ", "fs/cgroup/manager "))
-    (tmp_path / "boot.sh").write_text(BOOT.replace("$2", meanwhile))
+    boot = BOOT.replace("$2", case.meanwhile).replace("$3", case.first.format(**told))
+    (tmp_path / "boot.sh").write_text(boot)
     mine = group()
     assert mine is not None
     mine.mkdir()
