@@ -72,7 +72,7 @@ for _ in 1 2 3 4 5 6 7 8 9; do
         for process in $(ask show --property=MainPID --value $known); do
             sed -n 's/^0::.*\/\([^/]*\.scope\)$/\1/p' "/proc/$process/cgroup" 2> /dev/null
         done
-    } | sed 's/"//g; s/\\\\/\\/g' | tr ' ' '\n' | grep . | fold | sort -u | tr '\n' ' ')
+    } | sed 's/"//g; s/\\\\/\\/g' | tr ' ' '\n' | fold | grep . | sort -u | tr '\n' ' ')
     [ "$known" != "$units" ] || break
 done
 names=$(printf '%s' "$units" | tr '\\' '?') # as patterns, in which a backslash would say something

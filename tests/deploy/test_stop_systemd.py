@@ -32,8 +32,12 @@ IN_A_SESSION = """ExecStart=/bin/sh -c 'mkdir {scope}; echo $$$$ > {scope}/cgrou
 (trap "" TERM; while :; do touch {root}/runs; sleep 0.05; done) & wait'
 """
 STANDS_STILL = "kill -STOP $manager; (sleep 1; kill -CONT $manager) &"
+LEAVES = """rm {root}/units/active.target.wants/alias.service
+systemctl daemon-reload
+echo 2 alias.service > /run/bootstrap/starts
+"""
 STANDS_STILL_AS_IT_STOPS = """(
-    until systemctl is-active writer.service | grep -q deactivating; do sleep 0.05; done
+    until systemctl is-active {joined} | grep -q deactivating; do sleep 0.05; done
     kill -STOP $manager
     sleep 3
     kill -CONT $manager
@@ -115,12 +119,12 @@ CASES = {
         {"writer.service": RESTARTS}, "writer.service", meanwhile=STANDS_STILL
     ),
     "systemd stands still, and has escaped its name": Case(
-        {"io.service": RESTARTS}, "io.service", meanwhile=STANDS_STILL
+        {"io.service": "[Service]\n" + LOOP}, "io.service", meanwhile=STANDS_STILL_AS_IT_STOPS
     ),
-    "systemd stands still, and it has another name": Case(
-        {"writer.service": PART + "[Service]\n" + LOOP},
+    "systemd stands still, and what has left has another name": Case(
+        {"writer.service": "[Service]\n" + LOOP},
         "writer.service",
-        meanwhile=STANDS_STILL_AS_IT_STOPS,
+        meanwhile=LEAVES + STANDS_STILL_AS_IT_STOPS,
         alias="alias.service",
     ),
     "a socket's connections": Case(
@@ -144,6 +148,7 @@ def test_nothing_of_it_runs_once_the_time_for_its_stop_is_over(tmp_path: Path, c
     told = {
         "root": str(tmp_path),
         "python": sys.executable,
+        "joined": case.joined,
         "scope": "/sys/fs/cgroup/manager/session-9.scope",
     }
     for name, text in {**{f"{name}.target": "[Unit]\n" for name in TARGETS}, **case.units}.items():
@@ -163,7 +168,8 @@ def test_nothing_of_it_runs_once_the_time_for_its_stop_is_over(tmp_path: Path, c
     script = script.replace("/etc/bootstrap", str(tmp_path))
     began = f"date +%s.%N > {tmp_path}/began\n"
     (tmp_path / "stop.sh").write_text(began + script.replace("fs/cgroup ", "fs/cgroup/manager "))
-    boot = BOOT.replace("$2", case.meanwhile).replace("$3", case.first.format(**told))
+    boot = BOOT.replace("$2", case.meanwhile.format(**told))
+    boot = boot.replace("$3", case.first.format(**told))
     (tmp_path / "boot.sh").write_text(boot)
     mine = group()
     assert mine is not None
