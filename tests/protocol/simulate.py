@@ -94,6 +94,7 @@ class Conditions:
     service_starts_seconds: tuple[float, float] = (0.5, 3.0)
     service_stops_seconds: tuple[float, float] = (0.1, 4.0)
     fence_stops: bool = True  # the fence stops the service as well
+    stops_are_remembered: bool = True  # what is being stopped counts, wherever it has left
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Node:
     broken: bool = False  # its service has failed since it was started
     breaks: bool = False  # each start of its service fails
     lease_until: float = 0.0  # wall clock, for Apache
+    joined: bool = True  # its service has, and was not disabled since
     may_start: bool = False  # the agent has asked for its service, and the fence not stopped it
     service_excused_until: float = float("-inf")  # as `excused_until`, and until it has stopped
     fence_id: int = 0
@@ -353,6 +355,19 @@ class Simulation:
             self.members[name] = self.members[name]._replace(times=times)
             self._tick_later(name, int(self.now / period) + 1, period)
 
+    def _with_service(self, node: Node) -> Any:
+        """Its members with what has joined, or was started and has not stopped yet."""
+        members, rough = self.members[node.name], self.conditions
+        stops = rough.stops_are_remembered and node.service == "stopping"
+        if node.joined or not rough.stop_seconds:
+            return members
+        if not (node.may_start or stops):
+            now = members.times
+            times = self.agent.timing(now.period_seconds, now.look_seconds, now.pause_seconds, 0)
+            members = members._replace(service=(), times=times)
+        self.members[node.name] = members
+        return members
+
     # ------------------------------------------------ releases
 
     def publish(self, name: str, release: Any) -> None:
@@ -364,7 +379,7 @@ class Simulation:
     def _prepare(self, process: Process) -> Any:
         """The members as a run begins with them, and the release that it takes a little later."""
         node, agent = process.node, self.agent
-        members, held = self.members[node.name], node.held
+        members, held = self._with_service(node), node.held
         if node.newest is None:
             return members
         members = members._replace(
@@ -775,7 +790,7 @@ class Simulation:
         return self.agent.Moment(*times, node.probe, value, self._service(node))
 
     def _service(self, node: Node) -> Any:
-        if not self.conditions.stop_seconds:
+        if not self.members[node.name].service:
             return self.agent.Service()
         return self.agent.Service(node.service, "writer.service" if node.broken else "")
 

@@ -384,6 +384,26 @@ def test_votes_that_are_freed_before_the_service_has_stopped_have_it_run_twice()
         becomes_unfit(conditions(stops=IGNORES_SIGTERM), FREED_TOO_SOON)
 
 
+def is_disabled_as_its_run_fails(rough: Conditions, *mutations: tuple[str, str]) -> None:
+    """Nothing of it has joined when the next run begins, and it is still being stopped."""
+    simulation = started(rough, agent=load_agent(*mutations))
+    node = simulation.nodes["node1"]
+    node.joined = node.probe = node.staged = False
+    simulation._stop_service(node)  # as `fail_closed` does
+    simulation.kill_agent("node1")
+    simulation.unfit["node1"] = "its settings are wrong"
+    simulation.run_for(60)
+    assert services(simulation) == simulation.active() == ["node2"]
+    assert not node.state.stopping
+
+
+def test_a_service_that_is_disabled_and_still_stops_is_remembered_or_runs_twice() -> None:
+    is_disabled_as_its_run_fails(conditions(stops=IGNORES_SIGTERM))
+    with pytest.raises(TwoActive):
+        rough = replace(conditions(stops=IGNORES_SIGTERM), stops_are_remembered=False)
+        is_disabled_as_its_run_fails(rough)
+
+
 def test_a_fence_that_leaves_the_service_alone_has_it_run_twice() -> None:
     is_lost(conditions())
     with pytest.raises(TwoActive):
