@@ -65,8 +65,17 @@ def test_a_success_between_failures_begins_the_count_anew(node: Node) -> None:
         assert node.rounds() == ""
 
 
-def test_the_counts_are_the_operators(node: Node) -> None:
-    node.paths.conf.write_text("[loader]\nunhealthy_after = 1\nhealthy_after = 3\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"unhealthy_after = 1\nhealthy_after = 3\n",
+        b"  Unhealthy_After: 1\r\n  healthy_after\t=\t3\r\n",
+    ],
+    ids=["usual", "as configparser takes it"],
+)
+def test_the_counts_are_the_operators(node: Node, text: bytes) -> None:
+    node.paths.conf.write_bytes(b"[loader]\n" + text)
+    assert loader.read_settings(node.paths.conf).healthy_after == 3
     node.check("disk", "exit 7")
     assert node.rounds() == "its health check disk says: exit code 7"
     node.check("disk", "exit 0")
