@@ -218,6 +218,9 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / unit).symlink_to(f"../{unit}")
         (folder.parent / loader.STOP).touch()
+        known = self.paths.generated / f"{unit}.d"
+        known.mkdir(parents=True)
+        (known / "role.conf").touch()
         self.systemd.units |= {unit: state, "active.target": state}
         self.stop = 10
 

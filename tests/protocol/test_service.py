@@ -135,6 +135,56 @@ def test_a_service_that_does_not_start_on_a_node_is_started_on_another(
     assert simulation.active() == (["node3"] if fails else [])
 
 
+def never_runs(simulation: Simulation, *, refused: bool) -> None:
+    """Each start of node1's service comes to nothing, and no unit of it fails."""
+    becomes, later = simulation._becomes, simulation._later_becomes
+
+    def now(node: Any, state: str) -> None:
+        if not (node.name == "node1" and state == "changing" and refused):
+            becomes(node, state)
+
+    def afterwards(node: Any, seconds: float, state: str) -> None:
+        if not (node.name == "node1" and state == "running"):
+            later(node, seconds, state)
+
+    simulation._becomes, simulation._later_becomes = now, afterwards  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["hangs", "is refused"])
+def test_a_node_whose_start_comes_to_nothing_leaves_the_role_to_one_that_serves(
+    refused: bool,
+) -> None:
+    simulation = Simulation(replace(conditions(), service_starts_seconds=(1, 1)), 1, AGENT)
+    never_runs(simulation, refused=refused)
+    simulation.run_until(120)
+    assert simulation.active() == ["node2"]
+    simulation.run_for(300)
+    assert (simulation.active(), simulation.losses) == (["node2"], [])
+    assert simulation.nodes["node1"].state.not_started.startswith("its service ")
+    for name in ("node2", "node3"):  # drained, in words of the agent
+        simulation.unfit[name] = "its disk is full"
+    simulation.run_for(40)
+    assert simulation.active() == ["node2"], "it stays: of the others none can be active"
+    simulation.crash("node2")
+    simulation.run_for(40 if not refused else 20)
+    assert simulation.nodes["node1"].state.active is not refused, "nobody else asks: tried again"
+
+
+def test_who_is_undrained_is_believed_to_start_its_service_again() -> None:
+    simulation = Simulation(replace(conditions(), service_starts_seconds=(1, 1)), 1, AGENT)
+    becomes, later = simulation._becomes, simulation._later_becomes
+    never_runs(simulation, refused=True)
+    simulation.run_until(60)
+    simulation._becomes, simulation._later_becomes = becomes, later  # type: ignore[method-assign]
+    simulation.run_for(60)
+    assert simulation.active() == ["node2"]
+    for drained in (frozenset({"node1"}), frozenset[str]()):
+        for name, members in simulation.members.items():
+            simulation.members[name] = members._replace(drained=drained)
+        simulation.run_for(60)
+        assert simulation.active() == (["node2"] if drained else ["node1"])
+
+
 def test_a_service_that_somebody_starts_on_a_passive_node_is_stopped() -> None:
     simulation = started(conditions())
     simulation._becomes(simulation.nodes["node2"], "running")
