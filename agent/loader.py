@@ -94,11 +94,9 @@ class Paths:
         self.failed = self.etc / "loader.failed"  # the same by units from before releases
         self.releases = self.etc / "releases"  # GENERATION/{release.json,loader.py}
         self.effective = self.etc / "effective"  # the generation that this node goes by
-        self.signers = self.etc / "allowed_signers"
-        self.cluster = self.etc / "cluster"  # its name
+        self.signers, self.cluster = self.etc / "allowed_signers", self.etc / "cluster"  # its name
         self.nodes_info = self.etc / "nodes_info.json"
-        self.key = self.etc / "cluster.key"
-        self.next_keys = self.etc / "cluster.key.next"
+        self.key, self.next_keys = self.etc / "cluster.key", self.etc / "cluster.key.next"
         self.conf = self.etc / "loader.conf"
         self.probe = self.html / "probe.html"
         self.staged = self.html / ".probe.html"  # fence.service removes both
