@@ -421,7 +421,7 @@ def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
     busy = {each[0] for each in told if each[7] or each[3].endswith("ing")}
     # One that can't be loaded (a typo, masked, not there) fails nothing: the target only wants it.
     bad = (each[0] for each in told if each[3] == "failed" or each[2] != "loaded")
-    broken = next((name for name in bad if name not in (TARGET, START, STOP)), "")
+    broken = next((name for name in bad if name not in (TARGET, STOP)), "")
     if STOP in busy:
         return Service("stopping", broken)
     if busy:
@@ -2282,6 +2282,13 @@ def step_aside(members: Members, state: State, now: float) -> State:
     return give_up(state, now)._replace(active=False, stopping=False, starting_since_seconds=0.0)
 
 
+def why_too_long(members: Members, state: State, view: View) -> str:
+    """Why a start is waited for no longer, "" while it is."""
+    started, most_seconds = state.starting_since_seconds, members.start_seconds
+    long = started and view.now_seconds - started > most_seconds
+    return f"its service was not there after {most_seconds:g} s" if long else ""
+
+
 def why_not_started(members: Members, state: State, view: View) -> str:
     """Why the service of an active node is not there, and won't be; "" while it may be."""
     started, service = state.starting_since_seconds, view.service
@@ -2289,8 +2296,7 @@ def why_not_started(members: Members, state: State, view: View) -> str:
         why = f"`journalctl -u {START}` may say why" if started else "somebody stopped it"
         did = "did not start" if started else "is not there"
         return f"its service {did}: {service.failed or why}"
-    long = started and view.now_seconds - started > members.start_seconds
-    return f"its service was not there after {members.start_seconds:g} s" if long else ""
+    return why_too_long(members, state, view)
 
 
 def why_ends(
@@ -2339,9 +2345,9 @@ def decide(members: Members, state: State, view: View) -> Decision:
     fence = lease_end_seconds(members, state) - times.margin_seconds
     drop, serve, own = False, None, Term(state.term, members.me, state.epoch)
     if state.active and (ends := why_ends(members, state, view, fence, steps_down)) is not None:
-        # Without a unit that failed nothing else would remember it; and the next start takes the
+        # No unit failed, so nothing else would remember it; and the next start would take the
         # role from who serves. So this node waits for the operator, or until nobody else asks.
-        waits = state.starting_since_seconds and ends not in LOST and not view.service.failed
+        waits = bool(ends) and ends == why_too_long(members, state, view)
         drop, state = True, step_aside(members, state, now)
         state = state._replace(not_started=ends) if waits else state
         if ends and (has_quorum or ends not in LOST):

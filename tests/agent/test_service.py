@@ -259,13 +259,16 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
         ({UNIT: "deactivating"}, "changing"),
         ({UNIT: "active"}, "failed"),
         ({UNIT: "failed"}, "stopped"),
+        ({loader.START: "failed"}, "stopped"),
     ],
 )
 def test_what_systemd_says_of_the_units_is_one_state_of_all(
     world: World, told: dict[str, str], state: str
 ) -> None:
     world.systemd.units = told
-    assert loader.service_now(world.paths, (UNIT, "hook.service")).state == state
+    found = loader.service_now(world.paths, (UNIT, "hook.service"))
+    failed = [name for name, each in told.items() if each == "failed"]
+    assert (found.state, found.failed) == (state, failed[0] if failed else "")
 
 
 def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
