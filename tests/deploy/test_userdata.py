@@ -86,6 +86,15 @@ def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
     ]
 
 
+def test_what_others_run_or_may_not_read_has_its_mode_and_all_else_is_plainly_to_be_read() -> None:
+    modes = {path: file["permissions"] for path, file in files(document(setup=SETUP)).items()}
+    assert {path: mode for path, mode in modes.items() if mode != "0644"} == {
+        "/etc/bootstrap/cluster.key": "0600",
+        "/etc/bootstrap/setup/setup.sh": "0755",
+        "/etc/systemd/system-generators/bootstrap": "0755",  # systemd runs no others
+    }
+
+
 def test_whose_releases_a_node_takes_and_signed_by_whom_is_written_at_first_boot() -> None:
     found = files(document(cluster="billing"))
     assert found["/etc/bootstrap/cluster"]["content"] == "billing\n"
