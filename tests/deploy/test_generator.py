@@ -1,4 +1,4 @@
-"""What systemd runs at boot and at daemon-reload: nothing that has joined starts without the role."""
+"""What systemd runs at boot and daemon-reload: nothing that has joined starts without the role."""
 
 import os
 import shutil
