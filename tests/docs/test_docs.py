@@ -167,6 +167,18 @@ def test_every_command_of_a_document_can_be_run(name: str) -> None:
     assert [found for found in commands if not can_be_run(*found)] == []
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_a_document_installs_is_the_checkout_into_its_own_environment(name: str) -> None:
+    """Who registers the project's name in a package index would run code on operators' machines.
+
+    Debian 12 and Ubuntu 24.04 install into environments alone: PEP 668.
+    """
+    installs = [words for words in code_of(name) if "pip install" in words]
+    right = ".venv/bin/python -m pip install -e '.[azure]'"
+    assert [words for words in installs if right not in words] == []
+    assert len(installs) == (name in ("docs/azure.md", "docs/service.md"))
+
+
 def test_readmes_two_commands_are_there() -> None:
     commands = {"sudo sh deploy/try.sh", "sudo sh tests/run.sh"}
     assert commands <= {line.strip() for line in text_of("README.md").splitlines()}
