@@ -396,6 +396,22 @@ REFUSED = {
         ["user-data", "node1", "--stop-seconds", "61"],
         "deploy: stop_seconds = 61: use a number from 1 to 60.",
     ),
+    "pauses of 1 with 400 zeros": (
+        ["user-data", "node1", "--pause-seconds", f"1{'0' * 400}"],
+        "deploy: period_seconds, look_seconds or pause_seconds is too long a number: use 60 at",
+    ),
+    "a plan with a period of 1 with 400 zeros": (
+        ["plan", "--period-seconds", f"1{'0' * 400}"],
+        "deploy: period_seconds, look_seconds or pause_seconds is too long a number: use 60 at",
+    ),
+    "an application with a name that no file has": (
+        ["user-data", "node1", "--setup", "a\0b"],
+        "deploy: 'a\\x00b': no file has a name with a NUL in it: leave that out.",
+    ),
+    "a key with a name that no file has": (
+        ["user-data", "node1", "--key", "~a\0b"],
+        "deploy: '~a\\x00b': no file has a name with a NUL in it: leave that out.",
+    ),
     "an application that is not there": (
         ["user-data", "node1", "--setup", "/nowhere/setup.sh"],
         "deploy: setup: /nowhere/setup.sh: No such file or directory: name a file that is there.",
