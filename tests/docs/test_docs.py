@@ -229,6 +229,14 @@ def test_the_figures_in_readmes_table_are_those_that_were_measured() -> None:
     assert [one for one in figures if one not in text_of("docs/measurements.md")] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/service.md"])
+def test_what_failover_takes_with_a_service_is_what_plan_says(name: str) -> None:
+    usual = Settings()
+    lengths = usual.period_seconds, usual.look_seconds, usual.pause_seconds, usual.stop_seconds
+    longest_seconds = loader.worst_failover_seconds(loader.timing(*lengths))
+    assert re.findall(r"\bstart\swithin\s([0-9.]+) s", text_of(name)) == [f"{longest_seconds:.1f}"]
+
+
 def test_what_a_node_says_in_the_documents_is_what_the_agent_says() -> None:
     table = text_of("docs/operate.md").split("\n## Nobody is active\n")[1].split("\n## ")[0]
     said = [row.split("|")[1].strip(" `") for row in table.splitlines() if row.startswith("| `")]
