@@ -62,8 +62,8 @@ def test_where_nothing_joined_nothing_is_made(node: Node) -> None:
 @pytest.mark.parametrize(
     "unit",
     [
-        *("writer.service", "nightly.timer", "srv-billing.mount", "writer@two.service"),
-        *(r"srv-my\x2ddisk.mount", r"mail@a\x20b\x5c.service", "one:two.socket"),
+        *("writer.service", "srv-billing.mount", "writer@two.service"),
+        *(r"srv-my\x2ddisk.mount", r"mail@a\x20b\x5c.service", "one:two.swap"),
     ],
 )
 def test_each_unit_that_joined_starts_only_where_the_agent_asked_for_a_start(
@@ -73,10 +73,19 @@ def test_each_unit_that_joined_starts_only_where_the_agent_asked_for_a_start(
     assert node.reloads() == {f"{unit}.d/role.conf": ONLY_WITH_THE_ROLE}
 
 
+@pytest.mark.parametrize("kind", ["timer", "path", "socket"])
+def test_so_does_the_service_of_its_name_that_a_timer_a_path_or_a_socket_starts(
+    node: Node, kind: str
+) -> None:
+    node.joins(f"in.sftp.{kind}")
+    units = (f"in.sftp.{kind}", "in.sftp.service", "in.sftp@.service")
+    assert node.reloads() == {f"{unit}.d/role.conf": ONLY_WITH_THE_ROLE for unit in units}
+
+
 def test_all_that_joined_get_it_also_what_is_wanted_and_required(node: Node) -> None:
-    for unit, how in (("a.service", "wants"), ("a.service", "requires"), ("b.socket", "wants")):
+    for unit, how in (("a.service", "wants"), ("a.service", "requires"), ("b.mount", "wants")):
         node.joins(unit, how)
-    assert {*node.reloads()} == {"a.service.d/role.conf", "b.socket.d/role.conf"}
+    assert {*node.reloads()} == {"a.service.d/role.conf", "b.mount.d/role.conf"}
 
 
 def test_run_twice_it_makes_the_same(node: Node) -> None:
