@@ -94,11 +94,9 @@ class Paths:
         self.failed = self.etc / "loader.failed"  # the same by units from before releases
         self.releases = self.etc / "releases"  # GENERATION/{release.json,loader.py}
         self.effective = self.etc / "effective"  # the generation that this node goes by
-        self.signers = self.etc / "allowed_signers"
-        self.cluster = self.etc / "cluster"  # its name
+        self.signers, self.cluster = self.etc / "allowed_signers", self.etc / "cluster"  # its name
         self.nodes_info = self.etc / "nodes_info.json"
-        self.key = self.etc / "cluster.key"
-        self.next_keys = self.etc / "cluster.key.next"
+        self.key, self.next_keys = self.etc / "cluster.key", self.etc / "cluster.key.next"
         self.conf = self.etc / "loader.conf"
         self.probe = self.html / "probe.html"
         self.staged = self.html / ".probe.html"  # fence.service removes both
@@ -338,7 +336,7 @@ def call_systemd(
             link.sendall(head + bytes(-len(head) % 8) + body)
             return answer_of_systemd(stream)
     except OSError as error:
-        raise OSError(f"can't reach systemd for the fence: {error.strerror or error}") from error
+        raise OSError(f"can't reach systemd: {error.strerror or error}") from error
 
 
 TARGET, START, STOP = "active.target", "start-active.service", "stop-active.service"
@@ -361,32 +359,40 @@ def joined_units(paths: Paths) -> tuple[str, ...]:
     return tuple(sorted({*started, *(link.name for link in links)}))
 
 
+def is_spared(paths: Paths, name: str, kind: str) -> bool:
+    """Whether systemd never kills a unit. Raises `OSError`."""
+    # https://www.freedesktop.org/wiki/Software/systemd/dbus/: how a unit's path is written
+    place = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in name)
+    asked = ("s", f"{SYSTEMD}.{kind.capitalize()}"), ("s", "SendSIGKILL")
+    properties = "org.freedesktop.DBus.Properties"
+    said = call_systemd(paths, "Get", *asked, interface=properties, of_unit=place)
+    return not int.from_bytes(said[-4:], "little")
+
+
+def why_outlives(paths: Paths, name: str, joined: tuple[str, ...]) -> str:
+    """Why a unit could run without the role: started by something else, or not killed."""
+    kind = name.rpartition(".")[2]
+    by = {link.parent.stem for link in paths.unit.parent.glob("*.[wr]*/*.*") if link.name == name}
+    if others := by - {TARGET, *joined}:
+        return f"{name} is started by {min(others)}, too: disable it there"
+    if TARGET in by and not (paths.generated / f"{name}.d/role.conf").exists():
+        return f"{name} could be started without the role: run systemctl daemon-reload"
+    if kind in ("target", "slice"):
+        return f"{name} has joined, and does not stop its units: let them join instead"
+    try:
+        if kind in ("service", "socket", "mount", "swap") and is_spared(paths, name, kind):
+            return f"{name} has SendSIGKILL=no, and could outlive the lease"
+    except OSError as error:
+        if not paths.starts.exists():  # else it was asked when this node took the role
+            return f"whether {name} is killed is not known: {error}"
+    return ""
+
+
 def why_not_killed(paths: Paths, joined: tuple[str, ...]) -> str:
-    """Which joined unit would outlive the lease if it does not stop, or may; "" for none."""
+    """Which joined unit could run without the role, and why; "" for none."""
     if joined and not (paths.unit.parent / STOP).exists():  # a node that was made before
         return f"{joined[0]} has joined, and there is no {STOP} for the fence to start"
-    links = [*paths.unit.parent.glob("*.[wr]*/*.*")]
-    for name in joined:
-        kind = name.rpartition(".")[2]
-        by = {link.parent.stem for link in links if link.name == name}
-        if others := by - {TARGET, *joined}:
-            return f"{name} is started by {min(others)}, too: disable it there"
-        if TARGET in by and not (paths.generated / f"{name}.d/role.conf").exists():
-            return f"{name} could be started without the role: run systemctl daemon-reload"
-        if kind in ("target", "slice"):
-            return f"{name} has joined, and does not stop its units: let them join instead"
-        if kind in ("service", "socket", "mount", "swap"):
-            # https://www.freedesktop.org/wiki/Software/systemd/dbus/: how a unit's path is written
-            place = "".join(c if c.isalnum() and c.isascii() else f"_{ord(c):02x}" for c in name)
-            asked = ("s", f"{SYSTEMD}.{kind.capitalize()}"), ("s", "SendSIGKILL")
-            properties = "org.freedesktop.DBus.Properties"
-            try:
-                said = call_systemd(paths, "Get", *asked, interface=properties, of_unit=place)
-            except OSError as error:
-                return f"whether {name} is killed is not known: {error}"
-            if not int.from_bytes(said[-4:], "little"):
-                return f"{name} has SendSIGKILL=no, and could outlive the lease"
-    return ""
+    return next(filter(None, (why_outlives(paths, name, joined) for name in joined)), "")
 
 
 def units_told(body: bytes) -> list[list[Any]]:
@@ -416,8 +422,9 @@ def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
         return Service("unknown")
     states = {each[0]: each[3] for each in told}  # an alias has its unit's name here
     busy = {each[0] for each in told if each[7] or each[3].endswith("ing")}
-    ours = {TARGET, START, STOP}
-    broken = next((n for n, state in states.items() if state == "failed" and n not in ours), "")
+    # One that can't be loaded (a typo, masked, not there) fails nothing: the target only wants it.
+    bad = (each[0] for each in told if each[3] == "failed" or each[2] != "loaded")
+    broken = next((name for name in bad if name not in (TARGET, STOP)), "")
     if STOP in busy:
         return Service("stopping", broken)
     if busy:
@@ -1531,10 +1538,11 @@ def format_marker(members: Members, marker: Marker) -> str:
     fields["vote"] = marker.vote and marker.vote._asdict()
     fields["mac"] = _mac(members.key, _canonical(fields))
     votes = f" and votes for {marker.vote.candidate}" if marker.vote else " and votes for nobody"
+    text = json.dumps(fields).replace("</", "<\\/")  # what a check said may hold markup
     return (
         f"<!doctype html><title>{marker.sender} sees {marker.receiver}</title>\n"
         f"<p>{marker.sender} sees {marker.receiver}{votes}.</p>\n"
-        f"{MARKER_OPEN}{json.dumps(fields)}{MARKER_CLOSE}\n"
+        f"{MARKER_OPEN}{text}{MARKER_CLOSE}\n"
     )
 
 
@@ -1621,6 +1629,7 @@ class State(NamedTuple):
     kept: Term = Term()  # the greatest voted for, or served with: on the disk as well
     unfit: str = ""  # why this node could not serve, as of this look
     service_failed: str = ""  # the unit that did: a reason to leave the role to others
+    not_started: str = ""  # the same, where no unit failed: how the last start ended
     starting_since_seconds: float = 0.0  # 0 once its service is there, and the probe
     stopping: bool = False  # the probe is gone, its service not: it holds on to its votes
     # Preference (docs/protocol.md section 8): safety does not depend on it.
@@ -1912,7 +1921,7 @@ def heir_of(members: Members, markers: Mapping[str, Marker]) -> Marker | None:
 def unable(state: State) -> str:
     """Why this node could not serve, "" where it could."""
     broken = state.service_failed and f"its service failed: {state.service_failed}"
-    return state.unfit or broken
+    return state.unfit or broken or state.not_started
 
 
 def why_makes_way(
@@ -1983,9 +1992,9 @@ def bound_too_briefly(members: Members, state: State, view: View) -> list[str]:
 
 
 def is_unready(members: Members, state: State) -> bool:
-    """Whether this node is behind, or its agent on trial, or its service has failed."""
+    """Whether this node is behind, its agent on trial, or its service failed or did not start."""
     late = state.behind_since_seconds > 0 or not members.proven
-    return late or bool(state.service_failed)
+    return late or bool(state.service_failed or state.not_started)
 
 
 def rests(members: Members, state: State, view: View) -> str:
@@ -2276,14 +2285,21 @@ def step_aside(members: Members, state: State, now: float) -> State:
     return give_up(state, now)._replace(active=False, stopping=False, starting_since_seconds=0.0)
 
 
+def why_too_long(members: Members, state: State, view: View) -> str:
+    """Why a start is waited for no longer, "" while it is."""
+    started, most_seconds = state.starting_since_seconds, members.start_seconds
+    long = started and view.now_seconds - started > most_seconds
+    return f"its service was not there after {most_seconds:g} s" if long else ""
+
+
 def why_not_started(members: Members, state: State, view: View) -> str:
     """Why the service of an active node is not there, and won't be; "" while it may be."""
     started, service = state.starting_since_seconds, view.service
     if service.state in ("stopped", "stopping") or (started and service.state == "failed"):
+        why = f"`journalctl -u {START}` may say why" if started else "somebody stopped it"
         did = "did not start" if started else "is not there"
-        return f"its service {did}: {service.failed or 'somebody stopped it'}"
-    long = started and view.now_seconds - started > members.start_seconds
-    return f"its service was not there after {members.start_seconds:g} s" if long else ""
+        return f"its service {did}: {service.failed or why}"
+    return why_too_long(members, state, view)
 
 
 def why_ends(
@@ -2332,7 +2348,11 @@ def decide(members: Members, state: State, view: View) -> Decision:
     fence = lease_end_seconds(members, state) - times.margin_seconds
     drop, serve, own = False, None, Term(state.term, members.me, state.epoch)
     if state.active and (ends := why_ends(members, state, view, fence, steps_down)) is not None:
+        # No unit failed, so nothing else would remember it; and the next start would take the
+        # role from who serves. So this node waits for the operator, or until nobody else asks.
+        waits = bool(ends) and ends == why_too_long(members, state, view)
         drop, state = True, step_aside(members, state, now)
+        state = state._replace(not_started=ends) if waits else state
         if ends and (has_quorum or ends not in LOST):
             state = failed(state, ends)
     elif wants and now < fence and (state.active or may_begin(state, own, view)):
@@ -2489,6 +2509,8 @@ def _begin(
         finished=False,
         began_seconds=now,
     )
+    if members.me in members.drained:  # who brings it back has seen to it; as after `leave`
+        state = state._replace(not_started="")
     with contextlib.suppress(OSError):  # tried again after the first poll
         yield Save(state)
         moment = yield Show(markers_of(members, state, moment))
@@ -2554,7 +2576,7 @@ def _apply(
                 raise OSError("came too late to renew its lease")
             if moment.value and (starts or commits):
                 since = moment.now_seconds if starts else 0.0
-                state = state._replace(active=True, starting_since_seconds=since)
+                state = state._replace(active=True, starting_since_seconds=since, not_started="")
                 moment = yield Save(state)
                 if starts:
                     moment = yield Start(state.term, decision.serve_until_seconds)
@@ -2611,7 +2633,7 @@ def _finish(members: Members, state: State, seen: Seen, reason: str) -> Steps:
             yield from _rehearse(members, state)  # it shows what was saved
         if not seen.had_quorum or is_late(members, seen):
             last = last._replace(quorum_runs=0)
-        elif state.quorum_runs > FORGIVEN_LOOKS:
+        elif state.quorum_runs > FORGIVEN_LOOKS and not state.starting_since_seconds:
             last = last._replace(failures=0)
         moment = yield Save(last)
         if (last.sees, last.quorum_runs) != (state.sees, state.quorum_runs):
@@ -2858,7 +2880,8 @@ class Machine:
             marker = fetch(session, url, timeout_seconds=times.timeout_seconds)
         if marker.status not in (200, 404):
             raise Unanswered(f"status {marker.status}")
-        unseen = marker.status == 404 and self.paths.probe.exists()
+        holds = self.paths.probe.exists() or self.paths.starts.exists()
+        unseen = marker.status == 404 and holds
         return Reply(marker, self.beside(session, name) if unseen else None)
 
     def beside(self, session: requests.Session, name: str) -> tuple[str, Answer] | None:
@@ -3221,19 +3244,23 @@ def looks(
         start = yield Pause(max(0.0, left_seconds) + 0.002)
 
 
+SET_ASIDE = re.compile(r"~$|\.(bak|old|new|swp|(dpkg|ucf|rpm).*)$")  # as for systemd and health.sh
+
+
 def why_unhealthy(paths: Paths, settings: Settings) -> str:
     """What a check of the operator's says (health.sh), "" where there is none or all is well."""
-    checks = len([*paths.etc.glob("health.d/*")])
+    found = (path for path in paths.etc.glob("health.d/[!.]*") if os.access(path, os.X_OK))
+    checks = sum(not SET_ASIDE.search(path.name) for path in found)
     if not checks:
         return ""
-    found = re.match(r"([0-9.]+) \d+ \d+ ([01])\n(.*)", read_mark(paths.health) or "")
-    if not found:
+    told = re.match(r"(\d+\.?\d*) \d+ \d+ ([01])\n(.*)", read_mark(paths.health) or "")
+    if not told:
         return "its health is not known yet"
     # As long as the failures take that count, if each check ends with its time.
     known_seconds = settings.unhealthy_after * (checks * settings.health_seconds + 6)
-    if boot_seconds() - float(found[1]) > known_seconds:
+    if boot_seconds() - float(told[1]) > known_seconds:
         return f"its health checks have told nothing for {known_seconds} s"
-    return f"its health check {found[3]}" if found[2] == "1" else ""
+    return f"its health check {told[3]}" if told[2] == "1" else ""
 
 
 def why_unfit(paths: Paths, settings: Settings, refused: str) -> str:
@@ -3387,7 +3414,7 @@ def leave(paths: Paths, settings: Settings, kept: Kept) -> None:
         left_seconds = min(times.end_seconds, left_seconds) + times.stop_seconds
         run(paths, settings, kept, left_seconds, leaving=True)
     if state := read_json(paths.state):  # neither a look that was stopped nor those to come failed
-        told = {**state, "finished": True, "began_seconds": 0.0}
+        told = {**state, "finished": True, "began_seconds": 0.0, "not_started": ""}
         write_atomic(paths.state, json.dumps(told))
 
 

@@ -55,8 +55,8 @@ def run() -> int:
         from deploy.verbs import deploy  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
         raise Refusal(
-            f"{error.name} is not installed: use the checkout's .venv/bin/python, or run"
-            " `pip install -e .` there."
+            f"{error.name} is not installed: use the checkout's .venv/bin/python, which"
+            " `python3 -m venv .venv` and `.venv/bin/python -m pip install -e .` make there."
         ) from error
     try:
         code: int = deploy(standalone_mode=False) or 0

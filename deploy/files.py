@@ -116,7 +116,9 @@ def make_folder(folder: Path, *, mode: int = 0o755) -> None:
 
 
 def expanded(path: str) -> Path:
-    """The path with `~` as the operator's home; raises `Refusal` where there is none."""
+    """The path with `~` as the operator's home; raises `Refusal` where there can be none."""
+    if "\0" in path:
+        raise Refusal(f"{path!r}: no file has a name with a NUL in it: leave that out.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

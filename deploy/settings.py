@@ -30,6 +30,10 @@ EXAMPLES = {
 INTERNET = "Internet"
 """Azure's word for every address."""
 
+DIGITS = 9
+SHORT = f"use one of {DIGITS} digits at most"
+"""More no setting takes, and what has hundreds of them Python makes no float of."""
+
 USUAL = OfNode()
 """What a node takes without another word."""
 
@@ -107,6 +111,9 @@ def times_of(
         return timing(period_seconds, look_seconds, pause_seconds, stop_seconds)
     except BadInput as error:
         raise Refusal(str(error)) from error
+    except OverflowError as error:
+        names = "period_seconds, look_seconds or pause_seconds"
+        raise Refusal(f"{names} is too long a number: use 60 at most.") from error
 
 
 def service_of(settings: Settings) -> dict[str, Any]:
@@ -150,11 +157,17 @@ def settings_of(config: Path | None, options: Mapping[str, Any]) -> Settings:
 def read_settings(path: Path) -> dict[str, Any]:
     """What a TOML file sets; raises `Refusal` naming file, key and what would be right."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        return checked_all(path, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise Refusal(f"{path}: {error.strerror}: give a readable file of settings.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(f"{path}: not TOML: {error}.") from error
+    except ValueError as error:  # of Python's: it reads and prints no number of so many digits
+        raise Refusal(f"{path}: a number in it is too long: {SHORT}.") from error
+
+
+def checked_all(path: Path, found: Mapping[str, object]) -> dict[str, Any]:
+    """What was found in the file, each as its setting takes it. Raises `Refusal` likewise."""
     defaults = asdict(Settings())
     unknown = sorted(set(found) - set(defaults))
     if unknown:
@@ -164,6 +177,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def checked(path: Path, key: str, value: object, default: object) -> Any:
     """The value as its default's type; a list of one may be written without what is around it."""
+    if isinstance(value, int) and abs(value) >= 10**DIGITS:
+        raise Refusal(f"{path}: {key} is too long a number: {SHORT}.")
     if key == "tags":
         if isinstance(value, Mapping) and all(isinstance(one, str) for one in value.values()):
             return tuple(f"{name}={one}" for name, one in value.items())

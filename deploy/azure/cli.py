@@ -2,6 +2,8 @@
 
 import gc
 import importlib
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +11,8 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from deploy import PROJECT, Refusal
+from deploy import Refusal
+from deploy.checkout import CHECKOUT
 from deploy.options import settings_options
 from deploy.settings import settings_of
 
@@ -90,10 +93,9 @@ def azure_verbs() -> Any:
     try:
         return importlib.import_module("deploy.azure.verbs")
     except ModuleNotFoundError as error:
-        raise Refusal(
-            f"{error.name} is not installed: pip install '{PROJECT}[azure]'"
-            " (in a checkout: pip install -e '.[azure]')."
-        ) from error
+        # By path: under the project's name an index may have anybody's code.
+        words = [sys.executable, "-m", "pip", "install", "-e", f"{CHECKOUT}[azure]"]
+        raise Refusal(f"{error.name} is not installed: run `{shlex.join(words)}`.") from error
     finally:
         gc.freeze()
         gc.enable()

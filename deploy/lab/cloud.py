@@ -28,7 +28,8 @@ from deploy.ports import url_of
 SITE = STATE / publish.SITE
 """What the web site serves: `deploy.publish` fills it."""
 
-STATISTICS = f"http://{LOAD_BALANCER}:8404/stats;csv"
+STATISTICS_PORT = 8404
+STATISTICS = f"http://{LOAD_BALANCER}:{STATISTICS_PORT}/stats;csv"
 """Also of an internal load balancer: they are no business of its network."""
 
 WRITES = STATE / "writes.log"
@@ -158,7 +159,7 @@ backend nodes
 frontend stats
     mode http
     timeout http-request 5s
-    bind {LOAD_BALANCER}:8404
+    bind {LOAD_BALANCER}:{STATISTICS_PORT}
     stats enable
     stats uri /stats
 """

@@ -107,7 +107,8 @@ def lab_command() -> None:
     "--setup",
     metavar="FILE",
     multiple=True,
-    help="Run once on each node after the agent is installed; again for files beside it.",
+    help="Run once on each node after the agent is installed; again for files beside it, such as"
+    " packages: nodes have no way out to the Internet.",
 )
 @click.option(
     "--demo",

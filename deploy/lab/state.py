@@ -14,9 +14,10 @@ from deploy.application import Setup
 from deploy.checkout import CHECKOUT
 from deploy.files import read_object, write_json, write_whole
 from deploy.lab import OPERATOR, PUBLIC_NETWORK, STATE
-from deploy.lab.cloud import endpoints
+from deploy.lab.cloud import STATISTICS_PORT, endpoints
 from deploy.nodes_info import nodes_info, read_nodes, write_nodes_info
 from deploy.plan import Node, Plan, plan_of
+from deploy.ports import Port
 from deploy.settings import SERVICE, Settings
 
 MACHINE = "/run"
@@ -78,7 +79,13 @@ def lab_plan(
         look_seconds=look_seconds,
         pause_seconds=pause_seconds,
     )
-    return plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
+    plan = plan_of(settings, nodes, public_network=PUBLIC_NETWORK)
+    if plan.frontend == "public" and Port("Tcp", STATISTICS_PORT) in plan.ports:
+        raise Refusal(
+            f"ports = {STATISTICS_PORT}: the lab's load balancer has its statistics there: use"
+            " another one in the lab."
+        )
+    return plan
 
 
 def service_of(plan: Plan) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Systemd:
         self.timers: dict[str, int] = {}  # name -> microseconds after the boot
         self.units: dict[str, str] = {}  # joined units and active.target -> ActiveState
         self.spared: set[str] = set()  # units with SendSIGKILL=no
+        self.unloaded: dict[str, str] = {}  # unit -> why not: its LoadState
         self.starts = path.parents[1] / "bootstrap/starts"
         self.stops = self.starts.with_name("stops")
         self.starts_as = "active"  # what becomes of joined units
@@ -157,7 +158,8 @@ class Systemd:
 
     def _unit(self, name: str) -> tuple[Any, ...]:
         state = self.units.get(name, "inactive")
-        told = (name, "a unit", "loaded", state, "", "", path_of(name))
+        loaded = self.unloaded.get(name, "loaded")
+        told = (name, "a unit", loaded, state, "", "", path_of(name))
         return (*told, 0, "", "/")
 
     def start(self, name: str, mode: str = "replace") -> str:

@@ -95,6 +95,15 @@ def test_checks_run_in_the_order_of_their_names_until_one_fails(node: Node) -> N
     assert not (node.paths.etc / "last").exists()
 
 
+@pytest.mark.parametrize("name", [".disk", "disk~", "disk.bak", "disk.dpkg-old", "disk.swp"])
+def test_a_check_that_was_set_aside_is_none(node: Node, name: str) -> None:
+    node.paths.conf.write_text("[loader]\nunhealthy_after = 1\n")
+    node.check(name, "exit 1")
+    assert loader.why_unhealthy(node.paths, loader.Settings()) == ""
+    node.check("other", "exit 0")
+    assert node.rounds() == ""
+
+
 def test_a_check_that_does_not_end_is_ended_and_has_failed(node: Node) -> None:
     node.paths.conf.write_text("[loader]\nhealth_seconds = 1\nunhealthy_after = 1\n")
     node.check("hangs", "trap '' TERM; echo waits; while :; do read -r _ < /dev/zero; done")

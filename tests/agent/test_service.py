@@ -131,6 +131,62 @@ def test_a_joined_unit_may_be_wanted_by_another_joined_one(world: World) -> None
     assert (world.active, world.status()["unfit"]) == (True, "")
 
 
+def test_a_unit_that_systemd_would_start_without_the_role_is_refused_by_name(world: World) -> None:
+    (world.paths.generated / f"{UNIT}.d/role.conf").unlink()  # the link was made by hand
+    world.run()
+    why = f"{UNIT} could be started without the role: run systemctl daemon-reload"
+    assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
+
+
+def test_of_a_node_that_has_the_role_it_was_known_that_its_service_is_killed(world: World) -> None:
+    world.run()
+    world.systemd.fails()
+    assert loader.why_not_killed(world.paths, (UNIT,)) == ""
+    world.paths.starts.unlink()
+    why = f"whether {UNIT} is killed is not known: can't reach systemd: "
+    assert loader.why_not_killed(world.paths, (UNIT,)).startswith(why)
+
+
+def test_a_unit_that_can_not_be_loaded_has_failed_though_its_target_is_reached(
+    world: World,
+) -> None:
+    world.joins("typo.service")
+    world.systemd.unloaded["typo.service"] = "bad-setting"
+    world.run()
+    assert (world.active, world.status()["unfit"]) == (False, "its service failed: typo.service")
+
+
+def test_markup_in_what_the_application_says_leaves_markers_whole(world: World) -> None:
+    said = "<h1>502</h1><script>again()</script>"
+    (world.paths.etc / "setup.sha256").touch()
+    (world.paths.etc / "setup.failed").write_text(f"{said}\n")
+    world.run()
+    shown = world.shown_to("node2")
+    assert shown is not None
+    assert shown.unfit == f"its application is not set up: {said}"
+
+
+def test_a_node_whose_timer_was_stopped_forgets_that_its_service_did_not_start(
+    world: World,
+) -> None:
+    world.run()
+    world.change_state(not_started="its service was not there after 60 s")
+    world.run("leave")
+    assert world.state()["not_started"] == ""
+
+
+def test_a_node_whose_service_starts_asks_for_what_its_voters_show_others(world: World) -> None:
+    """As with a probe: its host may have paused it until others had voted anew."""
+    world.systemd.starts_as = "activating"
+    world.run()
+    assert world.paths.starts.exists()
+    site = world.cloud.site(world.hosts["node2"])
+    assert site.asked_for("/node3.html") == []
+    world.says("node2", Page("not found", 404))
+    world.run()
+    assert site.asked_for("/node3.html")
+
+
 def test_a_target_can_not_join(world: World) -> None:
     world.joins("app.target")
     world.run()
@@ -231,13 +287,16 @@ def test_an_active_node_whose_run_fails_stops_its_service_and_keeps_its_fence(wo
         ({UNIT: "deactivating"}, "changing"),
         ({UNIT: "active"}, "failed"),
         ({UNIT: "failed"}, "stopped"),
+        ({loader.START: "failed"}, "stopped"),
     ],
 )
 def test_what_systemd_says_of_the_units_is_one_state_of_all(
     world: World, told: dict[str, str], state: str
 ) -> None:
     world.systemd.units = told
-    assert loader.service_now(world.paths, (UNIT, "hook.service")).state == state
+    found = loader.service_now(world.paths, (UNIT, "hook.service"))
+    failed = [name for name, each in told.items() if each == "failed"]
+    assert (found.state, found.failed) == (state, failed[0] if failed else "")
 
 
 def test_a_systemd_that_says_nothing_has_stopped_nothing(world: World) -> None:
@@ -274,7 +333,7 @@ def test_an_active_node_whose_unit_fails_hands_over_and_says_why(world: World) -
     assert (shown.unfit, shown.quorum_runs) == (why, 0)
 
 
-def test_a_unit_that_joins_after_the_run_has_its_times_is_not_started_before_the_next_one(
+def test_a_unit_that_joins_after_the_run_has_its_times_has_the_node_wait_for_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_world(tmp_path / "root", monkeypatch) as world:
@@ -287,7 +346,11 @@ def test_a_unit_that_joins_after_the_run_has_its_times_is_not_started_before_the
 
         world.metadata_says(INSTANCE, joins)
         world.run()
-        assert (world.active, world.systemd.started) == (True, [])
+        assert (world.active, world.systemd.started) == (False, [])
+        assert world.status()["unfit"] == f"{UNIT} has joined since its run began"
+        world.metadata_says(INSTANCE, instance)
+        world.run()
+        assert (world.active, world.systemd.started) == (True, [UNIT])
 
 
 def test_where_nothing_joined_systemd_is_asked_for_nothing_more_than_the_fence(

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -903,7 +904,8 @@ def test_without_azures_packages_the_command_says_what_to_install(
     operator.environment["PYTHONPATH"] = f"{tmp_path}:{CHECKOUT}"
     outcome = operator.execute("up")
     assert outcome.code == 2
-    assert "pip install 'azure-active-passive-cluster[azure]'" in outcome.output
+    command = f"{sys.executable} -m pip install -e '{CHECKOUT}[azure]'"
+    assert f"azure.core is not installed: run `{command}`.\n" in outcome.output
 
 
 # ---------------------------------------------------------------- publish

@@ -4,6 +4,7 @@ Only `sleep` is a stand-in: it notes for how long it was asked to, and may end t
 """
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ SLEEP = """#!/bin/sh
 echo "$1" >> "${0%/*}/slept"
 [ "$(wc -l < "${0%/*}/slept")" -lt "$(cat "${0%/*}/most")" ] || kill -TERM "$PPID"
 """
+UNIT = (CHECKOUT / "systemd" / "setup.service").read_text(encoding="utf-8")
+ENVIRONMENT = dict(re.findall("^Environment=(.+?)=(.*)$", UNIT, re.MULTILINE))
 ONCE = b"#!/bin/sh\necho begun\necho once >> ../ran\n"
 
 
@@ -74,7 +77,10 @@ class Node:
         (self.bin / "slept").unlink(missing_ok=True)
         return subprocess.Popen(
             ["sh", str(self.etc / "setup.sh")],
-            env={"PATH": f"{self.bin}:{os.environ['PATH']}", "LC_ALL": "C", "NO_PROXY": "*"},
+            env={
+                **{"PATH": f"{self.bin}:{os.environ['PATH']}", "LC_ALL": "C", "NO_PROXY": "*"},
+                **ENVIRONMENT,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -131,6 +137,37 @@ def test_what_failed_and_then_succeeds_leaves_nothing_of_its_failure(node: Node)
     ran = node.runs(most=5)
     assert (ran.code, ran.slept, ran.output[-5:]) == (0, [5, 10], "fine\n")
     assert (node.is_done, node.failed) == (True, None)
+
+
+CHANGES = b"""#!/bin/sh
+set -eu
+ls
+cat app.conf
+sed -i 's/@NODE@/node1/' app.conf
+sed -i 's/@NODE@/done/' "$0"
+touch left
+mv app.conf ../app.conf
+[ -e ../tried ] || { touch ../tried; echo @NODE@ >&2; exit 1; }
+"""
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_script_that_edits_and_moves_its_files_and_fails_finds_them_as_they_came_the_next_time(
+    node: Node, *, room: bool
+) -> None:
+    setup = {"setup.sh": CHANGES, "app.conf": b"name = @NODE@\n"}
+    node.boots(setup, room=room)
+    node.site.pages |= {f"/{name}": Page(data) for name, data in web_names(setup).items()}
+    ran = node.runs(most=5)
+    assert (ran.code, ran.slept, node.is_done) == (0, [5], True)
+    assert ran.output.count("app.conf\nsetup.sh\nname = @NODE@\n") == 2
+    assert (node.etc / "app.conf").read_text() == "name = node1\n"
+    assert {path.name: path.read_bytes() for path in (node.etc / "setup").iterdir()} == setup
+
+
+def test_a_script_knows_roots_home_which_systemd_does_not_say(node: Node) -> None:
+    node.boots({"setup.sh": b'#!/bin/sh\nset -eu\necho "$HOME"\n'})
+    assert node.runs() == Ran(0, "/root\n", [])
 
 
 def test_output_is_passed_on_while_the_script_runs_and_a_killed_one_is_run_again(

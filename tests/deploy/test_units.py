@@ -186,6 +186,17 @@ def test_handing_over_ends_before_systemd_ends_it(period: int, look: int) -> Non
     assert longest < limits("handover.service", period)["TimeoutStopSec"]
 
 
+@pytest.mark.parametrize(("checks", "health_seconds"), [(200, 5), (15, 60)])
+def test_a_round_of_many_checks_that_take_nearly_their_whole_time_is_not_ended_by_systemd(
+    checks: int, health_seconds: int
+) -> None:
+    assert (loader.Settings().health_seconds, loader.MOST["health_seconds"]) == (5, 60)
+    limit = analyze("timespan", unit("health.service")["Service"]["TimeoutStartSec"]).stdout
+    (microseconds,) = re.findall(r"s: ([0-9]+)\n", limit)
+    longest_seconds = checks * health_seconds + 1  # the last one may have to be killed
+    assert longest_seconds < int(microseconds) / 1e6
+
+
 def test_handing_over_has_time_for_a_run_by_hand_that_is_under_way() -> None:
     """That is over, and the cluster's next look there, by the next tick."""
     for look in (Settings.look_seconds, Settings.period_seconds):

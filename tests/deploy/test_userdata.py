@@ -86,6 +86,15 @@ def test_the_key_is_for_root_alone_and_in_no_other_file() -> None:
     ]
 
 
+def test_what_others_run_or_may_not_read_has_its_mode_and_all_else_is_plainly_to_be_read() -> None:
+    modes = {path: file["permissions"] for path, file in files(document(setup=SETUP)).items()}
+    assert {path: mode for path, mode in modes.items() if mode != "0644"} == {
+        "/etc/bootstrap/cluster.key": "0600",
+        "/etc/bootstrap/setup/setup.sh": "0755",
+        "/etc/systemd/system-generators/bootstrap": "0755",  # systemd runs no others
+    }
+
+
 def test_whose_releases_a_node_takes_and_signed_by_whom_is_written_at_first_boot() -> None:
     found = files(document(cluster="billing"))
     assert found["/etc/bootstrap/cluster"]["content"] == "billing\n"
@@ -386,6 +395,22 @@ REFUSED = {
     "a service that may take more than a minute to stop": (
         ["user-data", "node1", "--stop-seconds", "61"],
         "deploy: stop_seconds = 61: use a number from 1 to 60.",
+    ),
+    "pauses of 1 with 400 zeros": (
+        ["user-data", "node1", "--pause-seconds", f"1{'0' * 400}"],
+        "deploy: period_seconds, look_seconds or pause_seconds is too long a number: use 60 at",
+    ),
+    "a plan with a period of 1 with 400 zeros": (
+        ["plan", "--period-seconds", f"1{'0' * 400}"],
+        "deploy: period_seconds, look_seconds or pause_seconds is too long a number: use 60 at",
+    ),
+    "an application with a name that no file has": (
+        ["user-data", "node1", "--setup", "a\0b"],
+        "deploy: 'a\\x00b': no file has a name with a NUL in it: leave that out.",
+    ),
+    "a key with a name that no file has": (
+        ["user-data", "node1", "--key", "~a\0b"],
+        "deploy: '~a\\x00b': no file has a name with a NUL in it: leave that out.",
     ),
     "an application that is not there": (
         ["user-data", "node1", "--setup", "/nowhere/setup.sh"],

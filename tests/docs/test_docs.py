@@ -167,6 +167,18 @@ def test_every_command_of_a_document_can_be_run(name: str) -> None:
     assert [found for found in commands if not can_be_run(*found)] == []
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_a_document_installs_is_the_checkout_into_its_own_environment(name: str) -> None:
+    """Who registers the project's name in a package index would run code on operators' machines.
+
+    Debian 12 and Ubuntu 24.04 install into environments alone: PEP 668.
+    """
+    installs = [words for words in code_of(name) if "pip install" in words]
+    right = ".venv/bin/python -m pip install -e '.[azure]'"
+    assert [words for words in installs if right not in words] == []
+    assert len(installs) == (name in ("docs/azure.md", "docs/service.md"))
+
+
 def test_readmes_two_commands_are_there() -> None:
     commands = {"sudo sh deploy/try.sh", "sudo sh tests/run.sh"}
     assert commands <= {line.strip() for line in text_of("README.md").splitlines()}
@@ -215,6 +227,14 @@ def test_the_figures_in_readmes_table_are_those_that_were_measured() -> None:
     assert len(rows) <= 6
     assert figures
     assert [one for one in figures if one not in text_of("docs/measurements.md")] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/service.md"])
+def test_what_failover_takes_with_a_service_is_what_plan_says(name: str) -> None:
+    usual = Settings()
+    lengths = usual.period_seconds, usual.look_seconds, usual.pause_seconds, usual.stop_seconds
+    longest_seconds = loader.worst_failover_seconds(loader.timing(*lengths))
+    assert re.findall(r"\bstart\swithin\s([0-9.]+) s", text_of(name)) == [f"{longest_seconds:.1f}"]
 
 
 def test_what_a_node_says_in_the_documents_is_what_the_agent_says() -> None:

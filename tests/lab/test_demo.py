@@ -38,6 +38,11 @@ def nodes_since(cluster: BootedLab, moment: float) -> list[str]:
     return [name for name, _ in tenures(cluster.writes(moment))]
 
 
+def stops(cluster: BootedLab, name: str) -> int:
+    """How often the node's agent stopped what runs with the role, by its log."""
+    return cluster.log(name).count("WARNING - Stopping what runs with the role")
+
+
 def first_write(cluster: BootedLab, name: str, since: float) -> float:
     return next(write.arrival for write in cluster.writes(since) if write.node == name)
 
@@ -92,14 +97,27 @@ def test_a_service_that_is_restarted_where_the_role_is_keeps_it(serving: BootedL
     assert longest_silence_seconds(serving.writes(), began, time.time()) > START_SECONDS
 
 
-def test_a_service_that_is_started_by_hand_on_a_passive_node_is_stopped_with_a_warning(
+def test_without_the_role_it_is_not_started_by_hand_nor_by_an_upgrade_nor_with_the_target(
+    serving: BootedLab,
+) -> None:
+    began, before = time.time(), stops(serving, "node3")
+    for words in (["start", demo.UNIT], ["restart", demo.UNIT], ["start", "active.target"]):
+        serving.shell("node3", "systemctl", *words)
+        state = ("systemctl", "show", "--property=ActiveState", "--value", demo.UNIT)
+        assert serving.shell("node3", *state).split() == ["inactive"]
+    serving.wait("the target stopped", lambda: stops(serving, "node3") > before)
+    settle(serving)
+    assert {write.node for write in serving.writes(began)} == {"node1"}
+
+
+def test_one_that_was_forced_to_start_on_a_passive_node_is_stopped_with_a_warning(
     cluster: BootedLab,
 ) -> None:
     settle(cluster)
-    began = time.time()
+    began, before = time.time(), stops(cluster, "node3")
+    cluster.shell("node3", "touch", "/run/bootstrap/starts")
     cluster.shell("node3", "systemctl", "start", "--no-block", demo.UNIT)
-    stopped = "Stopping what runs with the role"
-    cluster.wait("stopped", lambda: stopped in cluster.log("node3"))
+    cluster.wait("stopped", lambda: stops(cluster, "node3") > before)
     state = ("systemctl", "show", "--property=ActiveState", "--value", demo.UNIT, "active.target")
     cluster.wait("gone", lambda: set(cluster.shell("node3", *state).split()) == {"inactive"})
     late = [write for write in cluster.writes(began) if write.node == "node3"]

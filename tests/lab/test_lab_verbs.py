@@ -184,6 +184,18 @@ def test_every_port_at_once_is_refused_in_the_lab(
         wanted_lab(None, None, None, None, ports=("all",), frontend="internal")
 
 
+@pytest.mark.parametrize("port", ["8404", "tcp/8404"])
+def test_the_port_of_the_load_balancers_statistics_is_refused_where_they_share_an_address(
+    port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "STATE", tmp_path)
+    with pytest.raises(Refusal, match="ports = 8404: the lab's load balancer has its statistics"):
+        wanted_lab(None, None, None, None, ports=("443", port))
+    for elsewhere in ({"ports": (port,), "frontend": "internal"}, {"ports": ("udp/8404",)}):
+        binds = cloud.balancer(wanted_lab(None, None, None, None, **elsewhere).plan)
+        assert binds.count("203.0.113.20:8404\n") == 1
+
+
 def test_the_labs_firewall_keeps_clients_from_a_port_of_the_clusters_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1120,7 +1120,8 @@ class Simulation:
         content = self._content(target, reader)
         status, body = (404, b"") if content is None else (200, content)
         answer = self.agent.Answer(status, body, {}, True)
-        beside = self._beside(target, reader) if content is None and reader.probe else None
+        holds = reader.probe or reader.may_start
+        beside = self._beside(target, reader) if content is None and holds else None
         return self.agent.Reply(answer, beside)
 
     def _beside(self, target: Node, reader: Node) -> Any:

@@ -135,6 +135,51 @@ def test_a_service_that_does_not_start_on_a_node_is_started_on_another(
     assert simulation.active() == (["node3"] if fails else [])
 
 
+def never_runs(simulation: Simulation) -> None:
+    """Each start of node1's service takes for ever, and no unit of it fails."""
+    later = simulation._later_becomes
+
+    def afterwards(node: Any, seconds: float, state: str) -> None:
+        if not (node.name == "node1" and state == "running"):
+            later(node, seconds, state)
+
+    simulation._later_becomes = afterwards  # type: ignore[method-assign]
+
+
+def test_a_node_whose_start_comes_to_nothing_leaves_the_role_to_one_that_serves() -> None:
+    simulation = Simulation(replace(conditions(), service_starts_seconds=(1, 1)), 1, AGENT)
+    never_runs(simulation)
+    simulation.run_until(120)
+    assert simulation.active() == ["node2"]
+    simulation.run_for(300)
+    assert (simulation.active(), simulation.losses) == (["node2"], [])
+    why = "its service was not there after 60 s"
+    assert simulation.nodes["node1"].state.not_started == why
+    simulation.crash("node2")
+    simulation.run_for(40)
+    assert simulation.active() == ["node3"]
+    for name in ("node2", "node3"):
+        simulation.boot(name)
+        simulation.unfit[name] = "its disk is full"
+    simulation.run_for(60)
+    assert simulation.nodes["node1"].state.active, "nobody else asks: it tries again"
+
+
+def test_who_is_undrained_is_believed_to_start_its_service_again() -> None:
+    simulation = Simulation(replace(conditions(), service_starts_seconds=(1, 1)), 1, AGENT)
+    later = simulation._later_becomes
+    never_runs(simulation)
+    simulation.run_until(120)
+    simulation._later_becomes = later  # type: ignore[method-assign]
+    simulation.run_for(60)
+    assert simulation.active() == ["node2"]
+    for drained in (frozenset({"node1"}), frozenset[str]()):
+        for name, members in simulation.members.items():
+            simulation.members[name] = members._replace(drained=drained)
+        simulation.run_for(60)
+        assert simulation.active() == (["node2"] if drained else ["node1"])
+
+
 def test_a_service_that_somebody_starts_on_a_passive_node_is_stopped() -> None:
     simulation = started(conditions())
     simulation._becomes(simulation.nodes["node2"], "running")
@@ -348,7 +393,7 @@ def test_a_lease_that_a_voter_takes_back_frees_nobody_before_the_service_has_sto
     a_voter_reboots_without_which_there_is_no_majority()
     stopped_or_over = (
         'return "" if view.service.state in ("", "stopped") else None',
-        'return "" if view.service.state == "stopped" or now >= fence + 12 else None',
+        'return "" if view.service.state in ("", "stopped") or now >= fence + 12 else None',
     )
     with pytest.raises(TwoActive):
         a_voter_reboots_without_which_there_is_no_majority(stopped_or_over)
