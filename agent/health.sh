@@ -7,8 +7,8 @@ umask 022
 cd /etc/bootstrap || exit 1
 told=/run/bootstrap/health
 
-setting() { # as the agent reads it
-    number=$(sed -n "s/^\s*$1\s*[=:]\s*\([1-9][0-9]\{0,2\}\)\s*\$/\1/Ip" loader.conf 2> /dev/null | head -n 1)
+setting() {
+    number=$(sed -n "s/^\s*$1\s*[=:]\s*\([1-9][0-9]\{0,2\}\)\s*\$/\1/I;T;p;q" loader.conf 2> /dev/null)
     echo "${number:-$2}"
 }
 
