@@ -150,7 +150,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Node1 of three, with a check that failed."""
     with open_world(tmp_path / "root", monkeypatch) as found:
         (found.paths.etc / "health.d").mkdir()
-        (found.paths.etc / "health.d" / "disk").touch()
+        (found.paths.etc / "health.d" / "disk").touch(0o755)
         found.paths.health.write_text(f"{loader.boot_seconds()} 3 0 1\ndisk says: it is full\n")
         yield found
 
