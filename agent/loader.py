@@ -427,7 +427,7 @@ def service_now(paths: Paths, joined: tuple[str, ...]) -> Service:
     broken = next((name for name in bad if name not in (TARGET, STOP)), "")
     if STOP in busy:
         return Service("stopping", broken)
-    if busy:
+    if busy or paths.stops.exists():  # a stop that was killed has to be begun again
         return Service("changing", broken)
     if "active" not in states.values():
         return Service("stopped", broken)

@@ -361,3 +361,15 @@ def test_where_nothing_joined_systemd_is_asked_for_nothing_more_than_the_fence(
         assert world.active
         assert {member for member, _, _ in world.systemd.calls} <= {"Get", "StartTransientUnit"}
         assert json.loads(world.paths.state.read_text())["starting_since_seconds"] == 0
+
+
+def test_a_stop_that_was_killed_after_its_units_had_stopped_is_begun_again(world: World) -> None:
+    world.run()
+    world.paths.starts.replace(world.paths.stops)  # and killed before what was forked away was
+    world.systemd.units = dict.fromkeys(world.systemd.units, "inactive")
+    world.paths.probe.unlink()
+    world.change_state(stopping=True)
+    world.run()
+    asked = [unit for unit, _ in started(world)]
+    assert asked[:2] == ["start-active.service", "stop-active.service"]
+    assert not world.paths.stops.exists()
