@@ -1,6 +1,7 @@
 """The operator's verbs that publish a release, and wait until the nodes go by it."""
 
 import json
+import math
 import re
 import secrets
 import time
@@ -69,6 +70,11 @@ def duration(text: str) -> int:
     if not found:
         raise click.BadParameter(f"{text!r}: use a time like 90s, 30m, 1h or 2d.")
     return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+
+
+def ends_after(seconds: int) -> int:
+    """When a time from now is over: not before, though a release has whole seconds alone."""
+    return math.ceil(time.time()) + seconds
 
 
 def time_option(usual: str) -> Callable[[Command], Command]:
@@ -410,7 +416,21 @@ def refuse_other_times(view: View, settings: Settings) -> None:
 @release_options
 def order_command(names: tuple[str, ...], folder: Path, key: str, *, as_json: bool) -> None:
     """Make this the order of preference: name every node, the most preferred first."""
-    carry_out(Order(folder, key, as_json), Asked(lambda release: ordered(release, names)))
+    carry_out(Order(folder, key, as_json), moving(lambda release: ordered(release, names)))
+
+
+def moving(change: Change) -> Asked:
+    """A change after which the role goes to whoever is first now, unless a rule keeps it."""
+    return Asked(change, leads, "the first of the order that could serve is not active")
+
+
+def leads(view: View, release: Release) -> bool:
+    """Whether the first node that may be active is, where nothing keeps the role elsewhere."""
+    if release.prefer or release.maintenance_until or release.settings.failback != "auto":
+        return True
+    able = {node.node for node in view.nodes if node.role != "unknown"}
+    first = [name for name in release.nodes if name in able - {*release.drained}]
+    return view.active in first[:1]
 
 
 @click.command("drain")
@@ -431,7 +451,7 @@ def drain_command(name: str, folder: Path, key: str, *, as_json: bool) -> None:
 @release_options
 def undrain_command(name: str, folder: Path, key: str, *, as_json: bool) -> None:
     """Let NODE be active again, as its place in the order says."""
-    carry_out(Order(folder, key, as_json), Asked(lambda release: undrained(release, name)))
+    carry_out(Order(folder, key, as_json), moving(lambda release: undrained(release, name)))
 
 
 @click.command("switchover")
@@ -445,7 +465,7 @@ def switchover_command(
     view = look(read_cluster(folder))
 
     def change(release: Release) -> Release:
-        return preferring(release, name or successor(release, view), int(time.time()) + seconds)
+        return preferring(release, name or successor(release, view), ends_after(seconds))
 
     asked = Asked(
         change,
@@ -477,7 +497,7 @@ def maintenance_on(seconds: int, folder: Path, key: str, *, as_json: bool) -> No
 
     An active node that is lost, drained, or announced by Azure, has a successor as ever.
     """
-    asked = Asked(lambda release: maintained(release, int(time.time()) + seconds))
+    asked = Asked(lambda release: maintained(release, ends_after(seconds)))
     carry_out(Order(folder, key, as_json), asked)
 
 
