@@ -375,7 +375,8 @@ def why_outlives(paths: Paths, name: str, joined: tuple[str, ...]) -> str:
     by = {link.parent.stem for link in paths.unit.parent.glob("*.[wr]*/*.*") if link.name == name}
     if others := by - {TARGET, *joined}:
         return f"{name} is started by {min(others)}, too: disable it there"
-    if TARGET in by and not (paths.generated / f"{name}.d/role.conf").exists():
+    gated = paths.starts.exists() or (paths.generated / f"{name}.d/role.conf").exists()
+    if TARGET in by and not gated:  # the files are made anew by each daemon-reload
         return f"{name} could be started without the role: run systemctl daemon-reload"
     if kind in ("target", "slice"):
         return f"{name} has joined, and does not stop its units: let them join instead"
@@ -3263,13 +3264,23 @@ def why_unhealthy(paths: Paths, settings: Settings) -> str:
     return f"its health check {told[3]}" if told[2] == "1" else ""
 
 
-def why_unfit(paths: Paths, settings: Settings, refused: str) -> str:
-    """Why this node could not serve, "" where it could. `refused`: what is for the whole run."""
-    why = why_not_set_up(paths)
-    why = f"its application is not set up: {why}" if why else refused
-    if not (why or settings.times.stop_seconds) and (joined := joined_units(paths)):
-        why = f"{joined[0]} has joined since its run began"  # the next one has the times for it
-    return why or why_unhealthy(paths, settings)
+class Fitness:
+    """Whether this node could serve, as its looks ask."""
+
+    def __init__(self, paths: Paths, settings: Settings, joined: tuple[str, ...]) -> None:
+        self._paths, self._settings, self._joined = paths, settings, joined
+        self._refused = why_not_killed(paths, joined)
+
+    def why_not(self) -> str:
+        """Why it could not, "" where it could."""
+        paths, settings = self._paths, self._settings
+        # Once is enough where all is well. Else a daemon-reload that was under way may be over.
+        self._refused = self._refused and why_not_killed(paths, self._joined)
+        why = why_not_set_up(paths)
+        why = f"its application is not set up: {why}" if why else self._refused
+        if not (why or settings.times.stop_seconds) and (joined := joined_units(paths)):
+            why = f"{joined[0]} has joined since its run began"  # the next one has the times for it
+        return why or why_unhealthy(paths, settings)
 
 
 class Announced:
@@ -3350,12 +3361,12 @@ def take_part(
     keep_promised(paths, state, times, start.slow_seconds)
     expires, last = None, None
     until_seconds = start.now_seconds + until - time.monotonic()
-    begins, refused = machine.moment(), why_not_killed(paths, machine.members.service)
+    begins, fitness = machine.moment(), Fitness(paths, settings, machine.members.service)
     steps = looks(
         *(machine.members, state, begins, until_seconds),
         leaving=leaving,
         makes_way=announced.why,
-        unfit=functools.partial(why_unfit, paths, settings, refused),
+        unfit=fitness.why_not,
     )
     for outcome in machine.drive(steps):
         expires = background.take("limit", 0) if expires is None else expires

@@ -138,6 +138,25 @@ def test_a_unit_that_systemd_would_start_without_the_role_is_refused_by_name(wor
     assert (world.active, world.status()["unfit"], started(world)) == (False, why, [])
 
 
+def test_a_daemon_reload_that_is_under_way_keeps_a_node_back_for_no_longer_than_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path / "root", monkeypatch, period=10, look=2) as world:
+        world.joins(UNIT)
+        made = world.paths.generated / f"{UNIT}.d/role.conf"
+        made.unlink()
+        time.sleep(0.02 - time.time() % -10)  # at a tick: looks enough are left
+        process = world.start()
+        until(lambda: world.paths.status.exists() and "daemon-reload" in world.status()["unfit"])
+        made.touch()
+        until(lambda: world.status()["unfit"] == "")
+        assert process.poll() is None, "in the same run"
+        process.communicate(timeout=20)
+        assert world.active
+        made.unlink()
+        assert loader.why_not_killed(world.paths, (UNIT,)) == "", "it has the role"
+
+
 def test_of_a_node_that_has_the_role_it_was_known_that_its_service_is_killed(world: World) -> None:
     world.run()
     world.systemd.fails()
