@@ -224,7 +224,7 @@ def test_every_setting_is_in_the_documents_with_its_default() -> None:
 def test_the_figures_in_readmes_table_are_those_that_were_measured() -> None:
     rows = [line for line in text_of("README.md").splitlines() if line.startswith("|")]
     figures = re.findall(r"[0-9.]+ s\b", " ".join(rows[2:]))
-    assert len(rows) <= 6
+    assert len(rows) <= 6 + 11  # those of each kind of fault
     assert figures
     assert [one for one in figures if one not in text_of("docs/measurements.md")] == []
 
