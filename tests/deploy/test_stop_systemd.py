@@ -176,7 +176,8 @@ def test_nothing_of_it_runs_once_the_time_for_its_stop_is_over(tmp_path: Path, c
     mine.mkdir()
     # Half a second is what a stop has to spare: not beside others at the lowest priority (run.sh).
     enter = f"renice -n 0 $$ > /dev/null; echo $$ > {mine}/cgroup.procs; exec unshare "
-    enter += f"--mount --cgroup --pid --fork --kill-child --propagation private sh {tmp_path}/boot.sh {tmp_path}"
+    enter += "--mount --cgroup --pid --fork --kill-child --propagation private "
+    enter += f"sh {tmp_path}/boot.sh {tmp_path}"
     try:
         ran = subprocess.run(
             ["sh", "-c", enter],
