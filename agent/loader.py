@@ -369,10 +369,9 @@ def is_spared(paths: Paths, name: str, kind: str) -> bool:
     return not int.from_bytes(said[-4:], "little")
 
 
-def why_outlives(paths: Paths, name: str, joined: tuple[str, ...]) -> str:
-    """Why a unit could run without the role: started by something else, or not killed."""
+def why_outlives(paths: Paths, name: str, by: set[str], joined: tuple[str, ...]) -> str:
+    """Why a unit could run without the role: started by something else (`by`), or not killed."""
     kind = name.rpartition(".")[2]
-    by = {link.parent.stem for link in paths.unit.parent.glob("*.[wr]*/*.*") if link.name == name}
     if others := by - {TARGET, *joined}:
         return f"{name} is started by {min(others)}, too: disable it there"
     gated = paths.starts.exists() or (paths.generated / f"{name}.d/role.conf").exists()
@@ -393,7 +392,11 @@ def why_not_killed(paths: Paths, joined: tuple[str, ...]) -> str:
     """Which joined unit could run without the role, and why; "" for none."""
     if joined and not (paths.unit.parent / STOP).exists():  # a node that was made before
         return f"{joined[0]} has joined, and there is no {STOP} for the fence to start"
-    return next(filter(None, (why_outlives(paths, name, joined) for name in joined)), "")
+    by: dict[str, set[str]] = {name: set() for name in joined}
+    for link in paths.unit.parent.glob("*.[wr]*/*.*") if joined else ():
+        by.get(link.name, set()).add(link.parent.stem)
+    whys = (why_outlives(paths, name, starters, joined) for name, starters in by.items())
+    return next(filter(None, whys), "")
 
 
 def units_told(body: bytes) -> list[list[Any]]:
